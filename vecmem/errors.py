@@ -1,0 +1,222 @@
+"""Every error that vecmem raises on purpose, classed by what the caller can do about it.
+
+    VecmemError
+    ├── InvalidArgumentError         the request is wrong whatever the state: mend it
+    │   ├── LimitExceededError       ... because it is too large
+    │   ├── DimensionMismatchError
+    │   ├── InvalidVectorError
+    │   ├── InvalidIdError
+    │   ├── InvalidPayloadError
+    │   ├── InvalidFilterError
+    │   ├── InvalidPageTokenError
+    │   ├── UnknownVectorError
+    │   └── RequestIdReusedError
+    ├── NotFoundError                what it names is not there
+    │   ├── CollectionNotFoundError
+    │   └── PointNotFoundError
+    ├── CollectionExistsError        what it makes is there already
+    ├── PositionAheadError           the log has not reached the position asked for
+    ├── OverloadedError              too much at once: slow down
+    ├── UnavailableError             not now: the same request may succeed later
+    │   ├── WritesStoppedError       an append failed; reads go on
+    │   └── ShuttingDownError
+    ├── DeadlineExceededError        the caller's time ran out before the work began
+    ├── DataLossError                stored data is damaged: an operator is needed
+    │   ├── CorruptionError          ... in a file, at a position
+    │   ├── UnsupportedFormatError   ... or written by a newer version
+    │   └── CollectionDamagedError   one collection could not be loaded; the others serve
+    ├── LogConflictError             somebody else appended to the log
+    ├── CheckpointError              a checkpoint could not be written; nothing is lost
+    └── ConfigurationError           the server's settings are wrong
+
+Domain errors know nothing of gRPC: `vecmem.server.error_table` maps each class to a status code. `reason` is the
+machine-readable identity that clients see (google.rpc.ErrorInfo.reason); it is never parsed out of a message.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VecmemError(Exception):
+    """Root of the tree. `metadata` holds string details for programs, for instance the offending `field`."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidArgumentError(VecmemError):
+    """The request is wrong. `field` is the path of the offending field, as in `points[3].vector`."""
+
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, *, field: str = "", **metadata: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message, **metadata)
+        if field:
+            self.metadata["field"] = field
+
+
+class LimitExceededError(InvalidArgumentError):
+    """A size or count in the request is over its limit (vecmem.limits)."""
+
+    reason = "LIMIT_EXCEEDED"
+
+
+class DimensionMismatchError(InvalidArgumentError):
+    """A vector does not have the collection's dimension."""
+
+    reason = "DIMENSION_MISMATCH"
+
+
+class InvalidVectorError(InvalidArgumentError):
+    """A vector holds NaN or infinity, is zero under cosine, or its bytes do not make up whole elements."""
+
+    reason = "INVALID_VECTOR"
+
+
+class InvalidIdError(InvalidArgumentError):
+    """A point id or a name is empty, too long, or has characters that are not allowed."""
+
+    reason = "INVALID_ID"
+
+
+class InvalidPayloadError(InvalidArgumentError):
+    """A payload is not a JSON object within the limits."""
+
+    reason = "INVALID_PAYLOAD"
+
+
+class InvalidFilterError(InvalidArgumentError):
+    """A filter is malformed."""
+
+    reason = "INVALID_FILTER"
+
+
+class InvalidPageTokenError(InvalidArgumentError):
+    """A page token was not issued for this request."""
+
+    reason = "INVALID_PAGE_TOKEN"
+
+
+class UnknownVectorError(InvalidArgumentError):
+    """The collection declares no vector of that name."""
+
+    reason = "UNKNOWN_VECTOR"
+
+
+class RequestIdReusedError(InvalidArgumentError):
+    """A request_id came back with another request than the first time."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class NotFoundError(VecmemError):
+    """What the request names is not there."""
+
+    reason = "NOT_FOUND"
+
+
+class CollectionNotFoundError(NotFoundError):
+    """No collection has that name."""
+
+    reason = "COLLECTION_NOT_FOUND"
+
+
+class PointNotFoundError(NotFoundError):
+    """No point has that id."""
+
+    reason = "POINT_NOT_FOUND"
+
+
+class CollectionExistsError(VecmemError):
+    """A collection of that name exists."""
+
+    reason = "COLLECTION_EXISTS"
+
+
+class PositionAheadError(VecmemError):
+    """`min_position` lies beyond the end of the log."""
+
+    reason = "POSITION_AHEAD"
+
+
+class OverloadedError(VecmemError):
+    """A queue is full."""
+
+    reason = "OVERLOADED"
+
+
+class UnavailableError(VecmemError):
+    """Not now; the same request may succeed later."""
+
+    reason = "UNAVAILABLE"
+
+
+class WritesStoppedError(UnavailableError):
+    """An append to the log failed, so its outcome is unknown; no write is taken until the server has restarted."""
+
+    reason = "WRITES_STOPPED"
+
+
+class ShuttingDownError(UnavailableError):
+    """The server drains."""
+
+    reason = "SHUTTING_DOWN"
+
+
+class DeadlineExceededError(VecmemError):
+    """The caller's deadline passed before the work began; nothing was done."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class DataLossError(VecmemError):
+    """Stored data is damaged."""
+
+    reason = "DATA_LOSS"
+
+
+class CorruptionError(DataLossError):
+    """Damage in `path`, at `position` (a byte offset or a log sequence, as the message says)."""
+
+    reason = "CORRUPTION"
+
+    def __init__(self, message: str, *, path: str, position: str = "") -> None:
+        where = f"{path}, {position}" if position else path
+        super().__init__(f"{where}: {message}", path=path, position=position)
+        self.path = path
+        self.position = position
+
+
+class UnsupportedFormatError(DataLossError):
+    """The data was written by a newer version of vecmem, or is not vecmem's."""
+
+    reason = "UNSUPPORTED_FORMAT"
+
+
+class CollectionDamagedError(DataLossError):
+    """The collection could not be loaded from any checkpoint; its data is kept on disk untouched."""
+
+    reason = "COLLECTION_DAMAGED"
+
+
+class LogConflictError(VecmemError):
+    """An append did not follow the log's last record: another writer is at work."""
+
+    reason = "LOG_CONFLICT"
+
+
+class CheckpointError(VecmemError):
+    """A checkpoint could not be written or did not verify; it was not published."""
+
+    reason = "CHECKPOINT_FAILED"
+
+
+class ConfigurationError(VecmemError):
+    """The server's settings are wrong."""
+
+    reason = "CONFIGURATION"

@@ -1,0 +1,54 @@
+"""Limits on sizes and counts, in one place. The API's comments and docs/limits.md name the same numbers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+COLLECTIONS_MAX: Final = 1_000
+COLLECTION_NAME_BYTES_MAX: Final = 128
+DESCRIPTION_BYTES_MAX: Final = 4_096
+VECTORS_PER_COLLECTION_MAX: Final = 64
+VECTOR_NAME_BYTES_MAX: Final = 64
+DIMENSION_MAX: Final = 16_384
+POINT_ID_BYTES_MAX: Final = 512
+PAYLOAD_BYTES_MAX: Final = 1024 * 1024
+PAYLOAD_DEPTH_MAX: Final = 64
+POINTS_PER_REQUEST_MAX: Final = 10_000
+IDS_PER_REQUEST_MAX: Final = 10_000
+HITS_MAX: Final = 10_000
+"""Largest offset + limit of a query."""
+QUERIES_PER_BATCH_MAX: Final = 1_024
+PAGE_SIZE_MAX: Final = 10_000
+PAGE_SIZE_DEFAULT: Final = 100
+COLLECTION_PAGE_SIZE_MAX: Final = 1_000
+REQUEST_ID_BYTES_MAX: Final = 128
+FILTER_DEPTH_MAX: Final = 16
+FILTER_NODES_MAX: Final = 1_000
+FILTER_VALUES_MAX: Final = 10_000
+"""Values of one any_of or none_of test, and ids of one has_id."""
+FIELD_PATH_BYTES_MAX: Final = 512
+FIELD_PATH_SEGMENTS_MAX: Final = 16
+FIELD_PATHS_MAX: Final = 256
+"""Paths of one payload selector or removal."""
+
+EF_MIN: Final = 1
+EF_MAX: Final = 10_000
+EF_DEFAULT: Final = 64
+M_MIN: Final = 4
+M_MAX: Final = 128
+M_DEFAULT: Final = 16
+EF_CONSTRUCTION_MIN: Final = 8
+EF_CONSTRUCTION_MAX: Final = 4_096
+EF_CONSTRUCTION_DEFAULT: Final = 200
+
+DEDUPLICATION_ENTRIES_MAX: Final = 65_536
+DEDUPLICATION_WINDOW_MS: Final = 10 * 60 * 1_000
+"""Part of the on-disk semantics: a replay must forget request ids at the same records."""
+
+STREAM_BATCHES_OUTSTANDING_MAX: Final = 4
+"""Batches of one UpsertStream that may wait for durability before the server stops reading."""
+COMMIT_QUEUE_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Records waiting for durability; beyond it writes are refused with OVERLOADED."""
+COMMIT_BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
+COMMIT_BATCH_RECORDS_MAX: Final = 1_024
