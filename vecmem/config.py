@@ -63,16 +63,16 @@ class Settings:
     listen: str = field(
         default="127.0.0.1:7700",
         metadata=_about(
-            "Address and port to serve on; port 0 takes a free one and the ready line names it. An IPv6 address stands in "
-            "brackets.",
+            "Address and port to serve on; port 0 takes a free one and the ready line names it. An IPv6 address "
+            "stands in brackets.",
             group="behaviour",
         ),
     )
     allow_remote: bool = field(
         default=False,
         metadata=_about(
-            "Needed to listen on an address that is not loopback: there are no users and no TLS, so whoever reaches the "
-            "port reads and writes everything.",
+            "Needed to listen on an address that is not loopback: there are no users and no TLS, so whoever reaches "
+            "the port reads and writes everything.",
             group="behaviour",
         ),
     )
@@ -104,8 +104,8 @@ class Settings:
     checkpoint_log_bytes: int = field(
         default=256 * 1024 * 1024,
         metadata=_about(
-            "Log bytes written since the last checkpoint that trigger the next. Smaller: faster restarts after a crash; "
-            "larger: less is written to disk twice.",
+            "Log bytes written since the last checkpoint that trigger the next. Smaller: faster restarts after a "
+            "crash; larger: less is written to disk twice.",
             minimum=1024,
             group="performance",
         ),
@@ -113,8 +113,9 @@ class Settings:
     checkpoint_idle_seconds: float = field(
         default=5.0,
         metadata=_about(
-            "A checkpoint is also taken when nothing was written for so long and there is something new worth saving. "
-            "Shorter: a crash after a burst of writes restarts fast sooner; longer: fewer checkpoints under uneven load.",
+            "A checkpoint is also taken when nothing was written for so long and there is something new worth "
+            "saving. Shorter: a crash after a burst of writes restarts fast sooner; longer: fewer checkpoints under "
+            "uneven load.",
             minimum=0.1,
             group="performance",
         ),
@@ -122,8 +123,8 @@ class Settings:
     log_retention_bytes: int = field(
         default=256 * 1024 * 1024,
         metadata=_about(
-            "Log bytes kept although a checkpoint covers them. More: an older checkpoint can still stand in for a damaged "
-            "one; less: less disk. 0 keeps no more than recovery needs.",
+            "Log bytes kept although a checkpoint covers them. More: an older checkpoint can still stand in for a "
+            "damaged one; less: less disk. 0 keeps no more than recovery needs.",
             minimum=0,
             group="performance",
         ),
@@ -139,8 +140,8 @@ class Settings:
     graph_threads: int = field(
         default=0,
         metadata=_about(
-            "Threads that insert into graphs behind the writes. Fewer leave more of the machine to searches while a load "
-            "runs; results are complete either way. 0: one per core.",
+            "Threads that insert into graphs behind the writes. Fewer leave more of the machine to searches while a "
+            "load runs; results are complete either way. 0: one per core.",
             minimum=0,
             group="performance",
         ),
