@@ -1,0 +1,325 @@
+"""Payloads: JSON objects kept as the bytes they came in, and the columns that filters read.
+
+What is validated once is trusted afterwards: the functions here that take stored bytes do not check them again. A
+payload of no bytes means that the point has none, and reads as an object without keys.
+
+What the JSON specification leaves open: of a key that comes twice the last one counts for filters and changes, and
+the stored bytes keep both; `1` is an integer and `1.0` is not, but they compare equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import orjson
+from google.protobuf import struct_pb2
+
+from vecmem import limits
+from vecmem.errors import InvalidPayloadError, LimitExceededError
+from vecmem.index.column import Column
+from vecmem.index.field_path import Document, FieldPath, drop_paths, keep_paths, parse_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from vecmem.v1 import common_pb2
+
+COLUMNS_MAX: Final = 64
+"""Columns kept of one table; more only while a single filter needs them."""
+SLICE_ROWS: Final = 256
+SLICE_BYTES: Final = 256 * 1024
+"""A slice of column building ends at whichever comes first: about 1 ms."""
+
+_INT64_MIN: Final = -(2**63)
+_INT64_MAX: Final = 2**63 - 1
+_WHOLE_DOUBLE_MAX: Final = 2**53
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_LONG_INTEGER: Final = re.compile(rb"(?<=[\[:,\s])-?[0-9]{19,}(?![0-9.eE])")
+_DIGITS_TO_ZERO: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_DIGITS: Final = b"0" * 19
+_BRACKETS_TO_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
+
+
+def decode_payload(raw: bytes) -> Document:
+    """The object in a validated payload; no bytes give an object without keys."""
+    document: Document = orjson.loads(raw) if raw else {}
+    return document
+
+
+def validate_payload(raw: bytes, field: str) -> None:
+    """Check a payload as it comes from outside: a JSON object in UTF-8 whose integers fit int64.
+
+    NaN and infinities, numbers that a double cannot hold, lone surrogates and a byte order mark are refused.
+
+    Args:
+        raw: the bytes.
+        field: where they stand in the request, for the error.
+
+    Raises:
+        LimitExceededError: more than 1 MiB, or nested more than 64 levels deep, the object itself being the first.
+        InvalidPayloadError: anything else is wrong.
+    """
+    if len(raw) > limits.PAYLOAD_BYTES_MAX:
+        raise _too_large(len(raw), field)
+    # Depth first, where there are brackets enough: the parser gives up at its own depth with its own error.
+    if raw.count(b"{") + raw.count(b"[") > limits.PAYLOAD_DEPTH_MAX:
+        _check_depth(raw, field)
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidPayloadError(f"is not JSON: {error}", field=field) from error
+    if type(document) is not dict:
+        raise InvalidPayloadError("is not a JSON object", field=field)
+    # orjson reads up to uint64 as integers and makes the rest doubles, so the text is what tells.
+    if _LONG_DIGITS in raw.translate(_DIGITS_TO_ZERO):
+        _check_integers(raw, field)
+
+
+def payload_from_struct(struct: struct_pb2.Struct, field: str = "payload_struct") -> bytes:
+    """Encode a Struct as a payload, keys sorted; whole numbers within ±2^53 become integers.
+
+    Raises:
+        InvalidPayloadError: a number is NaN or infinite, or a value has no kind.
+        LimitExceededError: the result is over a limit of `validate_payload`.
+    """
+    return _encode(_struct_object(struct, field, 1), field, orjson.OPT_SORT_KEYS)
+
+
+def payload_to_struct(raw: bytes) -> struct_pb2.Struct:
+    """Decode a stored payload to a Struct; every number becomes the nearest double."""
+    struct = struct_pb2.Struct()
+    struct.update(decode_payload(raw))
+    return struct
+
+
+def merge_payload(old: bytes, update: bytes, field: str = "merge_json") -> bytes:
+    """The old payload with the update's top-level keys added or overwritten, encoded anew.
+
+    Raises LimitExceededError if the result is larger than 1 MiB.
+    """
+    return _encode(decode_payload(old) | decode_payload(update), field)
+
+
+def remove_paths(old: bytes, paths: Iterable[FieldPath], field: str = "remove") -> bytes:
+    """The old payload without what stands at the paths (`drop_paths`); the very same bytes if nothing does.
+
+    Raises LimitExceededError if the result is larger than 1 MiB: encoding anew may spell a number longer.
+    """
+    document = decode_payload(old)
+    found = [path for path in paths if path.values(document) is not None]
+    return _encode(drop_paths(document, found), field) if found else old
+
+
+@dataclass(frozen=True)
+class PayloadSelection:
+    """A validated PayloadSelector."""
+
+    include: tuple[FieldPath, ...] | None = None
+    exclude: tuple[FieldPath, ...] | None = None
+    nothing: bool = False
+
+    def apply(self, raw: bytes) -> bytes:
+        """The chosen part of a stored payload; a whole payload is passed on as it is, without being decoded."""
+        if self.nothing or not raw:
+            return b""
+        if self.include is not None:
+            return orjson.dumps(keep_paths(orjson.loads(raw), self.include))
+        if self.exclude:
+            return orjson.dumps(drop_paths(orjson.loads(raw), self.exclude))
+        return raw
+
+
+def compile_selector(selector: common_pb2.PayloadSelector, field: str = "with_payload") -> PayloadSelection:
+    """Validate a selector; one without an arm chooses all. Raises InvalidFilterError as `parse_paths`."""
+    kind = selector.WhichOneof("keys")
+    if kind == "include":
+        return PayloadSelection(include=parse_paths(selector.include.paths, f"{field}.include"))
+    if kind == "exclude":
+        return PayloadSelection(exclude=parse_paths(selector.exclude.paths, f"{field}.exclude"))
+    return PayloadSelection(nothing=kind == "all" and not selector.all)
+
+
+def select_payload(raw: bytes, selector: common_pb2.PayloadSelector) -> bytes:
+    """Apply a selector once; for many payloads compile it first. Raises InvalidFilterError as `compile_selector`."""
+    return compile_selector(selector).apply(raw)
+
+
+def _too_large(size_bytes: int, field: str) -> LimitExceededError:
+    return LimitExceededError(f"has {size_bytes} bytes, more than {limits.PAYLOAD_BYTES_MAX}", field=field)
+
+
+def _too_deep(field: str) -> LimitExceededError:
+    return LimitExceededError(f"is nested more than {limits.PAYLOAD_DEPTH_MAX} levels deep", field=field)
+
+
+def _check_depth(raw: bytes, field: str) -> None:
+    """Sum the brackets outside of strings; on text that is not JSON the outcome is any, and the parser refuses it."""
+    steps = _STRING.sub(b"", raw).translate(_BRACKETS_TO_STEPS, _NOT_BRACKETS)
+    if steps and np.frombuffer(steps, np.int8).cumsum(dtype=np.int64).max() > limits.PAYLOAD_DEPTH_MAX:
+        raise _too_deep(field)
+
+
+def _check_integers(raw: bytes, field: str) -> None:
+    """Look at the integers of 19 digits and more of a text that is JSON."""
+    for match in _LONG_INTEGER.finditer(_STRING.sub(b'""', raw)):
+        text = match.group()
+        # JSON has no leading zeros, so 20 digits are too many whatever they are.
+        if len(text.lstrip(b"-")) > 19 or not _INT64_MIN <= int(text) <= _INT64_MAX:
+            shown = text[:40].decode() + ("…" if len(text) > 40 else "")
+            raise InvalidPayloadError(f"integer {shown} does not fit int64", field=field)
+
+
+def _encode(document: Document, field: str, option: int = 0) -> bytes:
+    raw = orjson.dumps(document, option=option)
+    if len(raw) > limits.PAYLOAD_BYTES_MAX:
+        raise _too_large(len(raw), field)
+    return raw
+
+
+def _struct_object(struct: struct_pb2.Struct, field: str, depth: int) -> Document:
+    if depth > limits.PAYLOAD_DEPTH_MAX:
+        raise _too_deep(field)
+    return {key: _struct_value(value, f"{field}.{key}", depth) for key, value in struct.fields.items()}
+
+
+def _struct_value(value: struct_pb2.Value, field: str, depth: int) -> Any:
+    match value.WhichOneof("kind"):
+        case "string_value":
+            return value.string_value
+        case "number_value":
+            number = value.number_value
+            if not np.isfinite(number):
+                raise InvalidPayloadError(f"number {number} is not finite", field=field)
+            return int(number) if number.is_integer() and abs(number) <= _WHOLE_DOUBLE_MAX else number
+        case "bool_value":
+            return value.bool_value
+        case "null_value":
+            return None
+        case "struct_value":
+            return _struct_object(value.struct_value, field, depth + 1)
+        case "list_value":
+            if depth >= limits.PAYLOAD_DEPTH_MAX:
+                raise _too_deep(field)
+            values = value.list_value.values
+            return [_struct_value(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(values)]
+        case _:
+            raise InvalidPayloadError("value has no kind", field=field)
+
+
+@dataclass
+class _KeptColumn:
+    column: Column
+    built_rows: int
+    """Rows below are in the column and maintained; the rest is still to be read."""
+
+
+class PayloadTable:
+    """The payloads of one collection by row number, and columns over them for filters.
+
+    A column is built at the first use of its path and follows every change from then on; the least recently used go
+    when there are more than `columns_max`. Not safe for threads: the store's event loop owns it.
+    """
+
+    def __init__(self, columns_max: int = COLUMNS_MAX) -> None:
+        self._payloads: list[bytes] = []
+        self._payload_bytes = 0
+        self._columns_max = columns_max
+        self._columns: OrderedDict[FieldPath, _KeptColumn] = OrderedDict()
+        # How many running builds need a path: such a column is not dropped.
+        self._wanted: Counter[FieldPath] = Counter()
+
+    @property
+    def row_count(self) -> int:
+        """Rows ever set: one more than the highest."""
+        return len(self._payloads)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all payloads together."""
+        return self._payload_bytes
+
+    @property
+    def column_count(self) -> int:
+        """Columns kept, half-built ones included."""
+        return len(self._columns)
+
+    def get(self, row: int) -> bytes:
+        """The payload of a row; empty if it has none."""
+        return self._payloads[row] if row < len(self._payloads) else b""
+
+    def set(self, row: int, payload: bytes) -> None:
+        """Give a row a validated payload; empty: none."""
+        if row >= len(self._payloads):
+            self._payloads.extend([b""] * (row + 1 - len(self._payloads)))
+        self._payload_bytes += len(payload) - len(self._payloads[row])
+        self._payloads[row] = payload
+        document: Document | None = None
+        for path, kept in self._columns.items():
+            if row < kept.built_rows:
+                if document is None:
+                    document = decode_payload(payload)
+                kept.column.set(row, path.values(document))
+
+    def clear(self, row: int) -> None:
+        """Take a row's payload away, if it has one."""
+        if row < len(self._payloads):
+            self.set(row, b"")
+
+    def ensure_columns(self, paths: Iterable[FieldPath]) -> Generator[None, None, None]:
+        """Build the columns that are missing, a slice between two yields; anything may change meanwhile.
+
+        When the generator is exhausted the columns are complete, and stay so until the caller lets other work run.
+        """
+        wanted = tuple(dict.fromkeys(paths))
+        self._wanted.update(wanted)
+        try:
+            for path in wanted:
+                self._keep(path)
+            while missing := [path for path in wanted if self._columns[path].built_rows < len(self._payloads)]:
+                self._build_slice(missing)
+                yield
+        finally:
+            self._wanted.subtract(wanted)
+            self._wanted = +self._wanted
+
+    def column(self, path: FieldPath) -> Column:
+        """The complete column of a path; what is missing of it is built at once."""
+        kept = self._keep(path)
+        while kept.built_rows < len(self._payloads):
+            self._build_slice([path])
+        return kept.column
+
+    def _keep(self, path: FieldPath) -> _KeptColumn:
+        """The column of a path, now the most recently used; made if need be, which may drop others."""
+        kept = self._columns.get(path)
+        if kept is None:
+            droppable = [other for other in self._columns if not self._wanted[other]]
+            for other in droppable[: max(0, len(self._columns) + 1 - self._columns_max)]:
+                del self._columns[other]
+            kept = self._columns[path] = _KeptColumn(Column(), 0)
+        self._columns.move_to_end(path)
+        return kept
+
+    def _build_slice(self, paths: list[FieldPath]) -> None:
+        """Take a slice of rows into those of the columns that have come least far, so that each row is decoded once."""
+        start = min(self._columns[path].built_rows for path in paths)
+        behind = [(path, self._columns[path]) for path in paths if self._columns[path].built_rows == start]
+        ahead = [built for path in paths if (built := self._columns[path].built_rows) > start]
+        stop = min(start + SLICE_ROWS, len(self._payloads), *ahead)
+        size_bytes = 0
+        row = start
+        while row < stop and size_bytes < SLICE_BYTES:
+            payload = self._payloads[row]
+            if payload:
+                size_bytes += len(payload)
+                document = orjson.loads(payload)
+                for path, kept in behind:
+                    kept.column.set(row, path.values(document))
+            row += 1
+        for _, kept in behind:
+            kept.built_rows = row
