@@ -1,0 +1,66 @@
+# Everything that people and CI run. Each target sets up .venv itself; PYTHON=python3.12 picks the interpreter it is made of.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PYPROJECTS := pyproject.toml clients/python/pyproject.toml
+
+# One pip command for both distributions: vecmem needs vecmem-client of the same version, which comes from this tree.
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+# The full data set's directory, for instance `make demo DATA=../shared/data`; without it the project's own slice.
+DATA ?=
+DATASET ?= $(if $(DATA),$(DATA),bench/data)
+SERVE ?=
+
+.PHONY: demo test test-long serve bench proto lint format clean help
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(RUN_STAMP) ## Index real documents, answer questions, kill -9, come back, answer the same
+	@$(BIN)/python -m bench demo --dataset $(DATASET)
+
+serve: $(RUN_STAMP) ## Keep a server running; SERVE="--listen 127.0.0.1:7701" adds flags
+	@$(BIN)/vecmem serve $(SERVE)
+
+bench: $(RUN_STAMP) ## Measure: tables on the terminal; DATA=directory for the full data set
+	@$(BIN)/python -m bench ann --dataset $(DATASET)
+
+test: lint ## Lint, types, stubs and all tests but the long ones
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(DEV_STAMP) ## The soaks
+	$(BIN)/python -m pytest -m long
+
+lint: $(DEV_STAMP) ## Style, types, protos, and that generated files are fresh
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/python scripts/generate_stubs.py --check
+	$(BIN)/python scripts/generate_sync.py --check
+
+format: $(DEV_STAMP) ## Put the code into the one format
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+proto: $(DEV_STAMP) ## Generate the stubs from proto/
+	$(BIN)/python scripts/generate_stubs.py
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(RUN_STAMP): $(PYPROJECTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e clients/python -e '.[import]'
+	@touch $@
+
+$(DEV_STAMP): $(PYPROJECTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e 'clients/python[langchain]' -e '.[import,dev]'
+	@touch $(RUN_STAMP) $@
