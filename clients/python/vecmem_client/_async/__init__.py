@@ -1,0 +1,1 @@
+"""The asyncio client: the source from which scripts/generate_sync.py makes its sync twin."""

@@ -1,0 +1,50 @@
+"""The client: a target, a default timeout, a retry policy, and the API's methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vecmem_client._async.collections import CollectionMethods
+from vecmem_client._async.points import PointMethods
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from vecmem_client._retry import RetryPolicy
+
+
+class AsyncClient(CollectionMethods, PointMethods):
+    """A connection to a vecmem server.
+
+    `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as
+    `retry` says; writes carry a request id of their own, so that a retry never applies twice. Pass `request_id` to
+    repeat a write yourself, or `""` for a write that is neither deduplicated nor retried. `channel_options` are
+    gRPC's. Messages have at most 64 MiB either way. Close the client, or use it in a `with` statement.
+
+    All methods raise VecmemClientError when a call fails, and TypeError or ValueError, before anything is sent, for
+    arguments that no server would take.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:7700",
+        *,
+        timeout_seconds: float = 30.0,
+        retry: RetryPolicy | None = None,
+        channel_options: Sequence[tuple[str, str | int]] = (),
+    ) -> None:
+        super().__init__(target, timeout_seconds, retry, channel_options)
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled. Closing twice is fine."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,98 @@
+"""Bytes in and out over grpc.aio. The sync twin of this module is written by hand: here the two differ.
+
+The channel is opened on the first call, because it belongs to the event loop that runs then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic
+
+import grpc
+
+from vecmem_client._errors import ClientClosedError
+from vecmem_client._methods import CHANNEL_OPTIONS, Method, ReplyT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Transport:
+    """One connection to one server, for one event loop."""
+
+    def __init__(self, target: str, options: Sequence[tuple[str, Any]]) -> None:
+        self._target = target
+        self._options = (*CHANNEL_OPTIONS, *options)
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: dict[str, Any] = {}
+        self._closed = False
+
+    async def unary(self, method: Method[ReplyT], request: bytes, timeout_seconds: float) -> ReplyT:
+        """Make one call. Raises grpc.RpcError."""
+        call = self._calls.get(method.path)
+        if call is None or self._loop is not asyncio.get_running_loop():
+            channel = self._open()
+            call = channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
+            self._calls[method.path] = call
+        reply: ReplyT = await call(request, timeout=timeout_seconds)
+        return reply
+
+    async def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
+        """Begin a bidirectional stream."""
+        channel = self._open()
+        return Stream(channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)())
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """Close the connection and cancel what is under way. Closing twice is fine."""
+        self._closed = True
+        self._calls.clear()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("an AsyncClient belongs to the event loop of its first call: make one for each loop")
+        return self._channel
+
+
+class Stream(Generic[ReplyT]):
+    """A bidirectional stream. What goes wrong is told by `receive`; a `send` after that is dropped."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def send(self, request: bytes) -> None:
+        """Send one request as soon as flow control allows."""
+        if self._call.done():
+            return
+        try:
+            await self._call.write(request)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            if not self._call.done():
+                raise
+
+    async def finish_sending(self) -> None:
+        """Say that no more requests come."""
+        if not self._call.done():
+            await self._call.done_writing()
+
+    async def receive(self, timeout_seconds: float) -> ReplyT | None:
+        """Return the next reply, None at a successful end. Raises grpc.RpcError, and TimeoutError after that long."""
+        reply = await asyncio.wait_for(self._call.read(), timeout_seconds)
+        return None if reply is grpc.aio.EOF else reply
+
+    async def close(self) -> None:
+        """End the call if it has not ended."""
+        self._call.cancel()

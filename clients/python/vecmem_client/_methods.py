@@ -1,0 +1,75 @@
+"""The methods of the API: path on the wire and how to parse the reply.
+
+Calls go by path instead of through generated stubs: requests are serialized once, before the first try, and their
+size is checked before anything is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from vecmem.v1 import admin_pb2, collections_pb2, points_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vecmem.v1 import common_pb2
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Largest message in either direction; the server has the same limit."""
+
+CHANNEL_OPTIONS: Final = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    # A server that restarts is found again within a second or so, not within gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Each client has a connection of its own, so that closing it closes it and several share no bottleneck.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Retries happen in one place, in this package, where request ids make them safe.
+    ("grpc.enable_retries", 0),
+)
+
+
+class Reply(Protocol):
+    """What every reply has."""
+
+    @property
+    def header(self) -> common_pb2.ResponseHeader:
+        """What the reply reflects."""
+
+
+ReplyT = TypeVar("ReplyT", bound=Reply)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method(Generic[ReplyT]):
+    """One method."""
+
+    path: str
+    parse: Callable[[bytes], ReplyT]
+
+
+_COLLECTIONS = "/vecmem.v1.CollectionService/"
+_POINTS = "/vecmem.v1.PointService/"
+_ADMIN = "/vecmem.v1.AdminService/"
+
+CREATE_COLLECTION = Method(_COLLECTIONS + "CreateCollection", collections_pb2.CreateCollectionResponse.FromString)
+GET_COLLECTION = Method(_COLLECTIONS + "GetCollection", collections_pb2.GetCollectionResponse.FromString)
+LIST_COLLECTIONS = Method(_COLLECTIONS + "ListCollections", collections_pb2.ListCollectionsResponse.FromString)
+UPDATE_COLLECTION = Method(_COLLECTIONS + "UpdateCollection", collections_pb2.UpdateCollectionResponse.FromString)
+DELETE_COLLECTION = Method(_COLLECTIONS + "DeleteCollection", collections_pb2.DeleteCollectionResponse.FromString)
+COLLECTION_STATS = Method(_COLLECTIONS + "GetCollectionStats", collections_pb2.GetCollectionStatsResponse.FromString)
+UPSERT = Method(_POINTS + "Upsert", points_pb2.UpsertResponse.FromString)
+UPSERT_STREAM = Method(_POINTS + "UpsertStream", points_pb2.UpsertStreamResponse.FromString)
+GET = Method(_POINTS + "Get", points_pb2.GetResponse.FromString)
+DELETE = Method(_POINTS + "Delete", points_pb2.DeleteResponse.FromString)
+UPDATE_PAYLOAD = Method(_POINTS + "UpdatePayload", points_pb2.UpdatePayloadResponse.FromString)
+QUERY = Method(_POINTS + "Query", points_pb2.QueryResponse.FromString)
+QUERY_BATCH = Method(_POINTS + "QueryBatch", points_pb2.QueryBatchResponse.FromString)
+SCROLL = Method(_POINTS + "Scroll", points_pb2.ScrollResponse.FromString)
+COUNT = Method(_POINTS + "Count", points_pb2.CountResponse.FromString)
+SERVER_INFO = Method(_ADMIN + "GetServerInfo", admin_pb2.GetServerInfoResponse.FromString)
+CREATE_CHECKPOINT = Method(_ADMIN + "CreateCheckpoint", admin_pb2.CreateCheckpointResponse.FromString)

@@ -1,0 +1,218 @@
+"""Results from replies: pure functions, shared by both clients."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, overload
+
+from vecmem.v1 import common_pb2
+
+from vecmem_client._errors import error_from_message
+from vecmem_client._types import (
+    CheckpointInfo,
+    Collection,
+    CollectionStats,
+    DeleteResult,
+    Flat,
+    Hit,
+    Hnsw,
+    Metric,
+    Position,
+    RecoveryInfo,
+    ServerInfo,
+    StoredPoint,
+    UpdatePayloadResult,
+    UpsertResult,
+    VectorConfig,
+    VectorStats,
+    VersionConflict,
+)
+from vecmem_client._values import decode_time
+from vecmem_client._vectors import unpack_vector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from vecmem.v1 import admin_pb2, collections_pb2, points_pb2
+
+    from vecmem_client._errors import VecmemClientError
+
+_METRICS = {
+    common_pb2.METRIC_COSINE: Metric.COSINE,
+    common_pb2.METRIC_DOT: Metric.DOT,
+    common_pb2.METRIC_EUCLIDEAN: Metric.EUCLIDEAN,
+}
+
+_NO_VECTORS: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
+
+
+def position(header: common_pb2.ResponseHeader) -> Position:
+    """Return what a reply reflects."""
+    return Position(header.position.shard, header.position.sequence)
+
+
+def collection(message: collections_pb2.Collection) -> Collection:
+    """Return a collection."""
+    config = message.config
+    return Collection(
+        name=message.name,
+        vector=_vector_config(config.vector) if config.HasField("vector") else None,
+        vectors={name: _vector_config(params) for name, params in config.vectors.items()},
+        description=config.description,
+        uid=message.uid,
+        created_at=decode_time(message.created_at),
+        damage=message.damage,
+    )
+
+
+def collection_stats(message: collections_pb2.CollectionStats) -> CollectionStats:
+    """Return the counts of a collection."""
+    return CollectionStats(
+        point_count=message.point_count,
+        payload_bytes=message.payload_bytes,
+        vectors={
+            name: VectorStats(
+                vector_count=stats.vector_count,
+                graph_row_count=stats.graph_row_count,
+                tail_row_count=stats.tail_row_count,
+                graph_deleted_row_count=stats.graph_deleted_row_count,
+                rebuilding=stats.rebuilding,
+                arena_bytes=stats.arena_bytes,
+                graph_bytes=stats.graph_bytes,
+            )
+            for name, stats in message.vectors.items()
+        },
+    )
+
+
+def conflicts(messages: Iterable[points_pb2.VersionConflict]) -> list[VersionConflict]:
+    """Return the points that a conditional write left as they are."""
+    return [VersionConflict(message.id, message.expected_version, message.actual_version) for message in messages]
+
+
+def upserted(reply: points_pb2.UpsertResponse) -> UpsertResult:
+    """Return what an upsert did."""
+    return UpsertResult(
+        version=reply.version,
+        inserted_count=reply.inserted_count,
+        updated_count=reply.updated_count,
+        conflicts=conflicts(reply.conflicts),
+        position=position(reply.header),
+    )
+
+
+def points(messages: Iterable[points_pb2.Point]) -> list[StoredPoint]:
+    """Return points as stored."""
+    return [
+        StoredPoint(
+            message.id, message.version, message.payload_json, _vector(message), _vectors(message), _expiry(message)
+        )
+        for message in messages
+    ]
+
+
+def hits(messages: Iterable[points_pb2.Hit]) -> list[Hit]:
+    """Return hits; payloads stay undecoded until somebody looks."""
+    result = []
+    for message in messages:
+        point = message.point
+        result.append(
+            Hit(
+                point.id,
+                point.version,
+                point.payload_json,
+                _vector(point),
+                _vectors(point),
+                _expiry(point),
+                message.score,
+            )
+        )
+    return result
+
+
+@overload
+def outcomes(messages: Iterable[points_pb2.QueryOutcome], return_exceptions: Literal[False]) -> list[list[Hit]]: ...
+@overload
+def outcomes(
+    messages: Iterable[points_pb2.QueryOutcome], return_exceptions: bool
+) -> list[list[Hit] | VecmemClientError]: ...
+def outcomes(
+    messages: Iterable[points_pb2.QueryOutcome], return_exceptions: bool
+) -> list[list[Hit]] | list[list[Hit] | VecmemClientError]:
+    """Return the results of a batch; the first failed one is raised unless exceptions are wanted in place."""
+    results: list[list[Hit] | VecmemClientError] = []
+    for index, message in enumerate(messages):
+        if message.HasField("error"):
+            error = error_from_message(message.error)
+            error.add_note(f"in query {index} of the batch")
+            if not return_exceptions:
+                raise error
+            results.append(error)
+        else:
+            results.append(hits(message.result.hits))
+    return results
+
+
+def deleted_collection(reply: collections_pb2.DeleteCollectionResponse) -> DeleteResult:
+    """Return how many points went with a collection."""
+    return DeleteResult(reply.deleted_point_count, position(reply.header))
+
+
+def deleted(reply: points_pb2.DeleteResponse) -> DeleteResult:
+    """Return how many points went."""
+    return DeleteResult(reply.deleted_count, position(reply.header))
+
+
+def payload_updated(reply: points_pb2.UpdatePayloadResponse) -> UpdatePayloadResult:
+    """Return how many payloads changed."""
+    return UpdatePayloadResult(reply.updated_count, reply.version, position(reply.header))
+
+
+def server_info(reply: admin_pb2.GetServerInfoResponse) -> ServerInfo:
+    """Return what the server says about itself."""
+    recovery = reply.recovery
+    return ServerInfo(
+        version=reply.version,
+        started_at=decode_time(reply.started_at),
+        log_first_sequence=reply.log_first_sequence,
+        log_last_sequence=reply.log_last_sequence,
+        checkpoint_sequence=reply.checkpoint_sequence,
+        collection_count=reply.collection_count,
+        point_count=reply.point_count,
+        resident_memory_bytes=reply.resident_memory_bytes,
+        read_only_reason=reply.read_only_reason,
+        recovery=RecoveryInfo(
+            checkpoint_sequence=recovery.checkpoint_sequence,
+            replayed_record_count=recovery.replayed_record_count,
+            torn_tail_bytes=recovery.torn_tail_bytes,
+            duration_ms=recovery.duration_ms,
+            notes=list(recovery.notes),
+        ),
+    )
+
+
+def checkpoint(reply: admin_pb2.CreateCheckpointResponse) -> CheckpointInfo:
+    """Return the checkpoint published."""
+    return CheckpointInfo(reply.sequence, reply.size_bytes, reply.duration_ms, reply.stall_ms)
+
+
+def _vector(point: points_pb2.Point) -> NDArray[np.float32] | None:
+    return unpack_vector(point.vector) if point.HasField("vector") else None
+
+
+def _vectors(point: points_pb2.Point) -> Mapping[str, NDArray[np.float32]]:
+    if not point.vectors:
+        return _NO_VECTORS
+    return {name: unpack_vector(vector) for name, vector in point.vectors.items()}
+
+
+def _expiry(point: points_pb2.Point) -> datetime | None:
+    return decode_time(point.expires_at) if point.HasField("expires_at") else None
+
+
+def _vector_config(params: collections_pb2.VectorParams) -> VectorConfig:
+    index = Flat() if params.HasField("flat") else Hnsw(params.hnsw.m, params.hnsw.ef_construction, params.hnsw.ef)
+    return VectorConfig(params.dimension, _METRICS[params.metric], index)

@@ -1,0 +1,108 @@
+"""Bytes in and out over grpc. The asyncio twin of this module is written by hand: here the two differ."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Generic
+
+import grpc
+
+from vecmem_client._errors import ClientClosedError
+from vecmem_client._methods import CHANNEL_OPTIONS, Method, ReplyT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Transport:
+    """One connection to one server, for any number of threads."""
+
+    def __init__(self, target: str, options: Sequence[tuple[str, Any]]) -> None:
+        self._channel = grpc.insecure_channel(target, options=(*CHANNEL_OPTIONS, *options))
+        self._calls: dict[str, Any] = {}
+        self._closed = False
+
+    def unary(self, method: Method[ReplyT], request: bytes, timeout_seconds: float) -> ReplyT:
+        """Make one call. Raises grpc.RpcError."""
+        call = self._calls.get(method.path)
+        if call is None:
+            self._check_open()
+            call = self._channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
+            self._calls[method.path] = call
+        try:
+            reply: ReplyT = call(request, timeout=timeout_seconds)
+        except ValueError:
+            self._check_open()  # what grpc raises on a channel that another thread has closed
+            raise
+        return reply
+
+    def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
+        """Begin a bidirectional stream."""
+        self._check_open()
+        return Stream(
+            self._channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        )
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """Close the connection and cancel what is under way. Closing twice is fine."""
+        self._closed = True
+        self._calls.clear()
+        self._channel.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+
+
+class Stream(Generic[ReplyT]):
+    """A bidirectional stream. What goes wrong is told by `receive`; a `send` after that is dropped.
+
+    Two threads work for it until it ends: gRPC's own takes requests from a queue, and one here puts replies into
+    another, so that `receive` can give up after a while.
+    """
+
+    def __init__(self, start: Any) -> None:
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._incoming: queue.SimpleQueue[ReplyT | grpc.RpcError | None] = queue.SimpleQueue()
+        self._call = start(iter(self._outgoing.get, None))
+        self._pump = threading.Thread(target=self._receive_all, name="vecmem-replies", daemon=True)
+        self._pump.start()
+
+    def send(self, request: bytes) -> None:
+        """Hand one request to the sending thread."""
+        self._outgoing.put(request)
+
+    def finish_sending(self) -> None:
+        """Say that no more requests come."""
+        self._outgoing.put(None)
+
+    def receive(self, timeout_seconds: float) -> ReplyT | None:
+        """Return the next reply, None at a successful end. Raises grpc.RpcError, and TimeoutError after that long."""
+        try:
+            reply = self._incoming.get(timeout=timeout_seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(reply, grpc.RpcError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """End the call if it has not ended, and the threads."""
+        self._call.cancel()
+        self._outgoing.put(None)
+        self._pump.join()
+
+    def _receive_all(self) -> None:
+        try:
+            for reply in self._call:
+                self._incoming.put(reply)
+        except grpc.RpcError as error:
+            self._incoming.put(error)
+        else:
+            self._incoming.put(None)
