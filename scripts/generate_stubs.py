@@ -42,7 +42,12 @@ def generate(directory: Path) -> None:
         if protoc.main(arguments + protos) != 0:
             raise SystemExit(1)
     for path in directory.rglob("*_grpc.py*"):
-        if "service " not in (ROOT / "proto" / path.relative_to(directory).parent / f"{path.name.split('_pb2')[0]}.proto").read_text():
+        if (
+            "service "
+            not in (
+                ROOT / "proto" / path.relative_to(directory).parent / f"{path.name.split('_pb2')[0]}.proto"
+            ).read_text()
+        ):
             path.unlink()
 
 

@@ -1,0 +1,104 @@
+"""The protocol between the store and an index over one vector of a collection.
+
+Who may call what: `add`, `forget` and `statistics` run on the event loop; `search` runs in any thread, many at a time, inside a
+reading block of the collection's RowTable (`Readers.reading`); `maintain` runs in one thread at a time.
+Whatever else goes on, `search` sees exactly the rows of its view: complete from the moment they are published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecmem.index.arena import Arena, Rows
+from vecmem.index.metric import Float32Array
+from vecmem.index.parameters import VectorParameters
+from vecmem.index.rows import RowView
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """One search.
+
+    `query`: float32, shape (dimension,), finite, not zero under cosine. `limit`: hits wanted, at least 1. `allowed`: bool, shape
+    (row_count,), rows that pass the filter; None: all. `ef` 0: the index's own. `exact`: compare with every row.
+    """
+
+    query: Float32Array
+    limit: int
+    allowed: NDArray[np.bool_] | None = None
+    ef: int = 0
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Rows, best first, ties in order of ids, with their scores; `plan` says how they were found."""
+
+    rows: list[int]
+    scores: list[float]
+    plan: str
+
+
+@dataclass(slots=True)
+class IndexStatistics:
+    """Counts of one index; bytes are estimates."""
+
+    vector_count: int = 0
+    graph_row_count: int = 0
+    tail_row_count: int = 0
+    graph_deleted_row_count: int = 0
+    rebuilding: bool = False
+    arena_bytes: int = 0
+    graph_bytes: int = 0
+    metadata: dict[str, int] = field(default_factory=dict)
+
+
+class VectorIndex(Protocol):
+    """Rows of one vector, searchable."""
+
+    parameters: VectorParameters
+    arena: Arena
+
+    def add(self, rows: Rows, vectors: Float32Array) -> None:
+        """Take vectors, shape (n, dimension), under rows that are not visible yet. Costs a memcpy."""
+        ...
+
+    def forget(self, rows: Rows) -> None:
+        """Rows are dead and nobody sees them any more; those without a vector here are passed over."""
+        ...
+
+    def search(self, request: SearchRequest, view: RowView) -> SearchResult:
+        """The `request.limit` nearest rows that the view sees, or all of them where there are fewer."""
+        ...
+
+    def maintain(self, *, threads: int, slice_rows: int) -> bool:
+        """Do one short slice of background work; False when there is none left."""
+        ...
+
+    def has_work(self) -> bool:
+        """Whether `maintain` has something to do."""
+        ...
+
+    def configure(self, parameters: VectorParameters) -> None:
+        """Take new parameters; dimension, metric and kind of index are the same."""
+        ...
+
+    def statistics(self) -> IndexStatistics:
+        """Counts now."""
+        ...
+
+    def save(self, directory: Path, name: str) -> dict[str, int]:
+        """Write the index's own structures (not the arena) below `directory`; called while `maintain` does not run.
+
+        Returns what `load` needs to know beside the files.
+        """
+        ...
+
+    def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]) -> None:
+        """Take back what `save` wrote. The arena is filled; `live` says which rows are alive, shape (row_count,)."""
+        ...
