@@ -225,10 +225,11 @@ class PayloadTable:
     when there are more than `columns_max`. Not safe for threads: the store's event loop owns it.
     """
 
-    def __init__(self, columns_max: int = COLUMNS_MAX) -> None:
+    def __init__(self, columns_max: int = COLUMNS_MAX, slice_rows: int = SLICE_ROWS) -> None:
         self._payloads: list[bytes] = []
         self._payload_bytes = 0
         self._columns_max = columns_max
+        self._slice_rows = slice_rows
         self._columns: OrderedDict[FieldPath, _KeptColumn] = OrderedDict()
         # How many running builds need a path: such a column is not dropped.
         self._wanted: Counter[FieldPath] = Counter()
@@ -310,7 +311,7 @@ class PayloadTable:
         start = min(self._columns[path].built_rows for path in paths)
         behind = [(path, self._columns[path]) for path in paths if self._columns[path].built_rows == start]
         ahead = [built for path in paths if (built := self._columns[path].built_rows) > start]
-        stop = min(start + SLICE_ROWS, len(self._payloads), *ahead)
+        stop = min(start + self._slice_rows, len(self._payloads), *ahead)
         size_bytes = 0
         row = start
         while row < stop and size_bytes < SLICE_BYTES:
