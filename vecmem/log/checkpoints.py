@@ -1,0 +1,280 @@
+"""Checkpoints on disk: a directory that is published is whole, and every byte read from it was checked.
+
+A checkpoint is a directory of files, written by somebody who knows what is in them, and a manifest written last. It is
+made under a temporary name and renamed when all of it is durable, so a published name always has a whole checkpoint:
+
+    checkpoint-00000000000000001234/    published; the number is the log sequence that it reflects
+        MANIFEST                        two lines: the CRC32C of the second in hexadecimal, and a JSON object
+        ...                             the files, in subdirectories too
+    tmp-00000000000000005678-x1y2/      being written, or left over from a crash
+
+`seal` may run in a forked child: this module starts no thread and uses no event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import google_crc32c
+import numpy as np
+
+from vecmem.errors import CheckpointError, CorruptionError, UnsupportedFormatError
+from vecmem.filesystem import fsync_directory, fsync_file, publish_directory, remove_directory, write_durably
+from vecmem.log import failpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+FORMAT_VERSION: Final = 1
+MANIFEST_NAME: Final = "MANIFEST"
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
+_NAME = re.compile(r"checkpoint-(\d{20})")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """What the manifest says of a file. `name` is relative to the checkpoint, with `/`."""
+
+    name: str
+    size_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointManifest:
+    """What a checkpoint holds: the state after `sequence`, where the log's running CRC was `running_crc`."""
+
+    path: Path
+    sequence: int
+    running_crc: int
+    files: Mapping[str, CheckpointFile]
+    metadata: Mapping[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints in one directory. One writer at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Args: the directory, made if it is not there."""
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        fsync_directory(path.parent)
+
+    def begin(self, sequence: int) -> Path:
+        """Make a temporary directory for the checkpoint at a log sequence."""
+        return Path(tempfile.mkdtemp(prefix=f"tmp-{sequence:020d}-", dir=self.path))
+
+    def publish(self, temporary: Path) -> Path:
+        """Give a sealed directory its final name, durably. Returns the new path.
+
+        Raises:
+            CheckpointError: a checkpoint at that sequence is there already.
+            CorruptionError: the directory was not sealed.
+        """
+        final = self.path / f"checkpoint-{load_manifest(temporary).sequence:020d}"
+        if final.exists():
+            raise CheckpointError(f"{final} is there already")
+        failpoints.reach("before_checkpoint_rename")
+        publish_directory(temporary, final)
+        failpoints.reach("after_checkpoint_rename")
+        return final
+
+    def list(self) -> Sequence[Path]:
+        """The published checkpoints, newest first, by name alone."""
+        return sorted((child for child in self.path.iterdir() if _NAME.fullmatch(child.name)), reverse=True)
+
+    def remove_older_than(self, keep: int = 2) -> Sequence[Path]:
+        """Remove all but the newest `keep` checkpoints, oldest first. Returns what was removed."""
+        removed = self.list()[keep:][::-1]
+        for path in removed:
+            self._remove(path)
+        return removed
+
+    def remove_temporary(self) -> Sequence[Path]:
+        """Remove what a crash left over. Not while a checkpoint is being written. Returns what was removed."""
+        removed = [child for child in self.path.iterdir() if child.name.startswith("tmp-")]
+        for path in removed:
+            remove_directory(path)
+        return removed
+
+    def _remove(self, path: Path) -> None:
+        # A removal that a crash cuts short must not leave half a checkpoint under a published name.
+        doomed = path.with_name(f"tmp-{path.name}")
+        path.rename(doomed)
+        fsync_directory(self.path)
+        remove_directory(doomed)
+
+
+def sequence_of(path: Path) -> int:
+    """The log sequence in a published checkpoint's name. Raises CorruptionError for another name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise CorruptionError("this is not a checkpoint's name", path=str(path))
+    return int(match[1])
+
+
+def seal(temporary: Path, *, sequence: int, running_crc: int, metadata: Mapping[str, Any]) -> CheckpointManifest:
+    """Make the files of a directory durable and write the manifest that tells their sizes and CRC32Cs.
+
+    Args:
+        temporary: the directory, whole but for the manifest.
+        sequence: log sequence that the content reflects.
+        running_crc: the log's running CRC32C there.
+        metadata: anything JSON can hold, for the reader.
+
+    Raises:
+        OSError: as the system reports it; the checkpoint is then not sealed.
+    """
+    failpoints.reach("before_checkpoint_seal")
+    files = {}
+    directories = []
+    for directory, _, names in os.walk(temporary):
+        directories.append(Path(directory))
+        for name in names:
+            path = Path(directory) / name
+            fsync_file(path)
+            relative = path.relative_to(temporary).as_posix()
+            files[relative] = CheckpointFile(relative, *_measure(path))
+    for directory_path in directories:
+        fsync_directory(directory_path)
+    body = json.dumps(
+        {
+            "format_version": FORMAT_VERSION,
+            "sequence": sequence,
+            "running_crc": running_crc,
+            "files": {name: [files[name].size_bytes, files[name].crc32c] for name in sorted(files)},
+            "metadata": metadata,
+        },
+        separators=(",", ":"),
+    ).encode()
+    write_durably(temporary / MANIFEST_NAME, [b"%08x\n" % google_crc32c.value(body), body, b"\n"])
+    fsync_directory(temporary)
+    failpoints.reach("after_checkpoint_seal")
+    return CheckpointManifest(temporary, sequence, running_crc, files, dict(metadata))
+
+
+def load_manifest(path: Path) -> CheckpointManifest:
+    """Read and check a checkpoint's manifest; the files it names are checked when they are read.
+
+    Raises:
+        CorruptionError: it is missing, damaged, or of another sequence than the directory's name says.
+        UnsupportedFormatError: a newer version wrote it.
+    """
+    manifest = path / MANIFEST_NAME
+
+    def damaged(what: str) -> CorruptionError:
+        return CorruptionError(what, path=str(manifest))
+
+    try:
+        content = manifest.read_bytes()
+    except FileNotFoundError as error:
+        raise damaged("the manifest is missing") from error
+    checksum, _, body = content.partition(b"\n")
+    if not body.endswith(b"\n") or checksum != b"%08x" % google_crc32c.value(body[:-1]):
+        raise damaged("CRC32C does not match")
+    fields = json.loads(body)
+    if fields["format_version"] > FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"{manifest}: format version {fields['format_version']} is newer than {FORMAT_VERSION}, "
+            "the newest that this version of vecmem understands"
+        )
+    match = _NAME.fullmatch(path.name)
+    if match and int(match[1]) != fields["sequence"]:
+        raise damaged(f"it tells of sequence {fields['sequence']}, unlike its directory's name")
+    files = {}
+    for name, (size_bytes, crc32c) in fields["files"].items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise damaged(f"it names a file outside the checkpoint: {name}")
+        files[name] = CheckpointFile(name, size_bytes, crc32c)
+    return CheckpointManifest(path, fields["sequence"], fields["running_crc"], files, fields["metadata"])
+
+
+def verify_file(manifest: CheckpointManifest, name: str) -> None:
+    """Read one file through and check it, in little memory.
+
+    Raises:
+        CorruptionError: it is missing, of another size, or its CRC32C differs; or the manifest has no such file.
+    """
+    for _ in read_chunks(manifest, name):
+        pass
+
+
+def read_chunks(manifest: CheckpointManifest, name: str) -> Iterator[bytes]:
+    """Yield a file in chunks of 4 MiB. Only when it ends without an error is the content proven.
+
+    Raises:
+        CorruptionError: as verify_file, size at once and CRC32C at the end.
+    """
+    path, expected = _open_checked(manifest, name)
+    crc = 0
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = google_crc32c.extend(crc, chunk)
+            yield chunk
+    _check_crc(path, expected, crc)
+
+
+def read_verified(manifest: CheckpointManifest, name: str) -> bytes:
+    """A file's content, checked. Raises CorruptionError as verify_file."""
+    path, expected = _open_checked(manifest, name)
+    content = path.read_bytes()
+    if len(content) != expected.size_bytes:
+        raise CorruptionError(f"it has {len(content)} bytes, not {expected.size_bytes}", path=str(path))
+    _check_crc(path, expected, google_crc32c.value(content))
+    return content
+
+
+def read_into(manifest: CheckpointManifest, name: str, target: np.ndarray[Any, Any]) -> None:
+    """Read a file into a C-contiguous array of exactly its size in bytes, any dtype, and check it in the same pass.
+
+    Raises:
+        CorruptionError: as verify_file; the array's content is then undefined.
+        CheckpointError: the array is of another size.
+    """
+    path, expected = _open_checked(manifest, name)
+    if target.nbytes != expected.size_bytes or not target.flags.c_contiguous:
+        raise CheckpointError(f"{path} has {expected.size_bytes} bytes; an array of {target.nbytes} cannot take it")
+    flat = target.reshape(-1).view(np.uint8)
+    crc = position = 0
+    with open(path, "rb", buffering=0) as file:
+        while position < flat.size:
+            count = file.readinto(flat.data[position : position + _CHUNK_BYTES])
+            if not count:
+                break
+            crc = google_crc32c.extend(crc, flat[position : position + count])
+            position += count
+    _check_crc(path, expected, crc)
+
+
+def _open_checked(manifest: CheckpointManifest, name: str) -> tuple[Path, CheckpointFile]:
+    path = manifest.path / name
+    expected = manifest.files.get(name)
+    if expected is None:
+        raise CorruptionError("the manifest has no such file", path=str(path))
+    try:
+        size_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise CorruptionError("the file is missing", path=str(path)) from error
+    if size_bytes != expected.size_bytes:
+        raise CorruptionError(f"it has {size_bytes} bytes, not {expected.size_bytes}", path=str(path))
+    return path, expected
+
+
+def _check_crc(path: Path, expected: CheckpointFile, crc: int) -> None:
+    if crc != expected.crc32c:
+        raise CorruptionError(f"CRC32C is {crc:08x}, not {expected.crc32c:08x}", path=str(path))
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    size_bytes = crc = 0
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            size_bytes += len(chunk)
+            crc = google_crc32c.extend(crc, chunk)
+    return size_bytes, crc
