@@ -91,7 +91,11 @@ def payload_from_struct(struct: struct_pb2.Struct, field: str = "payload_struct"
 
 
 def payload_to_struct(raw: bytes) -> struct_pb2.Struct:
-    """Decode a stored payload to a Struct; every number becomes the nearest double."""
+    """Decode a stored payload to a Struct; every number becomes the nearest double.
+
+    protobuf parsers give up at 100 nested messages and an object takes three of them, so a reader may refuse a Struct
+    of a payload nested more than about 30 levels deep.
+    """
     struct = struct_pb2.Struct()
     struct.update(decode_payload(raw))
     return struct

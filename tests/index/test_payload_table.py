@@ -1,0 +1,187 @@
+"""The payload table: rows, and columns that are built late, kept current, shared, and dropped."""
+
+from __future__ import annotations
+
+import random
+
+import orjson
+import pytest
+
+from vecmem.index.column import Column
+from vecmem.index.field_path import FieldPath
+from vecmem.index.payload import SLICE_BYTES, PayloadTable
+
+
+def path(text: str) -> FieldPath:
+    return FieldPath.parse(text, "path")
+
+
+A, B, C = path("a"), path("b"), path("c")
+
+
+def filled(count: int, **options: int) -> PayloadTable:
+    table = PayloadTable(**options)
+    for row in range(count):
+        table.set(row, orjson.dumps({"a": row, "b": row % 3}))
+    return table
+
+
+def column_values(table: PayloadTable, one: FieldPath) -> list:
+    column = table.column(one)
+    return [column.values(row) for row in range(table.row_count)]
+
+
+def test_rows_grow_and_bytes_are_counted():
+    table = PayloadTable()
+    assert (table.row_count, table.payload_bytes, table.get(7)) == (0, 0, b"")
+    table.set(3, b'{"a":1}')
+    assert (table.row_count, table.payload_bytes) == (4, 7)
+    assert [table.get(row) for row in range(5)] == [b"", b"", b"", b'{"a":1}', b""]
+    table.set(3, b"{}")
+    table.set(0, b'{"a":22}')
+    assert table.payload_bytes == 10
+    table.clear(3)
+    table.clear(3)
+    table.clear(99)
+    assert (table.row_count, table.payload_bytes, table.get(3)) == (4, 8, b"")
+
+
+def test_a_build_yields_between_slices_and_only_then():
+    table = filled(10, slice_rows=4)
+    assert sum(1 for _ in table.ensure_columns([A, B])) == 3
+    assert sum(1 for _ in table.ensure_columns([A, B])) == 0
+    assert column_values(table, A) == [(row,) for row in range(10)]
+    assert sum(1 for _ in PayloadTable().ensure_columns([A])) == 0
+
+
+def test_a_slice_ends_early_at_large_payloads():
+    table = PayloadTable()
+    large = orjson.dumps({"a": "x" * SLICE_BYTES})
+    for row in range(5):
+        table.set(row, large)
+    assert sum(1 for _ in table.ensure_columns([A])) == 5
+
+
+def test_changes_during_a_build_end_up_in_the_column():
+    table = filled(6, slice_rows=2)
+    build = table.ensure_columns([A])
+    next(build)
+    table.set(0, b'{"a":"below"}')
+    table.set(5, b'{"a":"above"}')
+    table.clear(1)
+    table.clear(4)
+    table.set(4, b'{"a":"reused"}')
+    table.set(8, b'{"a":"appended"}')
+    for _ in build:
+        pass
+    expected = [("below",), None, (2,), (3,), ("reused",), ("above",), None, None, ("appended",)]
+    assert column_values(table, A) == expected
+
+
+def test_two_builds_of_one_column_share_the_work():
+    table = filled(8, slice_rows=1)
+    first, second = table.ensure_columns([A]), table.ensure_columns([B, A])
+    slices = 0
+    running = [first, second]
+    while running:
+        for build in tuple(running):
+            if next(build, "end") == "end":
+                running.remove(build)
+            else:
+                slices += 1
+    assert slices == 16
+    assert column_values(table, A) == [(row,) for row in range(8)]
+    assert column_values(table, B) == [(row % 3,) for row in range(8)]
+
+
+def test_an_abandoned_build_is_taken_up_where_it_stopped():
+    table = filled(10, slice_rows=1)
+    build = table.ensure_columns([A])
+    for _ in range(7):
+        next(build)
+    build.close()
+    table.set(2, b'{"a":"changed"}')
+    assert sum(1 for _ in table.ensure_columns([A])) == 3
+    assert column_values(table, A)[2] == ("changed",)
+
+
+def test_the_least_recently_used_column_goes():
+    table = filled(4, columns_max=2)
+    for one in (A, B, A, C):
+        table.column(one)
+    assert table.column_count == 2
+    assert sum(1 for _ in table.ensure_columns([A, C])) == 0
+    assert sum(1 for _ in table.ensure_columns([B])) == 1
+
+
+def test_one_filter_may_need_more_columns_than_are_kept():
+    table = filled(4, columns_max=2)
+    for _ in table.ensure_columns([A, B, C]):
+        pass
+    assert sum(1 for _ in table.ensure_columns([A, B, C])) == 0
+    table.column(path("d"))
+    assert table.column_count == 2
+
+
+def test_a_build_keeps_its_columns_from_being_dropped():
+    table = filled(6, columns_max=1, slice_rows=2)
+    build = table.ensure_columns([A])
+    next(build)
+    for one in (B, C):
+        for _ in table.ensure_columns([one]):
+            pass
+    assert sum(1 for _ in build) == 2
+    assert sum(1 for _ in table.ensure_columns([A])) == 0
+
+
+def test_rows_with_equal_values_share_a_code_type_by_type():
+    column = Column()
+    for row, values in enumerate([(1,), (1,), (1.0,), (True,), ("1",), (1, 1), (), None, (1,), (True, 1), (1, True)]):
+        column.set(row, values)
+    codes = column.codes(11).tolist()
+    assert codes[0] == codes[1] == codes[8]
+    assert codes[7] == 0
+    assert len(set(codes)) == 9
+    assert column.distinct_count == 8
+    assert [type(column.values(row)[0]) for row in (0, 2, 3, 4)] == [int, float, bool, str]
+    assert column.values(9) == (True, 1)
+    assert [type(value) for value in column.values(10)] == [int, bool]
+    assert column.values(6) == ()
+    assert column.values(7) is None
+
+
+@pytest.mark.parametrize("make", [lambda n: (n,), lambda n: (n / 7,), lambda n: (f"k{n}",), lambda n: (n, f"k{n}", n)])
+def test_churn_of_unique_values_does_not_leak(make):
+    """Codes, dictionary and postings stay within a few times of what is live, however many values came and went."""
+    column = Column()
+    for change in range(20_000):
+        column.set(change % 100, make(change))
+    assert column.distinct_count == 100
+    assert column.code_count < 1_500
+    assert len(column.integers.codes) + len(column.reals.codes) < 4_000
+    assert len(column._codes_of_member) <= 200
+    assert [column.values(row) for row in range(100)] == [make(19_900 + row) for row in range(100)]
+
+
+def test_reused_codes_never_answer_for_what_they_were():
+    """Random churn with few rows, checked against plain Python through equality and through the postings."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    column, stored = Column(), {}
+    for step in range(30_000):
+        row = rng.randrange(50)
+        choice = rng.randrange(4)
+        number = rng.randrange(10**6)
+        values = [None, (number,), (f"n{number}", number % 10), (number, number + 1)][choice]
+        column.set(row, values)
+        stored[row] = values
+        if step % 1_000 == 0:
+            found = column.rows_with_codes(column.codes_with([(int, 3)]), 50).tolist()
+            assert found == [3 in (stored.get(row) or ()) for row in range(50)]
+            postings = column.integers
+            found = column.rows_with_codes(postings.codes[postings.values < 500_000], 50).tolist()
+            expected = [
+                any(type(value) is int and value < 500_000 for value in stored.get(row) or ()) for row in range(50)
+            ]
+            assert found == expected
