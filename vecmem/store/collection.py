@@ -1,0 +1,281 @@
+"""One collection: points by id, their payloads and vectors, and how records change them.
+
+The write methods are steps of applying a record: generators that yield now and then so that a large record does not hold
+the event loop, and return what changed. They read nothing but the collection and their arguments. Between two
+steps a record is half applied: readers wait for its end (`GroupCommit.settled`), searches in threads do not see it at all (`RowView`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sortedcontainers import SortedList
+
+from vecmem.errors import InvalidPayloadError, LimitExceededError, VecmemError
+from vecmem.index.arena import Rows
+from vecmem.index.field_path import FieldPath
+from vecmem.index.filter import CompiledFilter, compile_filter
+from vecmem.index.flat import FlatIndex
+from vecmem.index.hnsw import HnswIndex
+from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
+from vecmem.index.rows import RowTable, RowView
+from vecmem.index.vector_index import VectorIndex
+from vecmem.store.configuration import vector_parameters
+from vecmem.store.v1 import command_pb2
+from vecmem.v1 import collections_pb2
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+STEP_POINTS = 256
+"""Points handled between two yields: about a millisecond."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a record did to a collection. `refused` set: nothing."""
+
+    inserted_count: int = 0
+    updated_count: int = 0
+    deleted_count: int = 0
+    conflicts: tuple[command_pb2.Conflict, ...] = ()
+    refused: VecmemError | None = None
+
+
+class Collection:
+    """The state of one collection. All methods run on the event loop."""
+
+    def __init__(self, name: str, uid: int, created_at_unix_ms: int, config: collections_pb2.CollectionConfig) -> None:
+        self.name = name
+        self.uid = uid
+        self.created_at_unix_ms = created_at_unix_ms
+        self.config = config
+        self.rows = RowTable()
+        self.payloads = PayloadTable()
+        self.row_of: dict[str, int] = {}
+        self.sorted_ids: SortedList[str] = SortedList()
+        self.vectors: dict[str, VectorIndex] = {}
+        for vector_name, parameters in vector_parameters(config).items():
+            self.vectors[vector_name] = (
+                FlatIndex(parameters) if parameters.hnsw is None else HnswIndex(parameters, self.rows)
+            )
+        self._expiring: list[tuple[int, int]] = []
+
+    # -- applying records ------------------------------------------------------------------------------------------------
+
+    def upsert(self, command: command_pb2.UpsertPoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+        """Insert or replace points."""
+        points = command.points
+        accepted, conflicts = self._check_versions(points, time_unix_ms)
+        rows = self.rows.allocate(len(accepted))
+        yield from self._write_vectors(command, accepted, rows)
+        inserted: list[str] = []
+        replaced: list[int] = []
+        revived_count = 0
+        for count, (index, row) in enumerate(zip(accepted.tolist(), rows.tolist(), strict=True), start=1):
+            point = points[index]
+            point_id = point.id
+            old = self.row_of.get(point_id)
+            if old is None:
+                inserted.append(point_id)
+            else:
+                replaced.append(old)
+                revived_count += self._is_expired(old, time_unix_ms)
+            self.payloads.set(row, point.payload_json)
+            self.rows.publish(row, point_id, sequence, point.expires_at_unix_ms)
+            self.row_of[point_id] = row
+            if point.expires_at_unix_ms:
+                heapq.heappush(self._expiring, (point.expires_at_unix_ms, row))
+            if count % STEP_POINTS == 0:
+                yield
+        self.sorted_ids.update(inserted)
+        self._kill(replaced, sequence)
+        return Changes(
+            inserted_count=len(inserted) + revived_count,
+            updated_count=len(replaced) - revived_count,
+            conflicts=conflicts,
+        )
+
+    def delete(self, command: command_pb2.DeletePoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+        """Delete points by ids or by filter."""
+        rows = yield from self._select(command, sequence, time_unix_ms)
+        yield from self._remove(rows, sequence)
+        return Changes(deleted_count=len(rows))
+
+    def expire(self, command: command_pb2.ExpirePoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+        """Delete those of the named points that have expired."""
+        named = (self.row_of.get(point_id) for point_id in command.ids)
+        rows = [row for row in named if row is not None and self._is_expired(row, time_unix_ms)]
+        yield from self._remove(rows, sequence)
+        return Changes(deleted_count=len(rows))
+
+    def update_payloads(self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+        """Change payloads by ids or by filter: all of them, or none where one would grow over the limit."""
+        rows = yield from self._select(command, sequence, time_unix_ms)
+        operation = command.WhichOneof("operation")
+        argument = getattr(command, operation)
+        paths = [FieldPath.parse(path, "remove") for path in argument.paths] if operation == "remove" else []
+        changed: list[bytes] = []
+        for count, row in enumerate(rows, start=1):
+            old = self.payloads.get(row)
+            try:
+                if operation == "merge_json":
+                    changed.append(merge_payload(old, argument))
+                elif operation == "remove":
+                    changed.append(remove_paths(old, paths))
+                else:
+                    changed.append(argument)
+            except (LimitExceededError, InvalidPayloadError) as error:
+                refused = type(error)(f"point {self.rows.ids[row]!r}: {error.message}")
+                return Changes(refused=refused)
+            if count % STEP_POINTS == 0:
+                yield
+        for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
+            self.payloads.set(row, payload)
+            self.rows.versions[row] = sequence
+            if count % STEP_POINTS == 0:
+                yield
+        return Changes(updated_count=len(rows))
+
+    def configure(self, config: collections_pb2.CollectionConfig) -> None:
+        """Take a new definition; names, dimensions and metrics of the vectors are the same."""
+        self.config = config
+        for name, parameters in vector_parameters(config).items():
+            self.vectors[name].configure(parameters)
+
+    # -- reading ---------------------------------------------------------------------------------------------------------
+
+    def view(self, sequence: int, now_unix_ms: int) -> RowView:
+        """What a search beginning now sees."""
+        return self.rows.view(sequence, now_unix_ms)
+
+    def find(self, point_id: str, now_unix_ms: int) -> int | None:
+        """The row of a point that exists and has not expired."""
+        row = self.row_of.get(point_id)
+        return None if row is None or self._is_expired(row, now_unix_ms) else row
+
+    def matching(self, compiled: CompiledFilter | None, sequence: int, now_unix_ms: int) -> NDArray[np.bool_]:
+        """Which rows are visible now and pass the filter; shape (row_count,)."""
+        mask = self.view(sequence, now_unix_ms).visible_mask()
+        if compiled is not None:
+            mask &= self.filter_mask(compiled)
+        return mask
+
+    def filter_mask(self, compiled: CompiledFilter) -> NDArray[np.bool_]:
+        """Which rows pass the filter, dead ones included; shape (row_count,)."""
+        return compiled.mask(self.payloads, self.rows.row_count, self._rows_of_ids)
+
+    def ids_after(self, point_id: str) -> Iterable[str]:
+        """Ids greater than `point_id` in order; the empty string comes before all."""
+        return self.sorted_ids.irange(minimum=point_id or None, inclusive=(False, True))
+
+    def expired_ids(self, now_unix_ms: int, count_max: int) -> list[str]:
+        """Ids of up to `count_max` points whose time has come, earliest first; they are reported again until deleted."""
+        found: list[tuple[int, int]] = []
+        while self._expiring and self._expiring[0][0] <= now_unix_ms and len(found) < count_max:
+            entry = heapq.heappop(self._expiring)
+            if self._is_current(entry):
+                found.append(entry)
+        for entry in found:
+            heapq.heappush(self._expiring, entry)
+        return [self.rows.ids[row] for _, row in found]
+
+    def reclaim(self) -> None:
+        """Free the rows of points long gone."""
+        self.rows.reclaim(self._forget)
+
+    def load_points(self, live: NDArray[np.bool_]) -> None:
+        """Index the ids of a row table filled from a checkpoint; `live` of shape (row_count,)."""
+        rows = np.flatnonzero(live).tolist()
+        ids = self.rows.ids
+        self.row_of = {ids[row]: row for row in rows}
+        self.sorted_ids = SortedList(self.row_of)
+        if self.rows.any_expiry():
+            times = self.rows.expiry_times()
+            self._expiring = [(int(times[row]), row) for row in rows if times[row] != np.iinfo(np.int64).max]
+            heapq.heapify(self._expiring)
+
+    # -- inside ----------------------------------------------------------------------------------------------------------
+
+    def _check_versions(
+        self, points: Sequence[command_pb2.StoredPoint], time_unix_ms: int
+    ) -> tuple[Rows, tuple[command_pb2.Conflict, ...]]:
+        """Indexes of the points whose condition holds, and the conflicts of the others."""
+        refused: list[int] = []
+        conflicts: list[command_pb2.Conflict] = []
+        for index, point in enumerate(points):
+            if not point.HasField("expected_version"):
+                continue
+            row = self.find(point.id, time_unix_ms)
+            actual = 0 if row is None else int(self.rows.versions[row])
+            if actual != point.expected_version:
+                refused.append(index)
+                conflicts.append(
+                    command_pb2.Conflict(id=point.id, expected_version=point.expected_version, actual_version=actual)
+                )
+        accepted = np.arange(len(points))
+        return (np.delete(accepted, refused) if refused else accepted), tuple(conflicts)
+
+    def _write_vectors(self, command: command_pb2.UpsertPoints, accepted: Rows, rows: Rows) -> Steps[None]:
+        row_of_index = np.full(len(command.points), -1, dtype=np.int64)
+        row_of_index[accepted] = rows
+        for column in command.vectors:
+            index = self.vectors[column.name]
+            vectors = np.frombuffer(column.rows, dtype="<f4").reshape(-1, index.parameters.dimension)
+            targets = row_of_index[list(column.point_indexes)] if column.point_indexes else row_of_index
+            for start in range(0, len(targets), STEP_POINTS):
+                part = targets[start : start + STEP_POINTS]
+                kept = part >= 0
+                index.add(part[kept], vectors[start : start + STEP_POINTS][kept])
+                yield
+
+    def _select(
+        self,
+        command: command_pb2.DeletePoints | command_pb2.UpdatePayloads,
+        sequence: int,
+        time_unix_ms: int,
+    ) -> Steps[list[int]]:
+        """Rows of the points that a command names and that have not expired, in a fixed order."""
+        if command.WhichOneof("selector") == "ids":
+            found = (self.find(point_id, time_unix_ms) for point_id in dict.fromkeys(command.ids.ids))
+            return [row for row in found if row is not None]
+        compiled = compile_filter(command.filter)
+        yield from self.payloads.ensure_columns(compiled.paths)
+        # The record's own sequence: it sees all that was applied before it, and itself has published nothing.
+        return np.flatnonzero(self.matching(compiled, sequence, time_unix_ms)).tolist()
+
+    def _remove(self, rows: list[int], sequence: int) -> Steps[None]:
+        for count, row in enumerate(rows, start=1):
+            point_id = self.rows.ids[row]
+            del self.row_of[point_id]
+            self.sorted_ids.remove(point_id)
+            if count % STEP_POINTS == 0:
+                yield
+        self._kill(rows, sequence)
+
+    def _kill(self, rows: list[int], sequence: int) -> None:
+        if rows:
+            self.rows.kill(np.array(rows, dtype=np.int64), sequence)
+
+    def _forget(self, rows: Rows) -> None:
+        for index in self.vectors.values():
+            index.forget(rows)
+        for row in rows.tolist():
+            self.payloads.clear(row)
+
+    def _is_expired(self, row: int, now_unix_ms: int) -> bool:
+        return self.rows.any_expiry() and self.rows.expires_at(row) <= now_unix_ms
+
+    def _is_current(self, entry: tuple[int, int]) -> bool:
+        """Whether an entry of the expiry heap still speaks of a living point."""
+        expires_at_unix_ms, row = entry
+        return self.rows.expires_at(row) == expires_at_unix_ms and self.row_of.get(self.rows.ids[row]) == row
+
+    def _rows_of_ids(self, ids: Sequence[str]) -> Rows:
+        found = (self.row_of.get(point_id) for point_id in ids)
+        return np.array([row for row in found if row is not None], dtype=np.int64)

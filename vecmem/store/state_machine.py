@@ -1,0 +1,150 @@
+"""The state machine: all collections as a pure fold over the log.
+
+`apply` reads no clock, no random number and no configuration; whatever varies was put into the record before it was appended. So
+every replay of the same records gives the same state and the same results.
+
+A record whose command meets a state that it does not fit (its collection was deleted meanwhile) gets a refusal as its
+result, the same at every replay; it never raises. An exception out of `apply` is a defect, and the shard stops.
+"""
+
+from __future__ import annotations
+
+from vecmem import limits
+from vecmem.errors import (
+    CollectionDamagedError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    LimitExceededError,
+    RequestIdReusedError,
+    UnsupportedFormatError,
+    VecmemError,
+)
+from vecmem.log.record import LogEntry
+from vecmem.store.collection import Changes, Collection, Steps
+from vecmem.store.deduplication import DeduplicationWindow
+from vecmem.store.v1 import command_pb2
+
+COMMAND_RECORD = 1
+"""Record type of commands in the log."""
+
+_REFUSALS: dict[str, type[VecmemError]] = {}
+
+
+def refusal_error(refusal: command_pb2.Refusal) -> VecmemError:
+    """The exception that a refusal stands for."""
+    if not _REFUSALS:
+        pending: list[type[VecmemError]] = [VecmemError]
+        while pending:
+            kind = pending.pop()
+            _REFUSALS[kind.reason] = kind
+            pending.extend(kind.__subclasses__())
+    return _REFUSALS[refusal.reason](refusal.message)
+
+
+class StateMachine:
+    """Collections by name and by uid."""
+
+    def __init__(self) -> None:
+        self.collections: dict[str, Collection] = {}
+        self.by_uid: dict[int, Collection] = {}
+        self.damaged: dict[str, tuple[int, str]] = {}
+        """Collections that could not be loaded: uid and what is wrong, by name."""
+        self.deduplication = DeduplicationWindow()
+        self.time_unix_ms = 0
+
+    def collection(self, name: str) -> Collection:
+        """The collection of that name. Raises CollectionNotFoundError, CollectionDamagedError."""
+        found = self.collections.get(name)
+        if found is not None:
+            return found
+        if name in self.damaged:
+            raise CollectionDamagedError(f"collection {name!r} is damaged: {self.damaged[name][1]}")
+        raise CollectionNotFoundError(f"no collection {name[:200]!r}")
+
+    def add(self, collection: Collection) -> None:
+        """Put a collection into place."""
+        self.collections[collection.name] = collection
+        self.by_uid[collection.uid] = collection
+
+    def point_count(self) -> int:
+        """Points in all collections, expired ones included."""
+        return sum(len(collection.row_of) for collection in self.collections.values())
+
+    def apply(self, entry: LogEntry) -> Steps[command_pb2.CommandResult]:
+        """Apply one record, in steps; returns its result. Raises UnsupportedFormatError for a record it does not know."""
+        if entry.record.record_type != COMMAND_RECORD:
+            raise UnsupportedFormatError(f"record {entry.sequence} has type {entry.record.record_type}")
+        command = command_pb2.Command.FromString(entry.record.payload)
+        self.time_unix_ms = command.time_unix_ms
+        if command.request_id:
+            remembered = self.deduplication.find(command.request_id, command.time_unix_ms)
+            if remembered is not None:
+                return repeated_result(remembered, command.request_fingerprint)
+        changes = yield from self._dispatch(command, entry.sequence)
+        result = command_pb2.CommandResult(
+            sequence=entry.sequence,
+            inserted_count=changes.inserted_count,
+            updated_count=changes.updated_count,
+            deleted_count=changes.deleted_count,
+            conflicts=changes.conflicts,
+        )
+        if changes.refused is not None:
+            result.refusal.reason = changes.refused.reason
+            result.refusal.message = changes.refused.message
+        if command.request_id:
+            self.deduplication.remember(command, entry.sequence, result)
+        return result
+
+    def _dispatch(self, command: command_pb2.Command, sequence: int) -> Steps[Changes]:
+        time_unix_ms = command.time_unix_ms
+        kind = command.WhichOneof("kind")
+        if kind is None:
+            raise UnsupportedFormatError(f"record {sequence} holds a command of a kind that this version does not know")
+        if kind == "create_collection":
+            return self._create(command.create_collection, sequence, time_unix_ms)
+        operation = getattr(command, kind)
+        collection = self.by_uid.get(operation.collection_uid)
+        if collection is None:
+            return Changes(refused=self._missing(operation.collection_uid))
+        match kind:
+            case "update_collection":
+                collection.configure(operation.config)
+                return Changes()
+            case "delete_collection":
+                del self.collections[collection.name]
+                del self.by_uid[collection.uid]
+                return Changes(deleted_count=len(collection.row_of))
+            case "upsert_points":
+                return (yield from collection.upsert(operation, sequence, time_unix_ms))
+            case "delete_points":
+                return (yield from collection.delete(operation, sequence, time_unix_ms))
+            case "update_payloads":
+                return (yield from collection.update_payloads(operation, sequence, time_unix_ms))
+            case "expire_points":
+                return (yield from collection.expire(operation, sequence, time_unix_ms))
+            case _:
+                raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
+
+    def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
+        if command.name in self.collections or command.name in self.damaged:
+            return Changes(refused=CollectionExistsError(f"collection {command.name!r} exists"))
+        if len(self.collections) + len(self.damaged) >= limits.COLLECTIONS_MAX:
+            return Changes(refused=LimitExceededError(f"there are {limits.COLLECTIONS_MAX} collections already"))
+        self.add(Collection(command.name, sequence, time_unix_ms, command.config))
+        return Changes()
+
+    def _missing(self, uid: int) -> VecmemError:
+        for name, (damaged_uid, damage) in self.damaged.items():
+            if damaged_uid == uid:
+                return CollectionDamagedError(f"collection {name!r} is damaged: {damage}")
+        return CollectionNotFoundError("the collection was deleted meanwhile")
+
+
+def repeated_result(remembered: command_pb2.DeduplicationEntry, request_fingerprint: int) -> command_pb2.CommandResult:
+    """The first result of a request that came again; a refusal when it is another request under the same id."""
+    if remembered.request_fingerprint == request_fingerprint:
+        return remembered.result
+    error = RequestIdReusedError(
+        f"request_id {remembered.request_id!r} was used for another request", field="write.request_id"
+    )
+    return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))
