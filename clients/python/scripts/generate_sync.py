@@ -21,7 +21,11 @@ REPLACEMENTS = (
     (r"\bawait ", ""),
     (r"\b__aenter__\b", "__enter__"),
     (r"\b__aexit__\b", "__exit__"),
-    (r"\bAsync(Client|Iterator)\b", r"\1"),
+    (r"\bAsync(Client|Iterator|StoreMethods)\b", r"\1"),
+    (r"\basync_client\b", "client"),
+    (r"\b(_?)a((?:add|from)_texts|create|delete|get_by_ids|nearest)\b", r"\1\2"),
+    (r"\ba((?:similarity|max_marginal_relevance)_search|embed_)", r"\1"),
+    (r"\basynchronous\b", "synchronous"),
     (r"\b_async\b", "_sync"),
 )
 

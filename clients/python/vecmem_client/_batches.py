@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from vecmem.v1 import points_pb2
-
 from vecmem_client._requests import set_point, set_vector
 from vecmem_client._values import aware, encode_payload
 from vecmem_client._vectors import as_matrix, to_float32

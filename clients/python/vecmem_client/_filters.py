@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
-from vecmem.v1 import filter_pb2
 
+from vecmem.v1 import filter_pb2
 from vecmem_client._values import aware
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Field:
         return self._range(gte=bound)
 
     def between(self, low: Bound, high: Bound) -> Condition:
-        """Test low <= value <= high, of one and the same value of an array. Raises TypeError for a time and a number."""
+        """Low and high included, for one and the same value of an array. Raises TypeError for a time and a number."""
         return self._range(gte=low, lte=high)
 
     def exists(self) -> Condition:

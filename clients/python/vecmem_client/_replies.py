@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, overload
 
 from vecmem.v1 import common_pb2
-
 from vecmem_client._errors import error_from_message
 from vecmem_client._types import (
     CheckpointInfo,
@@ -36,8 +34,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from vecmem.v1 import admin_pb2, collections_pb2, points_pb2
 
+    from vecmem.v1 import admin_pb2, collections_pb2, points_pb2
     from vecmem_client._errors import VecmemClientError
 
 _METRICS = {
@@ -45,8 +43,6 @@ _METRICS = {
     common_pb2.METRIC_DOT: Metric.DOT,
     common_pb2.METRIC_EUCLIDEAN: Metric.EUCLIDEAN,
 }
-
-_NO_VECTORS: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
 
 
 def position(header: common_pb2.ResponseHeader) -> Position:
@@ -204,8 +200,6 @@ def _vector(point: points_pb2.Point) -> NDArray[np.float32] | None:
 
 
 def _vectors(point: points_pb2.Point) -> Mapping[str, NDArray[np.float32]]:
-    if not point.vectors:
-        return _NO_VECTORS
     return {name: unpack_vector(vector) for name, vector in point.vectors.items()}
 
 

@@ -12,7 +12,6 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from vecmem.v1 import admin_pb2, collections_pb2, common_pb2, points_pb2
-
 from vecmem_client._filters import copy_filter
 from vecmem_client._types import Exclude, Flat, Hnsw, Metric, Point, VectorConfig
 from vecmem_client._values import aware, encode_payload

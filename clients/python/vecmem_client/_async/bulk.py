@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vecmem.v1 import common_pb2, points_pb2
-
     from vecmem_client._async.transport import Stream, Transport
     from vecmem_client._batches import Batch
     from vecmem_client._retry import RetryPolicy
@@ -99,6 +98,8 @@ class BulkLoad:
                     await stream.send(self._unacknowledged[sent_count].request)
                     sent_count += 1
                 reply = await self._receive(stream)
+                if reply is None:
+                    raise UnavailableError("the server ended the stream before it had acknowledged every batch")
                 newly_count = reply.acknowledged_batch_count - acknowledged_count
                 if newly_count > sent_count:
                     raise VecmemClientError(f"the server acknowledged {newly_count} batches of {sent_count} sent")
@@ -106,19 +107,17 @@ class BulkLoad:
                 sent_count -= newly_count
                 self._acknowledge(reply, newly_count)
             await stream.finish_sending()
+            await self._receive(stream)  # the end: the server sees a finished call, not a cancelled one
         finally:
             await stream.close()
 
-    async def _receive(self, stream: Stream[points_pb2.UpsertStreamResponse]) -> points_pb2.UpsertStreamResponse:
+    async def _receive(self, stream: Stream[points_pb2.UpsertStreamResponse]) -> points_pb2.UpsertStreamResponse | None:
         try:
-            reply = await stream.receive(self._timeout_seconds)
+            return await stream.receive(self._timeout_seconds)
         except TimeoutError:
             raise DeadlineExceededError(f"no acknowledgement within {self._timeout_seconds:g} s") from None
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
-        if reply is None:
-            raise UnavailableError("the server ended the stream before it had acknowledged every batch")
-        return reply
 
     def _take_batch(self) -> bool:
         batch = next(self._batches, None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vecmem.v1 import points_pb2
-
 from vecmem_client import _methods, _replies, _requests
 from vecmem_client._async.base import Base
 from vecmem_client._async.bulk import BulkLoad

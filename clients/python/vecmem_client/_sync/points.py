@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vecmem.v1 import points_pb2
-
 from vecmem_client import _methods, _replies, _requests
 from vecmem_client._batches import Columns, batches_of_columns, batches_of_points
 from vecmem_client._sync.base import Base

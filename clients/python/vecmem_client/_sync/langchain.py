@@ -1,0 +1,173 @@
+# Generated from _async/langchain.py by scripts/generate_sync.py: change that one and run the script.
+"""The synchronous half of the LangChain vector store."""
+
+# `filter` is what LangChain calls this argument.
+# ruff: noqa: A002
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Self
+
+from vecmem_client._errors import CollectionExistsError, CollectionNotFoundError
+from vecmem_client._filters import all_of
+from vecmem_client._langchain_base import (
+    IDS_PER_REQUEST,
+    POINTS_PER_REQUEST,
+    VectorStoreBase,
+    cut,
+    diversify,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from langchain_core.documents import Document
+    from langchain_core.embeddings import Embeddings
+
+    from vecmem_client._langchain_filters import MetadataFilter
+    from vecmem_client._types import Hit, Point
+
+
+class StoreMethods(VectorStoreBase):
+    """Methods over `Client`."""
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return a store with these texts in it; `kwargs` are the constructor's."""
+        store = cls(embedding, **kwargs)
+        store.add_texts(texts, metadatas, ids=ids)
+        return store
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed texts and write them, replacing what has the same id; return the ids, fresh ones where none was given.
+
+        The collection is created if it is missing. Raises ValueError when `metadatas` or `ids` do not match the
+        texts in number, TypeError for further arguments.
+        """
+        refuse(kwargs)
+        texts = list(texts)
+        if not texts:
+            return []
+        vectors = self._embedding.embed_documents(texts)
+        points = self._points(texts, vectors, metadatas, ids)
+        for batch in cut(points, POINTS_PER_REQUEST):
+            try:
+                self.client.upsert(self._collection, batch)
+            except CollectionNotFoundError:
+                self._create(batch, vectors)
+        return [point.id for point in points]
+
+    def _create(self, batch: Sequence[Point], vectors: Sequence[Sequence[float]]) -> None:
+        with contextlib.suppress(CollectionExistsError):  # somebody else was faster, which is as good
+            self.client.create_collection(self._collection, self._vector_config(vectors))
+        self.client.upsert(self._collection, batch)
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+        """Remove documents by id, or all for None. Ids that do not exist are no error. Returns True."""
+        refuse(kwargs)
+        with contextlib.suppress(CollectionNotFoundError):  # then there is nothing to remove
+            if ids is None:
+                self.client.delete(self._collection, filter=all_of())
+            else:
+                for batch in cut(ids, IDS_PER_REQUEST):
+                    self.client.delete(self._collection, ids=batch)
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the documents that exist, in the order of `ids`."""
+        documents: list[Document] = []
+        with contextlib.suppress(CollectionNotFoundError):  # then there are none
+            for batch in cut(ids, IDS_PER_REQUEST):
+                points = self.client.get(self._collection, batch)
+                documents.extend(self._document(point) for point in points)
+        return documents
+
+    def similarity_search(
+        self, query: str, k: int = 4, filter: MetadataFilter | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Return the `k` documents nearest to a text, best first; `ef` and `exact` are as in `Client.query`."""
+        return self.similarity_search_by_vector(self._embedding.embed_query(query), k, filter, **kwargs)
+
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, filter: MetadataFilter | None = None, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """Return the `k` documents nearest to a text with what the metric says about each, best first."""
+        hits = self._nearest(self._embedding.embed_query(query), k, filter, **kwargs)
+        return [(self._document(hit), hit.score) for hit in hits]
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, filter: MetadataFilter | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Return the `k` documents nearest to a vector, best first."""
+        return [self._document(hit) for hit in self._nearest(embedding, k, filter, **kwargs)]
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: MetadataFilter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return `k` documents that are near to a text and unlike each other, out of the nearest `fetch_k`.
+
+        `lambda_mult` is 1 for nearness alone and 0 for diversity alone.
+        """
+        vector = self._embedding.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: MetadataFilter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return `k` documents that are near to a vector and unlike each other, out of the nearest `fetch_k`."""
+        hits = self._nearest(embedding, max(k, fetch_k), filter, with_vectors=True, **kwargs)
+        return [self._document(hit) for hit in diversify(embedding, hits, k, lambda_mult)]
+
+    def _nearest(
+        self,
+        vector: Sequence[float],
+        k: int,
+        filter: MetadataFilter | None,
+        *,
+        ef: int = 0,
+        exact: bool = False,
+        with_vectors: bool = False,
+        **kwargs: Any,
+    ) -> list[Hit]:
+        refuse(kwargs)
+        try:
+            return self.client.query(
+                self._collection,
+                vector,
+                limit=k,
+                filter=self._filter(filter),
+                ef=ef,
+                exact=exact,
+                with_vectors=[""] if with_vectors else False,
+            )
+        except CollectionNotFoundError:
+            return []  # the first write creates it
