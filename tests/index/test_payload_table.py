@@ -100,6 +100,7 @@ def test_an_abandoned_build_is_taken_up_where_it_stopped():
     for _ in range(7):
         next(build)
     build.close()
+    assert not table._wanted, "a build that is over must hold no column"
     table.set(2, b'{"a":"changed"}')
     assert sum(1 for _ in table.ensure_columns([A])) == 3
     assert column_values(table, A)[2] == ("changed",)

@@ -197,7 +197,7 @@ class NumberRange:
     def mask(self, column: Column, row_count: int) -> Mask:
         found = []
         integer_low, integer_high = self._integer_interval()
-        # An interval beyond int64 holds none of its values, and numpy could not take the bound.
+        # An interval beyond int64 holds none of its values; numpy 1 would round such a bound to compare it.
         if integer_low <= _INT64_MAX and integer_high >= _INT64_MIN:
             low, high = max(integer_low, _INT64_MIN), min(integer_high, _INT64_MAX)
             found.append(_codes_between(column.integers.codes, column.integers.values, low, high))

@@ -311,11 +311,10 @@ class PayloadTable:
         return kept
 
     def _build_slice(self, paths: list[FieldPath]) -> None:
-        """Take a slice of rows into those of the columns that have come least far, so that each row is decoded once."""
+        """Take a slice of rows into those of the columns that have come least far; new ones go on together."""
         start = min(self._columns[path].built_rows for path in paths)
         behind = [(path, self._columns[path]) for path in paths if self._columns[path].built_rows == start]
-        ahead = [built for path in paths if (built := self._columns[path].built_rows) > start]
-        stop = min(start + self._slice_rows, len(self._payloads), *ahead)
+        stop = min(start + self._slice_rows, len(self._payloads))
         size_bytes = 0
         row = start
         while row < stop and size_bytes < SLICE_BYTES:
