@@ -6,11 +6,11 @@ import math
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from vecmem.v1 import filter_pb2 as pb
 
 from vecmem import limits
 from vecmem.errors import InvalidFilterError, LimitExceededError
 from vecmem.index.filter import compile_filter
+from vecmem.v1 import filter_pb2 as pb
 
 
 def field(path="x", **test) -> pb.Filter:

@@ -14,10 +14,10 @@ import orjson
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vecmem.v1 import filter_pb2 as pb
 
 from vecmem.index.filter import compile_filter
 from vecmem.index.payload import PayloadTable
+from vecmem.v1 import filter_pb2 as pb
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -6,11 +6,11 @@ import numpy as np
 import orjson
 import pytest
 from google.protobuf.json_format import ParseDict
-from vecmem.v1 import filter_pb2 as pb
 
 from vecmem.index.filter import compile_filter
 from vecmem.index.payload import PayloadTable
 from vecmem.index.rfc3339 import parse_time_ns
+from vecmem.v1 import filter_pb2 as pb
 
 
 def passes(test: dict, document: dict, path: str = "x") -> bool:

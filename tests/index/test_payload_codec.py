@@ -10,7 +10,6 @@ import pytest
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vecmem.v1 import common_pb2 as pb
 
 from vecmem import limits
 from vecmem.errors import InvalidFilterError, InvalidPayloadError, LimitExceededError
@@ -24,6 +23,7 @@ from vecmem.index.payload import (
     select_payload,
     validate_payload,
 )
+from vecmem.v1 import common_pb2 as pb
 
 
 def nested(depth: int, opening: bytes = b'{"a":', closing: bytes = b"}", core: bytes = b"{}") -> bytes:

@@ -29,12 +29,12 @@ from vecmem.index.rfc3339 import NANOSECONDS
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
-    from vecmem.v1 import filter_pb2
 
     from vecmem.index.column import Mask
     from vecmem.index.conditions import RowsOfIds, Test
     from vecmem.index.field_path import Document
     from vecmem.index.payload import PayloadTable
+    from vecmem.v1 import filter_pb2
 
 _TIMESTAMP_SECONDS_MIN: Final = -62_135_596_800
 _TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
