@@ -40,14 +40,15 @@ lint: $(DEV_STAMP) ## Style, types, protos, and that generated files are fresh
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/python scripts/generate_stubs.py --check
-	$(BIN)/python scripts/generate_sync.py --check
+	$(BIN)/python clients/python/scripts/generate_sync.py --check
 
 format: $(DEV_STAMP) ## Put the code into the one format
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-proto: $(DEV_STAMP) ## Generate the stubs from proto/
+proto: $(DEV_STAMP) ## Generate the stubs from proto/, and the sync client from the asyncio one
 	$(BIN)/python scripts/generate_stubs.py
+	$(BIN)/python clients/python/scripts/generate_sync.py
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

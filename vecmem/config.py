@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENVIRONMENT_PREFIX: Final = "VECMEM_"
-COMMAND_VARIABLES: Final = frozenset({"VECMEM_ADDRESS", "VECMEM_CONFIG"})
-"""Variables of the same prefix that the `vecmem` command reads itself: the server to talk to, the TOML file."""
+OTHER_VARIABLES: Final = frozenset({"VECMEM_ADDRESS", "VECMEM_CONFIG", "VECMEM_FAILPOINT"})
+"""Variables of the same prefix that are no settings: the command reads the server to talk to and the TOML file from
+them, and a crash test the place to die at (vecmem.log.failpoints)."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -182,7 +183,7 @@ def load_settings(
     Args:
         config_file: a TOML file with settings as top-level keys; None: no file.
         environment: variables; those named `VECMEM_` and a setting's name in capitals count, any other `VECMEM_*` is
-            refused but for those of the command itself.
+            refused but for OTHER_VARIABLES.
         flags: settings by name; a value of None counts as not given.
 
     Raises:
@@ -201,7 +202,7 @@ def load_settings(
         for key, value in _read_toml(config_file).items():
             take(key, value, str(config_file))
     for variable, text in sorted((environment or {}).items()):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in COMMAND_VARIABLES:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OTHER_VARIABLES:
             continue
         if _SERVICE_LINK.fullmatch(variable):
             continue
