@@ -7,12 +7,12 @@ size is checked before anything is sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from vecmem.v1 import admin_pb2, collections_pb2, points_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vecmem.v1 import common_pb2
 
@@ -31,6 +31,11 @@ CHANNEL_OPTIONS: Final = (
     # Retries happen in one place, in this package, where request ids make them safe.
     ("grpc.enable_retries", 0),
 )
+
+
+def channel_options(further: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the options of a channel, the caller's taking precedence."""
+    return list({**dict(CHANNEL_OPTIONS), **dict(further)}.items())
 
 
 class Reply(Protocol):

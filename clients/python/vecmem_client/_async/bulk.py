@@ -3,6 +3,9 @@
 Batches go out while at most `window` of them are unacknowledged. When the stream breaks with UNAVAILABLE, a new one
 is opened and every unacknowledged batch is sent again, the same bytes with the same request id, so that none is lost
 and none is applied twice. Any other error ends the load; what was acknowledged before stays.
+
+A stream begins with one batch alone. So when batches are refused while others are being sent, and the refusal is lost
+in the broken stream, the next stream sees it: each one acknowledges its first batch or learns why not.
 """
 
 from __future__ import annotations
@@ -93,10 +96,13 @@ class BulkLoad:
         stream = await self._transport.open_stream(UPSERT_STREAM)
         try:
             sent_count = acknowledged_count = 0
-            while self._unacknowledged:
-                while sent_count < self._window and (sent_count < len(self._unacknowledged) or self._take_batch()):
-                    await stream.send(self._unacknowledged[sent_count].request)
+            while True:
+                window = self._window if acknowledged_count else 1
+                while sent_count < window and (sent_count < len(self._unacknowledged) or self._take_batch()):
+                    await self._send(stream, self._unacknowledged[sent_count])
                     sent_count += 1
+                if not self._unacknowledged:
+                    break
                 reply = await self._receive(stream)
                 if reply is None:
                     raise UnavailableError("the server ended the stream before it had acknowledged every batch")
@@ -110,6 +116,12 @@ class BulkLoad:
             await self._receive(stream)  # the end: the server sees a finished call, not a cancelled one
         finally:
             await stream.close()
+
+    async def _send(self, stream: Stream[points_pb2.UpsertStreamResponse], batch: Batch) -> None:
+        try:
+            await stream.send(batch.request, self._timeout_seconds)
+        except TimeoutError:
+            raise DeadlineExceededError(f"the server took no batch within {self._timeout_seconds:g} s") from None
 
     async def _receive(self, stream: Stream[points_pb2.UpsertStreamResponse]) -> points_pb2.UpsertStreamResponse | None:
         try:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import grpc
 
-from vecmem_client._errors import ClientClosedError
-from vecmem_client._methods import CHANNEL_OPTIONS, Method, ReplyT
+from vecmem_client._errors import CallCancelledError, ClientClosedError, UnavailableError
+from vecmem_client._methods import Method, ReplyT, channel_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Transport:
 
     def __init__(self, target: str, options: Sequence[tuple[str, Any]]) -> None:
         self._target = target
-        self._options = (*CHANNEL_OPTIONS, *options)
+        self._options = channel_options(options)
         self._channel: grpc.aio.Channel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: dict[str, Any] = {}
@@ -35,7 +35,13 @@ class Transport:
             channel = self._open()
             call = channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
             self._calls[method.path] = call
-        reply: ReplyT = await call(request, timeout=timeout_seconds)
+        try:
+            reply: ReplyT = await call(request, timeout=timeout_seconds)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise CallCancelledError("the client was closed during the call") from None
+            raise
         return reply
 
     async def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
@@ -72,16 +78,18 @@ class Stream(Generic[ReplyT]):
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._send_failed = False
 
-    async def send(self, request: bytes) -> None:
-        """Send one request as soon as flow control allows."""
+    async def send(self, request: bytes, timeout_seconds: float) -> None:
+        """Send one request as soon as flow control allows. Raises TimeoutError after that long."""
         if self._call.done():
             return
         try:
-            await self._call.write(request)
+            await asyncio.wait_for(self._call.write(request), timeout_seconds)
         except (grpc.RpcError, asyncio.InvalidStateError):
             if not self._call.done():
                 raise
+            self._send_failed = True
 
     async def finish_sending(self) -> None:
         """Say that no more requests come."""
@@ -89,8 +97,18 @@ class Stream(Generic[ReplyT]):
             await self._call.done_writing()
 
     async def receive(self, timeout_seconds: float) -> ReplyT | None:
-        """Return the next reply, None at a successful end. Raises grpc.RpcError, and TimeoutError after that long."""
-        reply = await asyncio.wait_for(self._call.read(), timeout_seconds)
+        """Return the next reply, None at a successful end.
+
+        Raises grpc.RpcError, and TimeoutError after that long. When the connection breaks during a send, grpc.aio
+        makes up a status INTERNAL before the true one arrives; that is UnavailableError here.
+        """
+        try:
+            reply = await asyncio.wait_for(self._call.read(), timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            made_up = self._send_failed and error.code() is grpc.StatusCode.INTERNAL and not error.trailing_metadata()
+            if made_up:
+                raise UnavailableError("the stream broke while a request was sent") from error
+            raise
         return None if reply is grpc.aio.EOF else reply
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import grpc
 
 from vecmem_client._errors import ClientClosedError
-from vecmem_client._methods import CHANNEL_OPTIONS, Method, ReplyT
+from vecmem_client._methods import Method, ReplyT, channel_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Transport:
     """One connection to one server, for any number of threads."""
 
     def __init__(self, target: str, options: Sequence[tuple[str, Any]]) -> None:
-        self._channel = grpc.insecure_channel(target, options=(*CHANNEL_OPTIONS, *options))
+        self._channel = grpc.insecure_channel(target, options=channel_options(options))
         self._calls: dict[str, Any] = {}
         self._closed = False
 
@@ -74,7 +74,7 @@ class Stream(Generic[ReplyT]):
         self._pump = threading.Thread(target=self._receive_all, name="vecmem-replies", daemon=True)
         self._pump.start()
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, timeout_seconds: float) -> None:  # noqa: ARG002  (the twin's sends may block)
         """Hand one request to the sending thread."""
         self._outgoing.put(request)
 

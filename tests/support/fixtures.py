@@ -1,0 +1,34 @@
+"""Fixtures with a real server, imported by the conftest modules."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.server import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server for all tests that leave it running; each uses collections of its own. It must end with exit code 0."""
+    with ServerProcess(tmp_path_factory.mktemp("server") / "data") as process:
+        yield process
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server for one test, to be killed and restarted at will."""
+    with ServerProcess(tmp_path / "data") as process:
+        yield process
+
+
+@pytest.fixture
+def collection_name() -> str:
+    """A name that no other test uses."""
+    return f"test-{os.urandom(8).hex()}"
