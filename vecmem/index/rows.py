@@ -218,6 +218,11 @@ class RowTable:
         self.versions = _grown(self.versions, size, 0)
 
 
+def row_array(row: int) -> Rows:
+    """One row as an array."""
+    return np.array([row], dtype=np.int64)
+
+
 def _grown(array: Int64Array, size: int, fill: int) -> Int64Array:
     # A new array, not a resize: views of searches under way keep the one they have.
     grown = np.full(size, fill, dtype=np.int64)

@@ -34,7 +34,7 @@ def nearest(arena: Arena, request: SearchRequest, rows: Rows, row_count: int) ->
     else:
         ranks = arena.ranks(request.query, rows)
     threshold = np.partition(ranks, len(ranks) - request.limit)[len(ranks) - request.limit]
-    return rows[ranks >= threshold - arena.rank_slack(request.query)]
+    return np.asarray(rows[ranks >= threshold - arena.rank_slack(request.query)])
 
 
 def best(arena: Arena, request: SearchRequest, candidates: Rows, ids: list[str]) -> tuple[list[int], list[float]]:

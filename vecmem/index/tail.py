@@ -52,7 +52,7 @@ class Tail:
         """A copy of the rows, oldest first."""
         with self._lock:
             rows = self._rows[self._begin : self._end]
-            return rows[rows != _HOLE]
+            return np.asarray(rows[rows != _HOLE])
 
     def first(self, count: int) -> Rows:
         """A copy of the `count` oldest rows, or fewer."""
@@ -60,7 +60,7 @@ class Tail:
             while self._begin < self._end and self._rows[self._begin] == _HOLE:
                 self._begin += 1
             rows = self._rows[self._begin : min(self._begin + count, self._end)]
-            return rows[rows != _HOLE]
+            return np.asarray(rows[rows != _HOLE])
 
     def _compact(self, room: int) -> None:
         rows = self._rows[self._begin : self._end]

@@ -118,18 +118,17 @@ class Collection:
         """Change payloads by ids or by filter: all of them, or none where one would grow over the limit."""
         rows = yield from self._select(command, sequence, time_unix_ms)
         operation = command.WhichOneof("operation")
-        argument = getattr(command, operation)
-        paths = [FieldPath.parse(path, "remove") for path in argument.paths] if operation == "remove" else []
+        paths = [FieldPath.parse(path, "remove") for path in command.remove.paths]
         changed: list[bytes] = []
         for count, row in enumerate(rows, start=1):
             old = self.payloads.get(row)
             try:
                 if operation == "merge_json":
-                    changed.append(merge_payload(old, argument))
+                    changed.append(merge_payload(old, command.merge_json))
                 elif operation == "remove":
                     changed.append(remove_paths(old, paths))
                 else:
-                    changed.append(argument)
+                    changed.append(command.replace_json)
             except (LimitExceededError, InvalidPayloadError) as error:
                 refused = type(error)(f"point {self.rows.ids[row]!r}: {error.message}")
                 return Changes(refused=refused)
@@ -172,7 +171,8 @@ class Collection:
 
     def ids_after(self, point_id: str) -> Iterable[str]:
         """Ids greater than `point_id` in order; the empty string comes before all."""
-        return self.sorted_ids.irange(minimum=point_id or None, inclusive=(False, True))
+        ids: Iterable[str] = self.sorted_ids.irange(minimum=point_id or None, inclusive=(False, True))
+        return ids
 
     def expired_ids(self, now_unix_ms: int, count_max: int) -> list[str]:
         """Ids of up to `count_max` points whose time has come, earliest first; they are reported again until deleted."""

@@ -106,7 +106,7 @@ def vector_parameters(config: collections_pb2.CollectionConfig) -> dict[str, Vec
 
 def _complete_vector(vector: collections_pb2.VectorParams, field: str) -> None:
     _check_range(vector.dimension, 1, limits.DIMENSION_MAX, f"{field}.dimension")
-    if vector.metric not in set(Metric):
+    if vector.metric not in [metric.value for metric in Metric]:
         raise InvalidArgumentError(f"{vector.metric} is not a metric", field=f"{field}.metric")
     if vector.WhichOneof("index") != "flat":
         _complete_hnsw(vector.hnsw, f"{field}.hnsw")

@@ -1,0 +1,160 @@
+"""From a data directory to a state: the newest checkpoint that loads, then the records behind it.
+
+    DATA_DIR/log            the transaction log
+    DATA_DIR/checkpoints    published checkpoints
+
+A damaged checkpoint is passed over for an older one, whose tail the log still holds. Where none is whole, the newest with a readable
+manifest is taken, and the collections that do not load are set aside: they answer with DATA_LOSS, the others serve.
+A log that ends before its checkpoint, or begins behind it, has lost records and is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vecmem.errors import CorruptionError, DataLossError
+from vecmem.log import checkpoints
+from vecmem.log.checkpoints import CheckpointManifest, CheckpointStore
+from vecmem.log.record import LogEntry
+from vecmem.log.rocks import RocksLog
+from vecmem.store import image
+from vecmem.store.state_machine import StateMachine
+
+LOG_DIRECTORY = "log"
+CHECKPOINT_DIRECTORY = "checkpoints"
+RECLAIM_RECORDS = 256
+"""Records replayed between two reclaims of dead rows."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Recovery:
+    """How the data was found. `notes` has one line for whatever was repaired or left out."""
+
+    checkpoint_sequence: int = 0
+    replayed_record_count: int = 0
+    torn_tail_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """An open log and the state after its last record."""
+
+    log: RocksLog
+    state: StateMachine
+    recovery: Recovery
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    state: StateMachine
+    sequence: int
+    running_crc: int
+
+
+def recover(data_dir: Path) -> Recovered:
+    """Open a data directory, or make one.
+
+    Raises CorruptionError, UnsupportedFormatError or UnavailableError (in use); nothing acknowledged is ever dropped.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    recovery = Recovery()
+    store = CheckpointStore(data_dir / CHECKPOINT_DIRECTORY)
+    # The log's lock comes first: leftovers are only leftovers when nobody else is at work here.
+    loaded: _Loaded | None = None
+    newest = next(iter(store.list()), None)
+    verify_from = None if newest is None else checkpoints.sequence_of(newest) + 1
+    log = RocksLog.open(data_dir / LOG_DIRECTORY, verify_from=verify_from)
+    try:
+        store.remove_temporary()
+        loaded = _load_checkpoint(store, recovery)
+        state = StateMachine() if loaded is None else loaded.state
+        sequence = 0 if loaded is None else loaded.sequence
+        _check_continuity(log, sequence, None if loaded is None else loaded.running_crc)
+        recovery.checkpoint_sequence = sequence
+        recovery.torn_tail_bytes = log.report.torn_tail_bytes
+        recovery.notes += log.report.notes
+        for entry in log.read(sequence + 1):
+            replay(state, entry)
+            recovery.replayed_record_count += 1
+            if recovery.replayed_record_count % RECLAIM_RECORDS == 0:
+                for collection in state.collections.values():
+                    collection.reclaim()
+    except BaseException:
+        log.close()
+        raise
+    for note in recovery.notes:
+        _logger.warning("recovery: %s", note)
+    return Recovered(log, state, recovery)
+
+
+def replay(state: StateMachine, entry: LogEntry) -> None:
+    """Apply one record to the end."""
+    for _ in state.apply(entry):
+        pass
+
+
+def load_image(manifest: CheckpointManifest, notes: list[str] | None = None) -> StateMachine:
+    """The state of a checkpoint. Without `notes` any damage raises; with it damaged collections are set aside and noted."""
+    state = image.load_state(manifest)
+    for uid, about in manifest.metadata["collections"].items():
+        try:
+            state.add(image.load_collection(manifest, uid))
+        except DataLossError as error:
+            if notes is None:
+                raise
+            state.damaged[about["name"]] = (int(uid), error.message)
+            notes.append(f"collection {about['name']!r} is damaged and set aside: {error.message}")
+    return state
+
+
+def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
+    """Load an image back, one collection at a time, and compare it with the state. Raises CorruptionError."""
+    loaded = image.load_state(manifest)
+    if len(loaded.deduplication) != len(state.deduplication):
+        raise CorruptionError("the deduplication window came back changed", path=str(manifest.path))
+    for collection in state.collections.values():
+        back = image.load_collection(manifest, str(collection.uid))
+        if back.row_of != collection.row_of:
+            raise CorruptionError(f"collection {collection.name!r} came back changed", path=str(manifest.path))
+
+
+def _load_checkpoint(store: CheckpointStore, recovery: Recovery) -> _Loaded | None:
+    readable: list[CheckpointManifest] = []
+    for path in store.list():
+        try:
+            manifest = checkpoints.load_manifest(path)
+            readable.append(manifest)
+            return _Loaded(load_image(manifest), manifest.sequence, manifest.running_crc)
+        except CorruptionError as error:
+            recovery.notes.append(f"checkpoint {path.name} is damaged: {error.message}")
+    for manifest in readable:
+        try:
+            return _Loaded(load_image(manifest, recovery.notes), manifest.sequence, manifest.running_crc)
+        except CorruptionError as error:
+            recovery.notes.append(f"checkpoint {manifest.path.name} cannot be used at all: {error.message}")
+    return None
+
+
+def _check_continuity(log: RocksLog, sequence: int, running_crc: int | None) -> None:
+    if log.last_sequence < sequence:
+        raise CorruptionError(
+            f"the log ends at sequence {log.last_sequence}, before the checkpoint at {sequence}: records are lost",
+            path=str(log.path),
+        )
+    if log.first_sequence > sequence + 1:
+        raise CorruptionError(
+            f"the log begins at sequence {log.first_sequence}, and the newest checkpoint that can be read reflects "
+            f"{sequence}: records are missing in between",
+            path=str(log.path),
+        )
+    if running_crc is not None and log.running_crc_at(sequence) != running_crc:
+        raise CorruptionError(
+            f"the log's running CRC at sequence {sequence} is {log.running_crc_at(sequence):08x}, the checkpoint's is "
+            f"{running_crc:08x}: they do not belong together",
+            path=str(log.path),
+        )

@@ -1,0 +1,211 @@
+"""Queries: checked, run in threads at a snapshot, and turned into hits.
+
+A query sees the state at one position. The event loop takes the snapshot (a view of the rows and the mask of its filter), a
+thread searches, and the event loop reads the hits' payloads. If a hit of a filtered query has got another payload
+meanwhile, the query runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from vecmem import limits
+from vecmem.errors import InvalidArgumentError, LimitExceededError, PointNotFoundError, VecmemError
+from vecmem.index.filter import CompiledFilter, compile_filter
+from vecmem.index.metric import Float32Array
+from vecmem.index.rows import RowView, row_array
+from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
+from vecmem.store.collection import Collection
+from vecmem.store.reading import PointSelection, compile_selection
+from vecmem.store.shard import Shard
+from vecmem.store.validation import dense_values, query_vector, vector_of
+from vecmem.v1 import common_pb2, points_pb2
+
+ATTEMPTS_IN_THREADS = 4
+"""After so many runs that writes overtook, a query runs on the event loop, where nothing overtakes it."""
+
+AddHit = Callable[[], points_pb2.Hit]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledQuery:
+    """A checked query. `vector` None: that of the point `nearest_id`."""
+
+    collection: Collection
+    index: VectorIndex
+    using: str
+    vector: Float32Array | None
+    nearest_id: str
+    compiled: CompiledFilter | None
+    limit: int
+    offset: int
+    score_threshold: float | None
+    ef: int
+    exact: bool
+    selection: PointSelection
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """One query's part of a run in a thread. `request` None: there is nothing to search for, see `error`."""
+
+    query: CompiledQuery
+    view: RowView | None
+    request: SearchRequest | None
+    error: VecmemError | None = None
+
+    def search(self) -> SearchResult | VecmemError:
+        if self.error is not None or self.request is None or self.view is None:
+            return self.error or VecmemError("a snapshot without a request")
+        return self.query.index.search(self.request, self.view)
+
+
+def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -> CompiledQuery:
+    """Check a query against the state.
+
+    Raises CollectionNotFoundError, CollectionDamagedError or an InvalidArgumentError that names the field.
+    """
+    collection = shard.state.collection(query.collection)
+    if query.WhichOneof("kind") != "nearest":
+        raise InvalidArgumentError("no kind of query is set", field=f"{field}.nearest")
+    parameters = vector_of(collection, query.using, f"{field}.using")
+    vector: Float32Array | None = None
+    encoding: common_pb2.VectorEncoding.ValueType = common_pb2.VECTOR_ENCODING_PACKED
+    match query.nearest.WhichOneof("kind"):
+        case "vector":
+            place = f"{field}.nearest.vector"
+            vector = query_vector(dense_values(query.nearest.vector, place), parameters, place)
+            if query.nearest.vector.dense.values:
+                encoding = common_pb2.VECTOR_ENCODING_VALUES
+        case "id":
+            if not query.nearest.id:
+                raise InvalidArgumentError("is empty", field=f"{field}.nearest.id")
+        case _:
+            raise InvalidArgumentError("neither vector nor id is set", field=f"{field}.nearest")
+    if not query.limit:
+        raise InvalidArgumentError("0 hits wanted; at least 1", field=f"{field}.limit")
+    if query.offset + query.limit > limits.HITS_MAX:
+        raise LimitExceededError(
+            f"offset {query.offset} + limit {query.limit} is more than {limits.HITS_MAX}", field=f"{field}.limit"
+        )
+    if query.params.ef > limits.EF_MAX:
+        raise LimitExceededError(f"{query.params.ef} is more than {limits.EF_MAX}", field=f"{field}.params.ef")
+    threshold = query.score_threshold if query.HasField("score_threshold") else None
+    if threshold is not None and math.isnan(threshold):
+        raise InvalidArgumentError("is NaN", field=f"{field}.score_threshold")
+    return CompiledQuery(
+        collection=collection,
+        index=collection.vectors[query.using],
+        using=query.using,
+        vector=vector,
+        nearest_id=query.nearest.id if vector is None else "",
+        compiled=compile_filter(query.filter, f"{field}.filter") if query.HasField("filter") else None,
+        limit=query.limit,
+        offset=query.offset,
+        score_threshold=threshold,
+        ef=query.params.ef,
+        exact=query.params.exact,
+        selection=compile_selection(
+            collection,
+            query.with_payload if query.HasField("with_payload") else None,
+            query.with_vectors if query.HasField("with_vectors") else None,
+            request_encoding=encoding,
+            field=f"{field}.",
+        ),
+    )
+
+
+async def run_queries(
+    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]]
+) -> tuple[int, list[VecmemError | None]]:
+    """Run queries at one snapshot and fill a message from each one's `AddHit` for every hit, best first.
+
+    Returns the sequence that the hits reflect and, for each query, why it failed.
+    """
+    for attempt in range(ATTEMPTS_IN_THREADS + 1):
+        await _prepare_filters(shard, queries)
+        sequence = shard.applied_sequence
+        now_unix_ms = shard.clock.now_unix_ms()
+        tickets = [(query.collection.rows.readers, query.collection.rows.readers.begin()) for query, _ in queries]
+        try:
+            snapshots = [_take_snapshot(query, sequence, now_unix_ms) for query, _ in queries]
+            if attempt < ATTEMPTS_IN_THREADS:
+                results = await asyncio.get_running_loop().run_in_executor(executor, _search_all, snapshots)
+                await shard.settled()
+            else:
+                results = _search_all(snapshots)
+            if any(map(_was_overtaken, snapshots, results)):
+                continue
+            errors = [
+                _fill(snapshot, result, add_hit)
+                for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
+            ]
+            return sequence, errors
+        finally:
+            for readers, ticket in tickets:
+                readers.end(ticket)
+    raise AssertionError("the last attempt cannot be overtaken")
+
+
+async def _prepare_filters(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
+    """Return with every column that the filters read complete, and no record half applied."""
+    await shard.settled()
+    for query, _ in queries:
+        if query.compiled is not None:
+            await shard.ensure_columns(query.collection, query.compiled)
+
+
+def _take_snapshot(query: CompiledQuery, sequence: int, now_unix_ms: int) -> _Snapshot:
+    collection = query.collection
+    vector = query.vector
+    if vector is None:
+        row = collection.find(query.nearest_id, now_unix_ms)
+        if row is None or not query.index.arena.present(row + 1)[row]:
+            what = "no point" if row is None else f"no vector {query.using!r} in point"
+            return _Snapshot(query, None, None, PointNotFoundError(f"there is {what} {query.nearest_id[:200]!r}"))
+        vector = query.index.arena.gather(row_array(row))[0]
+    request = SearchRequest(
+        query=vector,
+        # The point itself comes first among its own neighbours and is taken out again.
+        limit=query.offset + query.limit + bool(query.nearest_id),
+        allowed=None if query.compiled is None else collection.filter_mask(query.compiled),
+        ef=query.ef,
+        exact=query.exact,
+    )
+    return _Snapshot(query, collection.view(sequence, now_unix_ms), request)
+
+
+def _search_all(snapshots: Sequence[_Snapshot]) -> list[SearchResult | VecmemError]:
+    return [snapshot.search() for snapshot in snapshots]
+
+
+def _was_overtaken(snapshot: _Snapshot, result: SearchResult | VecmemError) -> bool:
+    """Whether a hit's payload was changed after the snapshot, so that it may not match the filter any more."""
+    if isinstance(result, VecmemError) or snapshot.view is None or snapshot.query.compiled is None:
+        return False
+    versions = snapshot.query.collection.rows.versions
+    return any(versions[row] > snapshot.view.sequence for row in result.rows)
+
+
+def _fill(snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddHit) -> VecmemError | None:
+    if isinstance(result, VecmemError):
+        return result
+    query = snapshot.query
+    ids = query.collection.rows.ids
+    hits = list(zip(result.rows, result.scores, strict=True))
+    if query.nearest_id:
+        hits = [hit for hit in hits if ids[hit[0]] != query.nearest_id]
+    if query.score_threshold is not None:
+        if query.index.arena.metric.higher_is_nearer:
+            hits = [hit for hit in hits if hit[1] >= query.score_threshold]
+        else:
+            hits = [hit for hit in hits if hit[1] <= query.score_threshold]
+    for row, score in hits[query.offset : query.offset + query.limit]:
+        hit = add_hit()
+        hit.score = score
+        query.selection.fill(hit.point, query.collection, row)
+    return None
