@@ -30,7 +30,7 @@ def nobody():
         yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("names", all_commands(), ids=" ".join)
+@pytest.mark.parametrize("names", list(all_commands()), ids=" ".join)
 def test_every_command_explains_itself_and_takes_json(vecmem, names):
     result = vecmem(*names, "--help")
     assert result.code == 0

@@ -1,0 +1,183 @@
+"""The scenarios run end to end on a small part of the slice, report what was promised, and leave nothing behind."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bench import demo
+from bench.datasets import load
+from bench.server import Server, ServerError, work_directory
+from vecmem_client import Client
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SLICE = ROOT / "bench" / "data"
+ROWS = 400
+
+FIGURES = {
+    "recall_at_10": "ratio",
+    "latency_ms_p50_1_caller": "ms",
+    "latency_ms_p99_1_caller": "ms",
+    "qps_4_callers": "1/s",
+    "ingest_points_per_second": "1/s",
+    "graph_complete_seconds": "s",
+    "restart_seconds": "s",
+    "durable_upsert_ms_p50": "ms",
+    "durable_upsert_ms_p99": "ms",
+    "rss_bytes_per_point": "bytes",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The first rows of the slice, in a directory of its form; questions that they answer come first."""
+    directory = tmp_path_factory.mktemp("slice")
+    lines = gzip.decompress((SLICE / "packages.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    (directory / "packages.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:ROWS])))
+    np.save(directory / "package_vectors.npy", np.load(SLICE / "package_vectors.npy")[:ROWS])
+    for name in ("questions.jsonl", "question_vectors.npy"):
+        (directory / name).write_bytes((SLICE / name).read_bytes())
+    return directory
+
+
+def bench(*arguments, **options):
+    command = [sys.executable, "-m", "bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, **options)
+
+
+def test_ann_prints_one_json_object_with_every_figure(small, tmp_path):
+    done = bench(
+        *("ann", "--dataset", small, "--json", "--queries", 100, "--callers", 4, "--upserts", 20),
+        *("--work-dir", tmp_path / "work"),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert list(document) == ["scenario", "version", "started_at", "machine", "parameters", "figures"]
+    assert document["scenario"] == "ann"
+    assert set(document["machine"]) == {"cores", "cpu", "memory_gib"}
+    assert document["parameters"]["points"] == ROWS
+    figures = {(figure["system"], figure["name"]): figure for figure in document["figures"]}
+    assert len(figures) == len(document["figures"])
+    for name, unit in FIGURES.items():
+        assert figures["vecmem", name]["unit"] == unit
+    positive = FIGURES.keys() - {"rss_bytes_per_point"}
+    assert all(figures["vecmem", name]["value"] > 0 for name in positive)
+    assert figures["vecmem", "recall_at_10"]["value"] > 0.9
+    assert figures["hnswlib", "recall_at_10"]["value"] > 0.9
+    assert figures["grpcio", "empty_call_ms_p50_1_caller"]["unit"] == "ms"
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_demo_shows_what_it_promises_and_exits_0(small, tmp_path):
+    done = bench("demo", "--dataset", small, "--work-dir", tmp_path / "work", env=os.environ | {"COLUMNS": "160"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    for promised in (
+        "recall@10 against exact search",
+        "p99",
+        "Killed.",
+        "first answer after",
+        "98 of 98 questions, asked exactly, have the same answers",
+        "0 of ",
+        "All of it held.",
+    ):
+        assert promised in done.stdout
+    assert f"{ROWS}/{ROWS}" in done.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def servers_below(directory: Path) -> list[int]:
+    """Processes that were started with a data directory below this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if str(directory).encode() in command and b"serve" in command:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_ends_its_server_when_it_is_interrupted(small, tmp_path, number):
+    command = [sys.executable, "-m", "bench", "demo", "--dataset", small, "--work-dir", tmp_path / "work"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("serves on" in line for line in process.stdout)
+        assert len(servers_below(tmp_path)) == 1
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    assert servers_below(tmp_path) == []
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_demo_notices_other_answers_and_missing_points(small, tmp_path):
+    whole = load(small)
+    with Server(tmp_path / "data") as server:
+        server.start()
+        with Client(server.address) as client:
+            console = Console(file=io.StringIO())
+            demo._load(console, client, whole)
+            before = demo._ask(client, whole)
+            journal = demo._Journal(server.address)
+            client.upsert(demo.JOURNAL, [demo.Point("entry-000000", [0.0, 1.0])])
+            journal.acknowledged = ["entry-000000"]
+            assert demo._compare(console, client, whole, before, journal) == []
+
+            other = [before[0][1:], *before[1:]]
+            (failure,) = demo._compare(console, client, whole, other, journal)
+            assert "1 of 98 questions have other answers" in failure
+            journal.acknowledged = ["entry-000000", "entry-000001"]
+            (failure,) = demo._compare(console, client, whole, before, journal)
+            assert "entry-000001" in failure
+            more = replace(whole, ids=[*whole.ids, "lost"])
+            journal.acknowledged = ["entry-000000"]
+            (failure,) = demo._compare(console, client, more, before, journal)
+            assert "lost" in failure
+            journal.acknowledged = []
+            (failure,) = demo._compare(console, client, whole, before, journal)
+            assert "no point was acknowledged" in failure
+
+
+def test_a_demo_without_questions_fails(tmp_path, small):
+    data = load(small)
+    import h5py
+
+    with h5py.File(tmp_path / "x-angular.hdf5", "w") as file:
+        file["train"], file["test"] = data.vectors[:10], data.vectors[:1]
+    done = bench("demo", "--dataset", tmp_path / "x-angular.hdf5", "--work-dir", tmp_path / "work")
+    assert done.returncode == 1
+    assert "no questions" in done.stdout
+
+
+def test_a_server_that_does_not_start_is_an_error_with_its_last_words(tmp_path):
+    (tmp_path / "data").write_text("a file where the directory should be")
+    with Server(tmp_path / "data") as server, pytest.raises(ServerError, match="did not start"):
+        server.start()
+
+
+def test_a_work_directory_goes_again_and_spares_what_was_there(tmp_path):
+    with work_directory(tmp_path / "new") as directory:
+        assert directory.parent == tmp_path / "new"
+        (directory / "file").write_text("x")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with work_directory(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").is_dir()

@@ -1,0 +1,127 @@
+"""The commands on collections and points do what their names say, as JSON and as tables."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+POINTS = [
+    {"id": "north", "vector": [0, 1], "kind": "pole", "rank": 1},
+    {"id": "east", "vector": [1, 0], "kind": "side", "rank": 2},
+    {"id": "northeast", "vector": [1, 1], "kind": "corner", "rank": 3},
+]
+
+
+@pytest.fixture
+def filled(ask, collection_name, tmp_path):
+    """A collection with POINTS."""
+    path = tmp_path / "points.jsonl"
+    path.write_text("".join(json.dumps(point) + "\n" for point in POINTS))
+    ask("import", path, "--collection", collection_name, "--create")
+    return collection_name
+
+
+def ids(document, key):
+    return [each["id"] for each in document[key]]
+
+
+def test_a_collection_lives_from_create_to_delete(ask, refused, collection_name):
+    made = ask(
+        *("collections", "create", collection_name, "--dimension", 3, "--metric", "dot", "--m", 8, "--ef", 50),
+        *("--vector", "title:4", "--description", "first"),
+    )
+    assert made["vector"] == {
+        "dimension": 3,
+        "metric": "dot",
+        "index": {"m": 8, "ef_construction": 200, "ef": 50},
+    }
+    assert made["vectors"]["title"]["dimension"] == 4
+    assert ask("collections", "get", collection_name) == made
+    assert made in ask("collections", "list")["collections"]
+    assert refused("collections", "create", collection_name, "--dimension", 3).error["reason"] == "COLLECTION_EXISTS"
+
+    changed = ask("collections", "update", collection_name, "--ef", 99)
+    assert changed["vector"]["index"] == {"m": 8, "ef_construction": 200, "ef": 99}
+    assert changed["description"] == "first"
+    changed = ask("collections", "update", collection_name, "--using", "title", "--m", 6, "--description", "second")
+    assert changed["vectors"]["title"]["index"]["m"] == 6
+    assert changed["vector"]["index"]["m"] == 8
+    assert changed["description"] == "second"
+
+    assert ask("collections", "stats", collection_name)["point_count"] == 0
+    assert ask("collections", "delete", collection_name, "--yes")["deleted_count"] == 0
+    gone = refused("collections", "get", collection_name)
+    assert (gone.code, gone.error["reason"]) == (1, "COLLECTION_NOT_FOUND")
+
+
+def test_a_flat_collection(ask, collection_name):
+    assert ask("collections", "create", collection_name, "--dimension", 2, "--flat")["vector"]["index"] == {}
+
+
+def test_query_by_vector_by_id_and_by_row_of_a_file(ask, filled, tmp_path):
+    assert ids(ask("query", filled, "--vector", "[0.1, 1]"), "hits") == ["north", "northeast", "east"]
+    assert ids(ask("query", filled, "--id", "north", "--limit", 1), "hits") == ["northeast"]
+    np.save(tmp_path / "q.npy", np.array([[0, 1], [1, 0]], dtype=np.float16))
+    document = ask("query", filled, "--vector-file", tmp_path / "q.npy", "--row", 1, "--exact", "--with-vectors")
+    best = document["hits"][0]
+    assert (best["id"], best["payload"]) == ("east", {"kind": "side", "rank": 2})
+    assert best["score"] == pytest.approx(1)
+    assert best["vector"] == pytest.approx([1, 0])
+
+
+def test_query_takes_filter_offset_threshold_and_effort(ask, filled):
+    condition = json.dumps({"field": {"path": "rank", "numberRange": {"gte": {"integer": "2"}}}})
+    hits = ask("query", filled, "--vector", "[0, 1]", "--filter", condition, "--ef", 10)
+    assert ids(hits, "hits") == ["northeast", "east"]
+    assert ids(ask("query", filled, "--vector", "[0, 1]", "--offset", 1, "--limit", 1), "hits") == ["northeast"]
+    assert ids(ask("query", filled, "--vector", "[0, 1]", "--score-threshold", 0.9), "hits") == ["north"]
+
+
+def test_a_row_beyond_the_file_is_wrong_usage(refused, filled, tmp_path):
+    np.save(tmp_path / "q.npy", np.zeros((1, 2)))
+    assert refused("query", filled, "--vector-file", tmp_path / "q.npy", "--row", 1).code == 2
+
+
+def test_what_the_server_refuses_comes_with_its_reason(refused, filled):
+    result = refused("query", filled, "--vector", "[1, 2, 3]")
+    assert (result.code, result.error["reason"]) == (1, "DIMENSION_MISMATCH")
+    assert refused("query", filled, "--id", "nobody").error["reason"] == "POINT_NOT_FOUND"
+
+
+def test_get_scroll_count_and_delete(ask, filled):
+    assert ids(ask("get", filled, "east", "nobody", "north"), "points") == ["east", "north"]
+    assert ids(ask("scroll", filled), "points") == ["east", "north", "northeast"]
+    assert ids(ask("scroll", filled, "--limit", 2), "points") == ["east", "north"]
+    poles = '{"field": {"path": "kind", "match": {"keyword": "pole"}}}'
+    assert ids(ask("scroll", filled, "--filter", poles), "points") == ["north"]
+    assert ask("count", filled, "--filter", poles) == {"count": 1}
+    assert ask("delete", filled, "--filter", poles, "--yes")["deleted_count"] == 1
+    assert ask("delete", filled, "east", "nobody")["deleted_count"] == 1
+    assert ask("count", filled) == {"count": 1}
+    assert ask("delete", filled, "--all", "--yes")["deleted_count"] == 1
+
+
+def test_people_get_tables(vecmem, server, filled):
+    def table(*arguments):
+        result = vecmem("--address", server.address, *arguments)
+        assert (result.code, result.stderr) == (0, "")
+        return result.stdout
+
+    hits = table("query", filled, "--vector", "[0, 1]").splitlines()
+    assert any("north" in line and "1.0000" in line and '"pole"' in line for line in hits)
+    assert "hnsw m=16" in table("collections", "get", filled)
+    assert any(filled in line and " 3 " in line for line in table("collections", "list").splitlines())
+    assert "in tail" in table("collections", "stats", filled)
+    assert "log_last_sequence" in table("info")
+
+
+def test_info_and_checkpoint_tell_of_the_server(ask, filled):
+    published = ask("checkpoint")
+    assert published["size_bytes"] > 0
+    info = ask("info")
+    assert info["checkpoint_sequence"] >= published["sequence"] > 0
+    assert info["log_last_sequence"] >= published["sequence"]
+    assert info["collection_count"] >= 1
+    assert info["recovery"]["torn_tail_bytes"] == 0
