@@ -260,7 +260,7 @@ async def test_closing_cancels_what_is_under_way(own_server, make_client):
 
 async def test_every_refusal_has_its_class(client, collection):
     """Reasons that a caller can bring about on purpose, from the server itself."""
-    await client.upsert(collection, [Point("a", NEAR)], request_id="once")
+    await client.upsert(collection, [Point("a", NEAR)], request_id=f"{collection}-once")
     ahead = Position(0, 2**40)
     for refusal, call in [
         (CollectionNotFoundError, client.count("no-such-collection")),
@@ -276,7 +276,7 @@ async def test_every_refusal_has_its_class(client, collection):
         (LimitExceededError, client.query(collection, NEAR, limit=10_001)),
         (PointNotFoundError, client.query(collection, id="nobody")),
         (PositionAheadError, client.count(collection, min_position=ahead)),
-        (RequestIdReusedError, client.upsert(collection, [Point("b", NEAR)], request_id="once")),
+        (RequestIdReusedError, client.upsert(collection, [Point("b", NEAR)], request_id=f"{collection}-once")),
     ]:
         with pytest.raises(refusal) as caught:
             await call
