@@ -110,22 +110,14 @@ def points(messages: Iterable[points_pb2.Point]) -> list[StoredPoint]:
     ]
 
 
-def hits(messages: Iterable[points_pb2.Hit]) -> list[Hit]:
-    """Return hits; payloads stay undecoded until somebody looks."""
+def hits(messages: Iterable[points_pb2.Hit], *, with_vectors: bool) -> list[Hit]:
+    """Return hits; payloads stay undecoded until somebody looks, and vectors are looked for only where asked for."""
     result = []
     for message in messages:
         point = message.point
-        result.append(
-            Hit(
-                point.id,
-                point.version,
-                point.payload_json,
-                _vector(point),
-                _vectors(point),
-                _expiry(point),
-                message.score,
-            )
-        )
+        expires_at = decode_time(point.expires_at) if point.HasField("expires_at") else None
+        vector, vectors = (_vector(point), _vectors(point)) if with_vectors else (None, {})
+        result.append(Hit(point.id, point.version, point.payload_json, vector, vectors, expires_at, message.score))
     return result
 
 
@@ -148,7 +140,7 @@ def outcomes(
                 raise error
             results.append(error)
         else:
-            results.append(hits(message.result.hits))
+            results.append(hits(message.result.hits, with_vectors=True))
     return results
 
 

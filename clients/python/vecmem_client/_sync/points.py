@@ -235,7 +235,8 @@ class PointMethods(Base):
             with_vectors,
         )
         _requests.set_read(request, min_position)
-        return _replies.hits((self._call(_methods.QUERY, request, timeout_seconds)).hits)
+        reply = self._call(_methods.QUERY, request, timeout_seconds)
+        return _replies.hits(reply.hits, with_vectors=with_vectors is not False)
 
     @overload
     def query_batch(
