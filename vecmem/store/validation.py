@@ -131,13 +131,15 @@ class _Column:
             raise InvalidVectorError(problem, field=f"points[{self.indexes[index]}].{self.label}")
 
 
-def upsert_command(collection: Collection, points: Sequence[points_pb2.Point]) -> command_pb2.UpsertPoints:
-    """Check points against the collection and put them into columns; the last of several with the same id stays."""
+def upsert_command(
+    collection: Collection, points: Sequence[points_pb2.Point], command: command_pb2.UpsertPoints
+) -> None:
+    """Check points against the collection and fill a command; the last of several points with the same id stays."""
     if not points:
         raise InvalidArgumentError("carries no point", field="points")
     if len(points) > limits.POINTS_PER_REQUEST_MAX:
         raise LimitExceededError(f"{len(points)} points, more than {limits.POINTS_PER_REQUEST_MAX}", field="points")
-    command = command_pb2.UpsertPoints(collection_uid=collection.uid)
+    command.collection_uid = collection.uid
     columns: dict[str, _Column] = {}
     last_index: dict[str, int] = {}
     for index, point in enumerate(points):
@@ -152,20 +154,22 @@ def upsert_command(collection: Collection, points: Sequence[points_pb2.Point]) -
             stored.expected_version = point.expected_version
     for column in columns.values():
         column.check()
-    kept = range(len(points))
     if len(last_index) < len(points):
-        chosen = sorted(last_index.values())
-        stays = [command.points[index] for index in chosen]
-        command = command_pb2.UpsertPoints(collection_uid=collection.uid, points=stays)
-        place = {index: new for new, index in enumerate(chosen)}
-        for column in columns.values():
-            pairs = [(place[i], row) for i, row in zip(column.indexes, column.rows, strict=True) if i in place]
-            column.indexes, column.rows = [new for new, _ in pairs], [row for _, row in pairs]
-        kept = range(len(chosen))
+        _drop_superseded(command, columns, sorted(last_index.values()))
     for name, column in columns.items():
-        everywhere = len(column.indexes) == len(kept)
+        everywhere = len(column.indexes) == len(command.points)
         command.vectors.add(name=name, point_indexes=[] if everywhere else column.indexes, rows=b"".join(column.rows))
-    return command
+
+
+def _drop_superseded(command: command_pb2.UpsertPoints, columns: dict[str, _Column], kept: Sequence[int]) -> None:
+    """Leave only the points at the indexes `kept`, rising."""
+    points = [command.points[index] for index in kept]
+    del command.points[:]
+    command.points.extend(points)
+    place = {index: new for new, index in enumerate(kept)}
+    for column in columns.values():
+        pairs = [(place[i], row) for i, row in zip(column.indexes, column.rows, strict=True) if i in place]
+        column.indexes, column.rows = [new for new, _ in pairs], [row for _, row in pairs]
 
 
 def delete_command(collection: Collection, request: points_pb2.DeleteRequest) -> command_pb2.DeletePoints:

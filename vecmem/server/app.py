@@ -1,0 +1,137 @@
+"""The server process: recover, listen, serve until SIGTERM, drain, exit.
+
+`serve` listens only when the data is whole and every answer is possible, and returns only when every call was answered or
+its grace was over, a last checkpoint is written and the log is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.metadata
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from threadpoolctl import threadpool_limits
+
+from vecmem import limits
+from vecmem.clock import Clock, SystemClock
+from vecmem.config import Settings
+from vecmem.errors import ConfigurationError
+from vecmem.server.admin_servicer import AdminServicer, ServerFacts
+from vecmem.server.collection_servicer import CollectionServicer
+from vecmem.server.point_servicer import PointServicer
+from vecmem.store.recovery import Recovered, recover
+from vecmem.store.shard import Shard
+from vecmem.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    collections_pb2,
+    collections_pb2_grpc,
+    points_pb2,
+    points_pb2_grpc,
+)
+
+MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+KEEPALIVE_INTERVAL_MS_MIN = 10_000
+GC_THRESHOLDS = (50_000, 50, 100)
+"""Points live in few large containers; the collector's default pace would walk over them for nothing."""
+
+_logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str], None], clock: Clock | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `on_ready` gets the bound address.
+
+    Raises DataLossError and UnavailableError for the data directory, ConfigurationError for the address.
+    """
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # One search is one thread's work; BLAS threads would fight over the cores with the other searches.
+    with threadpool_limits(limits=1):
+        recovered = recover(settings.data_dir)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        uvloop.run(_serve(recovered, settings, on_ready, clock or SystemClock()))
+
+
+async def _serve(recovered: Recovered, settings: Settings, on_ready: Callable[[str], None], clock: Clock) -> None:
+    shard = Shard(recovered, settings, clock)
+    async with shard.closing():
+        threads = settings.search_threads or os.cpu_count() or 1
+        with ThreadPoolExecutor(threads, "vecmem-search") as search_executor:
+            server = grpc.aio.server(options=_options())
+            started_at_unix_ms = _process_started_at_unix_ms()
+            facts = ServerFacts(
+                importlib.metadata.version("vecmem"), started_at_unix_ms, time.time() * 1e3 - started_at_unix_ms
+            )
+            collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), server)
+            points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, search_executor), server)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), server)
+            names = [
+                module.DESCRIPTOR.services_by_name[service].full_name
+                for module, service in (
+                    (collections_pb2, "CollectionService"),
+                    (points_pb2, "PointService"),
+                    (admin_pb2, "AdminService"),
+                )
+            ]
+            healthy = health.aio.HealthServicer()
+            health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+            reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            for name in ("", *names):
+                await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+            address = await _listen(server, settings.listen)
+            stop = asyncio.Event()
+            for signal_number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+            on_ready(address)
+            await stop.wait()
+            _logger.info("draining, for %g s at most", settings.grace_seconds)
+            await healthy.enter_graceful_shutdown()
+            await server.stop(settings.grace_seconds)
+
+
+async def _listen(server: grpc.aio.Server, listen: str) -> str:
+    host = listen.rpartition(":")[0]
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {listen}: {error}", key="listen") from error
+    await server.start()
+    return f"{host}:{port}"
+
+
+def _options() -> list[tuple[str, int]]:
+    message_bytes = limits.MESSAGE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES
+    return [
+        ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", message_bytes),
+        # Two servers on one port would each hold half of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_INTERVAL_MS_MIN),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _process_started_at_unix_ms() -> int:
+    try:
+        clock_ticks = os.sysconf("SC_CLK_TCK")
+        with open("/proc/self/stat") as stat:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+        uptime_seconds = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return int((time.time() - (uptime_seconds - ticks / clock_ticks)) * 1000)
+    except (OSError, AttributeError):
+        # No /proc: this module was imported about when the process started.
+        return _IMPORTED_AT_UNIX_MS
+
+
+_IMPORTED_AT_UNIX_MS = int(time.time() * 1000)

@@ -1,0 +1,100 @@
+"""What every RPC has in common: errors become statuses, expired deadlines are dropped, replies carry a header."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from vecmem.errors import DeadlineExceededError, VecmemError
+from vecmem.server.error_table import abort
+from vecmem.store.shard import Shard
+from vecmem.store.v1 import command_pb2
+from vecmem.store.validation import check_request_id, request_fingerprint
+from vecmem.v1 import common_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+S = TypeVar("S")
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+_logger = logging.getLogger(__name__)
+
+
+def unary(method: Callable[[S, Q, Context], Awaitable[R]]) -> Callable[[S, Q, Context], Awaitable[R]]:
+    """Make a unary servicer method: it raises VecmemError, the caller gets the status."""
+
+    @functools.wraps(method)
+    async def call(self: S, request: Q, context: Context) -> R:
+        try:
+            check_deadline(context)
+            return await method(self, request, context)
+        except VecmemError as error:
+            await abort(context, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
+            await _abort_unexpected(method.__qualname__, context, error)
+        raise AssertionError("abort raises")
+
+    return call
+
+
+def streaming(
+    method: Callable[[S, AsyncIterator[Q], Context], AsyncIterator[R]],
+) -> Callable[[S, AsyncIterator[Q], Context], AsyncIterator[R]]:
+    """Make a streaming servicer method, in the same way."""
+
+    @functools.wraps(method)
+    async def call(self: S, requests: AsyncIterator[Q], context: Context) -> AsyncIterator[R]:
+        try:
+            check_deadline(context)
+            async for response in method(self, requests, context):
+                yield response
+        except VecmemError as error:
+            await abort(context, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
+            await _abort_unexpected(method.__qualname__, context, error)
+
+    return call
+
+
+def check_deadline(context: Context) -> None:
+    """Raises DeadlineExceededError when nobody waits for the answer any more."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise DeadlineExceededError("the deadline had passed before the work began")
+
+
+def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
+    """The first field of every reply."""
+    return common_pb2.ResponseHeader(
+        position=common_pb2.Position(sequence=sequence), server_time_unix_ms=shard.clock.now_unix_ms()
+    )
+
+
+async def begin_read(shard: Shard, read: common_pb2.ReadOptions) -> int:
+    """Wait until the state may be read; returns the sequence that it reflects. Raises PositionAheadError."""
+    await shard.at_least(read.min_position.sequence)
+    return shard.applied_sequence
+
+
+async def write(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> command_pb2.CommandResult:
+    """Answer a repeated request from memory; else check it with `build`, which fills the command, and make it durable."""
+    request_id = request.write.request_id
+    command = command_pb2.Command(request_id=request_id)
+    if request_id:
+        check_request_id(request_id)
+        await shard.settled()
+        command.request_fingerprint = request_fingerprint(request)
+        repeated = shard.repeated(request_id, command.request_fingerprint)
+        if repeated is not None:
+            return repeated
+    build(command)
+    return await shard.write(command)
+
+
+async def _abort_unexpected(where: str, context: Context, error: Exception) -> None:
+    _logger.error("%s failed", where, exc_info=error)
+    await abort(context, VecmemError(f"internal error: {error!r}"))

@@ -1,0 +1,158 @@
+"""CollectionService: see proto/vecmem/v1/collections.proto for what it promises."""
+
+from __future__ import annotations
+
+from vecmem import limits
+from vecmem.errors import CollectionNotFoundError
+from vecmem.server import calls
+from vecmem.server.calls import Context, unary
+from vecmem.store import configuration, reading
+from vecmem.store.collection import Collection
+from vecmem.store.shard import Shard
+from vecmem.store.v1 import command_pb2
+from vecmem.v1 import collections_pb2 as api
+from vecmem.v1 import collections_pb2_grpc
+
+
+class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
+    """Collections of one shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    @unary
+    async def CreateCollection(
+        self,
+        request: api.CreateCollectionRequest,
+        context: Context,
+    ) -> api.CreateCollectionResponse:
+        """See the proto."""
+
+        def build(command: command_pb2.Command) -> None:
+            configuration.check_collection_name(request.name)
+            command.create_collection.name = request.name
+            command.create_collection.config.CopyFrom(configuration.complete_config(request.config))
+
+        result = await calls.write(self._shard, request, build)
+        return api.CreateCollectionResponse(
+            header=calls.header(self._shard, result.sequence), collection=self._by_uid(result.sequence, request.name)
+        )
+
+    @unary
+    async def GetCollection(
+        self,
+        request: api.GetCollectionRequest,
+        context: Context,
+    ) -> api.GetCollectionResponse:
+        """See the proto."""
+        sequence = await calls.begin_read(self._shard, request.read)
+        state = self._shard.state
+        described = (
+            _damaged(request.name, *state.damaged[request.name])
+            if request.name in state.damaged
+            else _describe(state.collection(request.name))
+        )
+        return api.GetCollectionResponse(header=calls.header(self._shard, sequence), collection=described)
+
+    @unary
+    async def ListCollections(
+        self,
+        request: api.ListCollectionsRequest,
+        context: Context,
+    ) -> api.ListCollectionsResponse:
+        """See the proto."""
+        sequence = await calls.begin_read(self._shard, request.read)
+        page_size = reading.page_size_or_default(request.page_size, limits.COLLECTION_PAGE_SIZE_MAX)
+        after = reading.decode_page_token(request.page_token, "collections", [])
+        state = self._shard.state
+        names = sorted(name for name in (*state.collections, *state.damaged) if name > after)
+        page = names[:page_size]
+        return api.ListCollectionsResponse(
+            header=calls.header(self._shard, sequence),
+            collections=[
+                _describe(state.collections[name])
+                if name in state.collections
+                else _damaged(name, *state.damaged[name])
+                for name in page
+            ],
+            next_page_token=reading.encode_page_token("collections", [], page[-1]) if len(names) > page_size else "",
+        )
+
+    @unary
+    async def UpdateCollection(
+        self,
+        request: api.UpdateCollectionRequest,
+        context: Context,
+    ) -> api.UpdateCollectionResponse:
+        """See the proto."""
+
+        def build(command: command_pb2.Command) -> None:
+            collection = self._shard.state.collection(request.name)
+            command.update_collection.collection_uid = collection.uid
+            command.update_collection.config.CopyFrom(configuration.updated_config(collection.config, request))
+
+        result = await calls.write(self._shard, request, build)
+        return api.UpdateCollectionResponse(
+            header=calls.header(self._shard, result.sequence),
+            collection=_describe(self._shard.state.collection(request.name)),
+        )
+
+    @unary
+    async def DeleteCollection(
+        self,
+        request: api.DeleteCollectionRequest,
+        context: Context,
+    ) -> api.DeleteCollectionResponse:
+        """See the proto."""
+
+        def build(command: command_pb2.Command) -> None:
+            command.delete_collection.collection_uid = self._shard.state.collection(request.name).uid
+
+        result = await calls.write(self._shard, request, build)
+        return api.DeleteCollectionResponse(
+            header=calls.header(self._shard, result.sequence), deleted_point_count=result.deleted_count
+        )
+
+    @unary
+    async def GetCollectionStats(
+        self,
+        request: api.GetCollectionStatsRequest,
+        context: Context,
+    ) -> api.GetCollectionStatsResponse:
+        """See the proto."""
+        sequence = await calls.begin_read(self._shard, request.read)
+        collection = self._shard.state.collection(request.name)
+        stats = api.CollectionStats(
+            point_count=reading.count(collection, None, sequence, self._shard.clock.now_unix_ms()),
+            payload_bytes=collection.payloads.payload_bytes,
+        )
+        for name, index in collection.vectors.items():
+            counts = index.statistics()
+            stats.vectors[name].CopyFrom(
+                api.VectorStats(
+                    vector_count=counts.vector_count,
+                    graph_row_count=counts.graph_row_count,
+                    tail_row_count=counts.tail_row_count,
+                    graph_deleted_row_count=counts.graph_deleted_row_count,
+                    rebuilding=counts.rebuilding,
+                    arena_bytes=counts.arena_bytes,
+                    graph_bytes=counts.graph_bytes,
+                )
+            )
+        return api.GetCollectionStatsResponse(header=calls.header(self._shard, sequence), stats=stats)
+
+    def _by_uid(self, uid: int, name: str) -> api.Collection:
+        collection = self._shard.state.by_uid.get(uid)
+        if collection is None:
+            raise CollectionNotFoundError(f"collection {name!r} was created and has been deleted since")
+        return _describe(collection)
+
+
+def _describe(collection: Collection) -> api.Collection:
+    described = api.Collection(name=collection.name, config=collection.config, uid=collection.uid)
+    described.created_at.FromMilliseconds(collection.created_at_unix_ms)
+    return described
+
+
+def _damaged(name: str, uid: int, damage: str) -> api.Collection:
+    return api.Collection(name=name, uid=uid, damage=damage)

@@ -1,0 +1,256 @@
+"""PointService: see proto/vecmem/v1/points.proto for what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+
+from vecmem import limits
+from vecmem.errors import InvalidArgumentError, LimitExceededError, VecmemError
+from vecmem.index.filter import CompiledFilter, compile_filter
+from vecmem.server import calls
+from vecmem.server.calls import Context, streaming, unary
+from vecmem.server.error_table import error_message
+from vecmem.store import reading, search, validation
+from vecmem.store.shard import Shard
+from vecmem.store.v1 import command_pb2
+from vecmem.v1 import points_pb2 as api
+from vecmem.v1 import points_pb2_grpc
+
+
+class PointServicer(points_pb2_grpc.PointServiceServicer):
+    """Points of one shard. `search_executor` runs searches."""
+
+    def __init__(self, shard: Shard, search_executor: Executor) -> None:
+        self._shard = shard
+        self._search_executor = search_executor
+
+    # -- writing ----------------------------------------------------------------------------------------------------------
+
+    @unary
+    async def Upsert(self, request: api.UpsertRequest, context: Context) -> api.UpsertResponse:
+        """See the proto."""
+        result = await self._upsert(request.collection, request)
+        return api.UpsertResponse(
+            header=calls.header(self._shard, result.sequence),
+            version=result.sequence,
+            inserted_count=result.inserted_count,
+            updated_count=result.updated_count,
+            conflicts=_conflicts(result),
+        )
+
+    @streaming
+    async def UpsertStream(
+        self,
+        requests: AsyncIterator[api.UpsertStreamRequest],
+        context: Context,
+    ) -> AsyncIterator[api.UpsertStreamResponse]:
+        """See the proto. Batches become durable while later ones are read; replies come in the order of the batches."""
+        outstanding: asyncio.Queue[tuple[int, asyncio.Task[command_pb2.CommandResult]] | None] = asyncio.Queue(
+            limits.STREAM_BATCHES_OUTSTANDING_MAX
+        )
+        reader = asyncio.create_task(self._read_batches(requests, outstanding))
+        batch_count = point_count = 0
+        try:
+            while (item := await outstanding.get()) is not None:
+                size, task = item
+                result = await task
+                batch_count += 1
+                point_count += size
+                yield api.UpsertStreamResponse(
+                    header=calls.header(self._shard, result.sequence),
+                    acknowledged_batch_count=batch_count,
+                    acknowledged_point_count=point_count,
+                    conflicts=_conflicts(result),
+                )
+            await reader
+        finally:
+            reader.cancel()
+            # What was read is decided one way or the other; nobody is left to hear of it.
+            while not outstanding.empty():
+                if (item := outstanding.get_nowait()) is not None:
+                    item[1].add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    @unary
+    async def Delete(self, request: api.DeleteRequest, context: Context) -> api.DeleteResponse:
+        """See the proto."""
+
+        def build(command: command_pb2.Command) -> None:
+            collection = self._shard.state.collection(request.collection)
+            command.delete_points.CopyFrom(validation.delete_command(collection, request))
+
+        await self._prepare_selection(request)
+        result = await calls.write(self._shard, request, build)
+        return api.DeleteResponse(header=calls.header(self._shard, result.sequence), deleted_count=result.deleted_count)
+
+    @unary
+    async def UpdatePayload(
+        self,
+        request: api.UpdatePayloadRequest,
+        context: Context,
+    ) -> api.UpdatePayloadResponse:
+        """See the proto."""
+
+        def build(command: command_pb2.Command) -> None:
+            collection = self._shard.state.collection(request.collection)
+            command.update_payloads.CopyFrom(validation.update_payload_command(collection, request))
+
+        await self._prepare_selection(request)
+        result = await calls.write(self._shard, request, build)
+        return api.UpdatePayloadResponse(
+            header=calls.header(self._shard, result.sequence),
+            updated_count=result.updated_count,
+            version=result.sequence,
+        )
+
+    # -- reading ----------------------------------------------------------------------------------------------------------
+
+    @unary
+    async def Get(self, request: api.GetRequest, context: Context) -> api.GetResponse:
+        """See the proto."""
+        sequence = await calls.begin_read(self._shard, request.read)
+        collection = self._shard.state.collection(request.collection)
+        validation.check_ids(request.ids, "ids")
+        selection = reading.compile_selection(
+            collection,
+            request.with_payload if request.HasField("with_payload") else None,
+            request.with_vectors if request.HasField("with_vectors") else None,
+        )
+        response = api.GetResponse(header=calls.header(self._shard, sequence))
+        reading.get(collection, list(request.ids), selection, self._shard.clock.now_unix_ms(), response.points.add)
+        return response
+
+    @unary
+    async def Query(self, request: api.QueryRequest, context: Context) -> api.QueryResponse:
+        """See the proto."""
+        await calls.begin_read(self._shard, request.read)
+        compiled = search.compile_query(self._shard, request.query)
+        response = api.QueryResponse()
+        sequence, errors = await search.run_queries(self._shard, self._search_executor, [(compiled, response.hits.add)])
+        if errors[0] is not None:
+            raise errors[0]
+        response.header.CopyFrom(calls.header(self._shard, sequence))
+        return response
+
+    @unary
+    async def QueryBatch(
+        self,
+        request: api.QueryBatchRequest,
+        context: Context,
+    ) -> api.QueryBatchResponse:
+        """See the proto."""
+        await calls.begin_read(self._shard, request.read)
+        if not request.queries:
+            raise InvalidArgumentError("carries no query", field="queries")
+        if len(request.queries) > limits.QUERIES_PER_BATCH_MAX:
+            raise LimitExceededError(
+                f"{len(request.queries)} queries, more than {limits.QUERIES_PER_BATCH_MAX}", field="queries"
+            )
+        response = api.QueryBatchResponse()
+        running: list[tuple[search.CompiledQuery, search.AddHit]] = []
+        outcomes: list[api.QueryOutcome] = []
+        for index, query in enumerate(request.queries):
+            outcome = response.outcomes.add()
+            try:
+                compiled = search.compile_query(self._shard, query, f"queries[{index}]")
+            except VecmemError as error:
+                outcome.error.CopyFrom(error_message(error))
+                continue
+            outcome.result.SetInParent()
+            running.append((compiled, outcome.result.hits.add))
+            outcomes.append(outcome)
+        sequence, errors = await search.run_queries(self._shard, self._search_executor, running)
+        for outcome, failed in zip(outcomes, errors, strict=True):
+            if failed is not None:
+                outcome.error.CopyFrom(error_message(failed))
+        response.header.CopyFrom(calls.header(self._shard, sequence))
+        return response
+
+    @unary
+    async def Scroll(self, request: api.ScrollRequest, context: Context) -> api.ScrollResponse:
+        """See the proto."""
+        await calls.begin_read(self._shard, request.read)
+        collection = self._shard.state.collection(request.collection)
+        page_size = reading.page_size_or_default(request.page_size)
+        digest = reading.filter_digest(request.filter if request.HasField("filter") else None)
+        scope = [collection.uid, digest]
+        after = reading.decode_page_token(request.page_token, "points", scope)
+        compiled = compile_filter(request.filter) if request.HasField("filter") else None
+        selection = reading.compile_selection(
+            collection,
+            request.with_payload if request.HasField("with_payload") else None,
+            request.with_vectors if request.HasField("with_vectors") else None,
+        )
+        if compiled is not None:
+            await self._shard.ensure_columns(collection, compiled)
+        sequence = self._shard.applied_sequence
+        response = api.ScrollResponse(header=calls.header(self._shard, sequence))
+        last = reading.scroll(
+            collection,
+            after=after,
+            page_size=page_size,
+            compiled=compiled,
+            selection=selection,
+            sequence=sequence,
+            now_unix_ms=self._shard.clock.now_unix_ms(),
+            add=response.points.add,
+        )
+        if last:
+            response.next_page_token = reading.encode_page_token("points", scope, last)
+        return response
+
+    @unary
+    async def Count(self, request: api.CountRequest, context: Context) -> api.CountResponse:
+        """See the proto."""
+        await calls.begin_read(self._shard, request.read)
+        collection = self._shard.state.collection(request.collection)
+        compiled: CompiledFilter | None = None
+        if request.HasField("filter"):
+            compiled = compile_filter(request.filter)
+            await self._shard.ensure_columns(collection, compiled)
+        sequence = self._shard.applied_sequence
+        count = reading.count(collection, compiled, sequence, self._shard.clock.now_unix_ms())
+        return api.CountResponse(header=calls.header(self._shard, sequence), count=count)
+
+    # -- inside -----------------------------------------------------------------------------------------------------------
+
+    async def _upsert(
+        self, collection_name: str, request: api.UpsertRequest | api.UpsertStreamRequest
+    ) -> command_pb2.CommandResult:
+        def build(command: command_pb2.Command) -> None:
+            collection = self._shard.state.collection(collection_name)
+            validation.upsert_command(collection, request.points, command.upsert_points)
+
+        return await calls.write(self._shard, request, build)
+
+    async def _read_batches(
+        self,
+        requests: AsyncIterator[api.UpsertStreamRequest],
+        outstanding: asyncio.Queue[tuple[int, asyncio.Task[command_pb2.CommandResult]] | None],
+    ) -> None:
+        """Start writing batches in the order of their arrival; the queue's bound holds the sender back."""
+        collection_name = ""
+        try:
+            async for request in requests:
+                collection_name = request.collection or collection_name
+                task = asyncio.create_task(self._upsert(collection_name, request))
+                await outstanding.put((len(request.points), task))
+        finally:
+            await outstanding.put(None)
+
+    async def _prepare_selection(self, request: api.DeleteRequest | api.UpdatePayloadRequest) -> None:
+        """Build what a filter reads before its record is applied, where it can be done in slices beside other calls."""
+        await self._shard.settled()
+        if request.WhichOneof("selector") == "filter":
+            collection = self._shard.state.collection(request.collection)
+            await self._shard.ensure_columns(collection, compile_filter(request.filter))
+
+
+def _conflicts(result: command_pb2.CommandResult) -> list[api.VersionConflict]:
+    return [
+        api.VersionConflict(
+            id=conflict.id, expected_version=conflict.expected_version, actual_version=conflict.actual_version
+        )
+        for conflict in result.conflicts
+    ]
