@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bench.datasets import Dataset, Question, load, recall, worst_true_scores
@@ -112,20 +111,17 @@ def _print_answers(console: Console, dataset: Dataset, client: Client) -> None:
     answerable = [index for index, question in enumerate(dataset.questions) if known.intersection(question.relevant)]
     step = max(1, len(answerable) // QUESTIONS_SHOWN)
     for index in answerable[::step][:QUESTIONS_SHOWN]:
-        console.print(_answer_table(dataset.questions[index], _ask_one(client, dataset, index)[:ANSWERS_SHOWN]))
-    console.print("A tick marks an answer that people named as right.\n")
+        question = dataset.questions[index]
+        console.print(Text(question.text, style="bold"))
+        for hit in _ask_one(client, dataset, index)[:ANSWERS_SHOWN]:
+            console.print(_answer_line(question, hit), no_wrap=True, overflow="ellipsis", crop=True)
+    console.print("A tick marks an answer that the questions' author named as right.\n")
 
 
-def _answer_table(question: Question, hits: list[Hit]) -> Table:
-    table = Table(title=Text(question.text, style="bold"), title_justify="left", box=None, show_header=False)
-    table.add_column(width=1)
-    table.add_column(width=24, no_wrap=True, style="cyan")
-    table.add_column(width=6, justify="right")
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for hit in hits:
-        tick = "✓" if hit.id in question.relevant else ""
-        table.add_row(tick, Text(hit.id), f"{hit.score:.3f}", Text(str(hit.payload.get("summary", ""))))
-    return table
+def _answer_line(question: Question, hit: Hit) -> Text:
+    tick = "✓" if hit.id in question.relevant else " "
+    summary = str(hit.payload.get("summary", ""))
+    return Text.assemble(f"  {hit.score:.3f} {tick} ", (f"{hit.id:<24.24}", "cyan"), f" {summary}")
 
 
 def _settle(console: Console, client: Client, dataset: Dataset) -> None:

@@ -80,7 +80,7 @@ def test_ann_prints_one_json_object_with_every_figure(small, tmp_path):
 
 
 def test_the_demo_shows_what_it_promises_and_exits_0(small, tmp_path):
-    done = bench("demo", "--dataset", small, "--work-dir", tmp_path / "work", env=os.environ | {"COLUMNS": "160"})
+    done = bench("demo", "--dataset", small, "--work-dir", tmp_path / "work", env=os.environ | {"COLUMNS": "250"})
     assert done.returncode == 0, done.stdout + done.stderr
     for promised in (
         "recall@10 against exact search",
@@ -88,7 +88,7 @@ def test_the_demo_shows_what_it_promises_and_exits_0(small, tmp_path):
         "Killed.",
         "first answer after",
         "98 of 98 questions, asked exactly, have the same answers",
-        "0 of ",
+        "; 0 of ",
         "All of it held.",
     ):
         assert promised in done.stdout
@@ -104,7 +104,7 @@ def servers_below(directory: Path) -> list[int]:
             command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
         except OSError:
             continue
-        if str(directory).encode() in command and b"serve" in command:
+        if str(directory).encode() in command and b"\0serve\0" in command:
             found.append(int(entry.name))
     return found
 
