@@ -1,7 +1,7 @@
 """RocksLog: the TransactionLog in RocksDB on the local disk. It opens with all that was acknowledged, or not at all.
 
 Layout of the directory: `rocksdb/` is RocksDB's (keys in vecmem.log.rocks_database), `torn/` keeps the tails that were
-cut off, `lock` is held by the process that has the log open.
+cut off, `tip` notes how far the log had come (vecmem.log.tip), `lock` is held by the process that has the log open.
 
 Two habits of RocksDB 9.8 and rocksdict 0.3.29 shape this module, each found by measurement:
 
@@ -34,6 +34,7 @@ from vecmem.log import failpoints
 from vecmem.log.record import LogEntry, Record, decode, encode, verify_chain
 from vecmem.log.rocks_database import Database
 from vecmem.log.rocks_files import scan_directory
+from vecmem.log.tip import Tip, check_tip, read_tip, write_tip
 from vecmem.log.transaction_log import Follower
 
 if TYPE_CHECKING:
@@ -110,10 +111,13 @@ class RocksLog:
             fsync_directory(files)
             log = cls(path, database, report, lock)
             log._verify(verify_from)
-        except BaseException:
+            write_tip(path, Tip(log._last, log._running_crc))
+        except BaseException as error:
             if database is not None:
                 database.close()
             lock.release()
+            if isinstance(error, OSError):
+                raise UnavailableError(f"{path}: {error}") from error
             raise
         return log
 
@@ -225,6 +229,8 @@ class RocksLog:
         with self._append_lock:
             if not self._closed:
                 self._closed = True
+                if not self._stopped_reason:
+                    write_tip(self.path, Tip(self._last, self._running_crc))  # for rocksdict flushes when it closes
                 self._database.close()
                 if self._directory_lock is not None:
                     self._directory_lock.release()
@@ -252,6 +258,7 @@ class RocksLog:
         self._database.sync()
 
     def _flush(self) -> None:
+        write_tip(self.path, Tip(self._last, self._running_crc))
         failpoints.reach("before_memtable_flush")
         self._database.flush()
         self._unflushed_bytes = 0
@@ -281,6 +288,7 @@ class RocksLog:
                 path=str(self.path),
                 position=f"sequence {self._last + 1}",
             )
+        check_tip(self.path, self._last, self.running_crc_at)
         start = max(self._first, min(start, self._last))
         for _ in self.read(start):
             self.report.records_verified += 1
@@ -320,6 +328,9 @@ def _recover(path: Path, files: Path) -> RecoveryReport:
         for other in scan.damage[1:]:
             scan.damage[0].add_note(str(other))
         raise scan.damage[0]
+    tip = read_tip(path)
+    if scan.fresh and tip and tip.sequence:
+        raise CorruptionError(f"the log had reached sequence {tip.sequence}, but its files are gone", path=str(files))
     report = RecoveryReport(notes=scan.notes)
     if scan.torn is not None:
         _cut_tail(path, scan.torn, report)

@@ -26,8 +26,9 @@ The rule. Going through the file record by record, at the first place that is no
   write that is not whole has nothing behind it: the next write begins only after this one is synced.
 
 A tail may be torn only in the last log file that has any content. The manifest's tail may be torn as well, by a crash
-while it was written, but only if a log file with content is there: then the write that the manifest tells of has its
-data in that log still, and a hole would show as missing sequences.
+while it was written: what its last record told of is in a log file still. Whether that is so, or the record had been
+durable and its loss takes data along, shows when the log is read: as missing sequences, or by its tip (vecmem.log.tip).
+But a manifest that lacks a column family is damaged if there is data, because RocksDB skips what it has for it in logs.
 """
 
 from __future__ import annotations
@@ -63,8 +64,7 @@ _CURRENT_CONTENT = re.compile(rb"(MANIFEST-\d{6,})\n")
 # Tags of a version edit, the manifest's record (RocksDB db/version_edit.h), by what follows them.
 _TAG_LOG_NUMBER, _TAG_MIN_LOG, _TAG_FAMILY, _TAG_DELETED_FILE, _TAG_NEW_FILE_4 = 2, 10, 200, 6, 103
 _TAGS_OF_NUMBERS: Final = {2: 1, 3: 1, 4: 1, 6: 2, 9: 1, 10: 1, 200: 1, 203: 1, 300: 1}
-_TAGS_OF_BYTES: Final = {1, 201}
-_TAG_COMPACT_CURSOR, _TAG_FAMILY_DROP = 5, 202
+_TAG_COMPARATOR, _TAG_COMPACT_CURSOR, _TAG_FAMILY_ADD, _TAG_FAMILY_DROP = 1, 5, 201, 202
 _TAG_SAFE_TO_SKIP: Final = 1 << 13
 
 
@@ -142,15 +142,14 @@ def scan_directory(path: Path) -> DirectoryScan:
         scan.damage.append(manifest_scan.error())
         return scan  # what is live is not known beyond this point
     if manifest_scan.torn:
-        if not with_content:
-            scan.damage.append(
-                CorruptionError(
-                    f"{manifest_scan.torn}, and no log file holds the data it may have told of",
-                    path=str(manifest),
-                    position=f"byte {manifest_scan.whole_bytes}",
-                )
-            )
         scan.notes.append(f"{manifest}: torn tail at byte {manifest_scan.whole_bytes}: {manifest_scan.torn}")
+    missing_families = {"log", "metadata"} - live.families
+    if missing_families and (with_content or tables):
+        scan.damage.append(
+            CorruptionError(
+                f"the column family {min(missing_families)} is missing, but data is there", path=str(manifest)
+            )
+        )
     if not any(number >= live.log_number_required for number, _ in live_logs):
         missing = path / f"{live.log_number_required:06d}.log"
         scan.damage.append(CorruptionError("this log file, or one after it, is missing", path=str(missing)))
@@ -182,6 +181,7 @@ class _Live:
     log_number_required: int = 0
     """This log file or a later one existed before the manifest said so."""
     tables: set[int] = field(default_factory=set)
+    families: set[str] = field(default_factory=set)
 
 
 def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
@@ -198,6 +198,8 @@ def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
         for tag, numbers in edit:
             if tag == _TAG_LOG_NUMBER:
                 log_numbers[family] = numbers[0]
+            elif tag == _TAG_FAMILY_ADD:
+                live.families.add(bytes(numbers).decode())
             elif tag == _TAG_MIN_LOG:
                 live.log_number_required = max(live.log_number_required, numbers[0])
             elif tag == _TAG_DELETED_FILE:
@@ -210,7 +212,10 @@ def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
 
 
 def _decode_version_edit(payload: bytes) -> tuple[int, list[tuple[int, list[int]]]]:
-    """(column family, [(tag, numbers)]) of a version edit. Raises IndexError or ValueError if it is not understood."""
+    """(column family, [(tag, numbers)]) of a version edit; the numbers of a name are its bytes.
+
+    Raises IndexError or ValueError if it is not understood.
+    """
     position = 0
 
     def number() -> int:
@@ -224,12 +229,13 @@ def _decode_version_edit(payload: bytes) -> tuple[int, list[tuple[int, list[int]
                 return value
             shift += 7
 
-    def skip_bytes() -> None:
+    def field_bytes() -> bytes:
         nonlocal position
         length = number()
         position += length
         if position > len(payload):
             raise IndexError("a field runs past the end")
+        return payload[position - length : position]
 
     family = 0
     edit: list[tuple[int, list[int]]] = []
@@ -242,18 +248,20 @@ def _decode_version_edit(payload: bytes) -> tuple[int, list[tuple[int, list[int]
             edit.append((tag, numbers))
         elif tag == _TAG_NEW_FILE_4:
             numbers = [number() for _ in range(3)]  # level, file number, size
-            skip_bytes()  # smallest key
-            skip_bytes()  # largest key
+            field_bytes()  # smallest key
+            field_bytes()  # largest key
             number()  # smallest sequence number
             number()  # largest sequence number
             while number() != 1:  # custom fields, each with its bytes, up to a terminating 1
-                skip_bytes()
+                field_bytes()
             edit.append((tag, numbers))
-        elif tag in _TAGS_OF_BYTES or tag & _TAG_SAFE_TO_SKIP:
-            skip_bytes()
+        elif tag == _TAG_FAMILY_ADD:
+            edit.append((tag, list(field_bytes())))
+        elif tag == _TAG_COMPARATOR or tag & _TAG_SAFE_TO_SKIP:
+            field_bytes()
         elif tag == _TAG_COMPACT_CURSOR:
             number()
-            skip_bytes()
+            field_bytes()
         elif tag != _TAG_FAMILY_DROP:
             raise ValueError(f"version edit tag {tag} is unknown")
     return family, edit

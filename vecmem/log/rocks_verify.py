@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import struct
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vecmem.errors import CorruptionError, DataLossError, UnavailableError
+from vecmem.errors import CorruptionError, DataLossError, NotFoundError, UnavailableError
+from vecmem.filesystem import write_durably
 from vecmem.log.record import decode, verify_chain
 from vecmem.log.rocks_database import Database
 from vecmem.log.rocks_files import DirectoryScan, scan_directory
+from vecmem.log.tip import check_tip, read_tip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,14 @@ def verify_rocks_log(path: Path, *, progress: Callable[[int, int], None] | None 
         report.torn_tail_bytes = scan.torn.size_bytes - scan.torn.whole_bytes
         report.torn_tail_file = str(scan.torn.path)
         report.notes.append(f"{scan.torn.path}: {scan.torn.torn}; a start will cut {report.torn_tail_bytes} bytes")
+    try:
+        tip = read_tip(path)
+    except CorruptionError as error:
+        report.damage.append(error)
+        return report
+    if scan.fresh and tip and tip.sequence:
+        what = f"the log had reached sequence {tip.sequence}, but its files are gone"
+        report.damage.append(CorruptionError(what, path=str(files)))
     if scan.damage or scan.fresh:
         return report
     with tempfile.TemporaryDirectory(prefix="vecmem-verify-") as temporary:
@@ -77,6 +86,7 @@ def verify_rocks_log(path: Path, *, progress: Callable[[int, int], None] | None 
             return report
         try:
             _verify_records(database, files, report, progress or (lambda _done, _total: None))
+            check_tip(path, report.last_sequence, lambda sequence: _running_crc_at(database, sequence))
         except CorruptionError as error:
             report.damage.append(_relocated(error, temporary, files))
         finally:
@@ -122,6 +132,16 @@ def _verify_records(
     progress(last - first + 1, last - first + 1)
 
 
+def _running_crc_at(database: Database, sequence: int) -> int:
+    first, running_crc_before = database.first()
+    if sequence == first - 1:
+        return running_crc_before
+    frame = database.get_record(sequence)
+    if frame is None:
+        raise NotFoundError(f"sequence {sequence} has been trimmed")
+    return decode(frame, sequence, path=str(database.path)).running_crc
+
+
 def _next_readable(database: Database, bad: int, last: int) -> int:
     """The first sequence behind `bad` that can be read, given that what cannot be is one stretch; last + 1 if none."""
     step = 1
@@ -163,9 +183,7 @@ def _check_not_in_use(lock: Path) -> None:
 def _link(files: Path, temporary: Path, scan: DirectoryScan) -> None:
     for child in files.iterdir():
         if scan.torn is not None and child == scan.torn.path:
-            with open(child, "rb") as source, open(temporary / child.name, "wb") as target:
-                shutil.copyfileobj(source, target)
-                target.truncate(scan.torn.whole_bytes)
+            write_durably(temporary / child.name, [child.read_bytes()[: scan.torn.whole_bytes]])
         elif child.suffix in {".log", ".sst"} or child.name == "CURRENT" or child.name.startswith("MANIFEST-"):
             (temporary / child.name).symlink_to(child.resolve())
 
