@@ -17,7 +17,7 @@ from vecmem.cli.collections import collections
 from vecmem.cli.importing import import_points
 from vecmem.cli.inspection import checkpoint, info, verify
 from vecmem.cli.points import count, delete, get, query, scroll
-from vecmem.cli.serving import serve
+from vecmem.cli.serving import CannotListenError, serve
 from vecmem.cli.session import ADDRESS_DEFAULT, Session
 from vecmem.errors import ConfigurationError, DataLossError, UnavailableError, VecmemError
 from vecmem_client import VecmemClientError
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         name = errno.errorcode.get(error.errno or 0, "OS_ERROR")
         _report(f"{where}{error.strerror or error}", name, {}, as_json=as_json)
-        return EXIT_ADDRESS if error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL} else EXIT_FAILED
+        return EXIT_FAILED
     return code if isinstance(code, int) else 0
 
 
@@ -93,6 +93,8 @@ def _report(message: str, reason: str, metadata: object, *, as_json: bool) -> No
 
 
 def _exit_code(error: VecmemError) -> int:
+    if isinstance(error, CannotListenError):
+        return EXIT_ADDRESS
     if isinstance(error, ConfigurationError):
         return EXIT_USAGE
     if isinstance(error, UnavailableError):

@@ -13,6 +13,11 @@ import click
 
 from vecmem.cli.session import Session, with_session
 from vecmem.config import is_loopback, load_settings, setting_fields, setting_type, split_address
+from vecmem.errors import ConfigurationError
+
+
+class CannotListenError(ConfigurationError):
+    """The address is in use, or not one of this machine's."""
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,4 +68,8 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
     # Imported here: the other commands need neither the index nor the log, and start faster without them.
     from vecmem.server.app import serve as run_server
 
-    run_server(settings, on_ready=announce)
+    try:
+        run_server(settings, on_ready=announce)
+    except ConfigurationError as error:
+        # The settings themselves have passed every check: it is the machine that will not have the address.
+        raise CannotListenError(error.message, **error.metadata) from error
