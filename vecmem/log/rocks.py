@@ -229,11 +229,13 @@ class RocksLog:
         with self._append_lock:
             if not self._closed:
                 self._closed = True
-                if not self._stopped_reason:
-                    write_tip(self.path, Tip(self._last, self._running_crc))  # for rocksdict flushes when it closes
-                self._database.close()
-                if self._directory_lock is not None:
-                    self._directory_lock.release()
+                try:
+                    if not self._stopped_reason:
+                        write_tip(self.path, Tip(self._last, self._running_crc))  # rocksdict flushes when it closes
+                finally:
+                    self._database.close()
+                    if self._directory_lock is not None:
+                        self._directory_lock.release()
 
     def _check_writable(self) -> None:
         if self._closed:
