@@ -15,6 +15,7 @@ import pytest
 import vecmem_client
 import vecmem_client.langchain
 from vecmem import errors
+from vecmem.server.error_table import status_code
 from vecmem_client._errors import _Tables
 
 CLIENT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,7 @@ def test_every_reason_of_the_server_has_a_class(cls):
         assert mirror is vecmem_client.InternalError
         return
     assert mirror.__name__ == cls.__name__
+    assert mirror.code is status_code(cls.__new__(cls)), "the code of the class is the code that the server sends"
     for ancestor in cls.__mro__[1:]:
         if ancestor is not errors.VecmemError and issubclass(ancestor, errors.VecmemError):
             assert issubclass(mirror, _Tables.by_reason[ancestor.reason])

@@ -27,9 +27,9 @@ VecmemClientError
 │   ├── CorruptionError
 │   ├── UnsupportedFormatError
 │   └── CollectionDamagedError   one collection could not be loaded; the others serve
+├── LogConflictError             somebody else appended to the server's log
 ├── InternalError                a bug in the server
-│   ├── CheckpointError          a checkpoint could not be written; nothing is lost
-│   └── LogConflictError         somebody else appended to the server's log
+│   └── CheckpointError          a checkpoint could not be written; nothing is lost
 ├── UnimplementedError           the server is older than this client
 └── ClientClosedError            the client was closed before the call
 
@@ -263,10 +263,11 @@ class CheckpointError(InternalError):
     reason = "CHECKPOINT_FAILED"
 
 
-class LogConflictError(InternalError):
+class LogConflictError(VecmemClientError):
     """Another writer appended to the server's log."""
 
     reason = "LOG_CONFLICT"
+    code = grpc.StatusCode.ABORTED
 
 
 class UnimplementedError(VecmemClientError):
