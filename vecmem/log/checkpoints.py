@@ -87,7 +87,13 @@ class CheckpointStore:
 
     def list(self) -> Sequence[Path]:
         """The published checkpoints, newest first, by name alone."""
-        return sorted((child for child in self.path.iterdir() if _NAME.fullmatch(child.name)), reverse=True)
+        return self.published(self.path)
+
+    @staticmethod
+    def published(path: Path) -> Sequence[Path]:
+        """The checkpoints published in a directory, newest first, without making it or changing anything."""
+        children = path.iterdir() if path.is_dir() else ()
+        return sorted((child for child in children if _NAME.fullmatch(child.name)), reverse=True)
 
     def remove_older_than(self, keep: int = 2) -> Sequence[Path]:
         """Remove all but the newest `keep` checkpoints, oldest first. Returns what was removed."""
