@@ -127,7 +127,7 @@ def test_a_data_directory_in_use_exits_6_with_one_line(tmp_path):
 
 def test_a_damaged_data_directory_exits_3_and_verify_finds_it(tmp_path, vecmem):
     data_dir = tmp_path / "data"
-    with serving("--json", "--listen", "127.0.0.1:0", "--no-checkpoint-on-exit", "--data-dir", data_dir) as (
+    with serving("--json", "--listen", "127.0.0.1:0", "--data-dir", data_dir) as (
         process,
         line,
     ):
@@ -141,7 +141,8 @@ def test_a_damaged_data_directory_exits_3_and_verify_finds_it(tmp_path, vecmem):
         process.wait()
     sound = vecmem("verify", data_dir, "--json")
     assert (sound.code, sound.document["damage"]) == (0, [])
-    assert vecmem("info", data_dir, "--json").code == 0
+    assert sound.document["log"]["records"] == 51
+    assert "51" in vecmem("info", data_dir).stdout
 
     log_file = max(data_dir.rglob("*.log"), key=lambda path: path.stat().st_size)
     content = bytearray(log_file.read_bytes())
@@ -151,7 +152,7 @@ def test_a_damaged_data_directory_exits_3_and_verify_finds_it(tmp_path, vecmem):
     found = vecmem("verify", data_dir, "--json")
     assert found.code == 1
     assert found.document["damage"][0]["path"]
-    assert "damage" in vecmem("verify", data_dir).stdout
+    assert "DAMAGE: " in vecmem("verify", data_dir).stdout
     code, stderr = failing("--json", "--listen", "127.0.0.1:0", "--data-dir", data_dir)
     assert code == 3
     assert json.loads(stderr.splitlines()[-1])["error"]["reason"] == "CORRUPTION"
@@ -160,3 +161,9 @@ def test_a_damaged_data_directory_exits_3_and_verify_finds_it(tmp_path, vecmem):
 @pytest.mark.parametrize("setting", setting_fields(), ids=lambda setting: setting.name)
 def test_every_setting_has_a_flag(vecmem, setting):
     assert f"--{setting.name.replace('_', '-')}" in vecmem("serve", "--help").stdout
+
+
+def test_a_directory_without_data_is_not_taken_for_a_sound_one(tmp_path, vecmem):
+    result = vecmem("verify", tmp_path, "--json")
+    assert (result.code, result.stdout) == (6, "")
+    assert str(tmp_path) in result.error["message"]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from vecmem.cli.session import Session, facts, grid, plain, with_session
 
-CHECKPOINT_SECONDS_MAX = 3_600.0
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vecmem.store.verify import DataDirectoryReport
+
+CHECKPOINT_SECONDS_MAX: Final = 3_600.0
 
 
 @click.command()
@@ -17,10 +23,8 @@ CHECKPOINT_SECONDS_MAX = 3_600.0
 def info(session: Session, *, data_dir: Path | None) -> None:
     """Show what a server is and how it came up; with DATA_DIR, what a stopped server's directory holds."""
     if data_dir is not None:
-        from vecmem.store.verify import verify_data_directory
-
-        document = plain(verify_data_directory(data_dir))
-        session.write(document, facts(document))
+        report = _examine(session, data_dir)
+        session.write(report, *_report_tables(report))
         return
     with session.client() as client:
         found = client.server_info()
@@ -43,14 +47,27 @@ def checkpoint(session: Session) -> None:
 @with_session
 def verify(session: Session, *, data_dir: Path) -> int:
     """Check a data directory offline; nothing in it is changed. Exits 1 when something is damaged."""
+    report = _examine(session, data_dir)
+    session.write(report, *_report_tables(report))
+    return 1 if report.damage else 0
+
+
+def _examine(session: Session, data_dir: Path) -> DataDirectoryReport:
     from vecmem.store.verify import verify_data_directory
 
-    report = verify_data_directory(data_dir)
-    document = plain(report)
-    damage = document["damage"]
-    summary = {key: value for key, value in document.items() if key != "damage"}
-    headings = {"reason": False, "file": False, "position": False, "what": False}
-    rows = [[each["reason"], each.get("path"), each.get("position"), each["message"]] for each in damage]
-    verdict = f"{len(damage)} damages" if damage else "no damage"
-    session.write(document, facts(summary | {"verdict": verdict}), *([grid(headings, rows)] if damage else []))
-    return 1 if damage else 0
+    with session.progress_bar() as bar:
+        task = bar.add_task("log records", total=None)
+        return verify_data_directory(
+            data_dir, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _report_tables(report: DataDirectoryReport) -> list[RenderableType]:
+    log = {f"log.{key}": value for key, value in plain(report.log).items() if key not in {"damage", "notes"}}
+    tables: list[RenderableType] = [facts({"data_dir": report.data_dir} | log | {"damage": len(report.damage)})]
+    if report.checkpoints:
+        headings = {"checkpoint": False, "sequence": True, "bytes": True, "collections": True, "points": True}
+        tables.append(grid(headings, [plain(each).values() for each in report.checkpoints]))
+    tables += [f"note: {note}" for note in report.notes]
+    tables += [f"DAMAGE: {damage.message} [{damage.reason}]" for damage in report.damage]
+    return tables

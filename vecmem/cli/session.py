@@ -66,7 +66,7 @@ class Session:
             return
         console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False)
         for table in tables:
-            console.print(table)
+            console.print(table, soft_wrap=isinstance(table, str), markup=False)
 
     def note(self, text: str) -> None:
         """Tell people something beside the result."""
