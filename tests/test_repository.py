@@ -71,13 +71,13 @@ def writing_opens(source: str) -> list[int]:
 
 
 def asserts_something(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a test can fail by itself: it asserts, expects an exception, or calls a check_* or assert_* helper."""
+    """Whether a test can fail by itself: it asserts, expects an exception, or calls what checks by its name."""
     for node in ast.walk(function):
         if isinstance(node, ast.Assert):
             return True
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in {"raises", "fail"} or re.match(r"_?(assert|check|expect)", name):
+            if name in {"raises", "fail"} or re.match(r"_?(assert|check|expect|validate|verify)", name):
                 return True
     return False
 
