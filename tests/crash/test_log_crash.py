@@ -161,13 +161,13 @@ def test_an_unknown_failpoint_is_refused(tmp_path: Path) -> None:
 def test_the_event_loop_would_not_wait_for_a_slow_sync(tmp_path: Path) -> None:
     """The GIL is free while a sync takes long: another thread counts on. Why append does not use a synced write."""
     machine = Machine(tmp_path)
-    machine.command("delay 300")
     code = (
-        "import sys, threading, time\n"
+        "import os, sys, threading, time\n"
         "from pathlib import Path\n"
         "from vecmem.log.rocks import RocksLog\n"
         "from vecmem.log.record import Record\n"
         "log = RocksLog.open(Path(sys.argv[1]))\n"
+        "Path(os.environ['VECMEM_UNSYNCED_CONTROL']).write_text('delay 300')\n"
         "beats = 0\n"
         "done = threading.Event()\n"
         "def append():\n"
@@ -177,7 +177,8 @@ def test_the_event_loop_would_not_wait_for_a_slow_sync(tmp_path: Path) -> None:
         "while not done.is_set():\n"
         "    time.sleep(0.001)\n"
         "    beats += 1\n"
-        "print(beats)\n"
+        "print(beats, flush=True)\n"
+        "os._exit(0)\n"
     )
     child = machine.start([sys.executable, "-c", code, str(machine.root / "log")], PYTHONPATH=str(REPOSITORY))
     output, _ = child.communicate()

@@ -252,6 +252,15 @@ def test_a_flush_that_the_manifest_does_not_tell_of_loses_nothing(tmp_path: Path
         assert check_full_or_refused(copy, flushed.entries) in {"full", "refused"}
 
 
+def test_a_manifest_that_lost_its_column_families_is_refused(tmp_path: Path, rng: random.Random) -> None:
+    """RocksDB would skip what its log file holds for a family it does not know, and open an empty log."""
+    unflushed = write_log(tmp_path / "log", [], [rng.randbytes(100) for _ in range(5)])
+    for cut in record_ends(only(unflushed.path, "MANIFEST-*")):
+        copy = unflushed.copy(tmp_path / "copy")
+        os.truncate(only(copy, "MANIFEST-*"), cut)
+        assert check_full_or_refused(copy, unflushed.entries) in {"full", "refused"}
+
+
 def test_a_log_whose_files_are_gone_or_whose_tip_is_damaged_is_refused(written: Written, tmp_path: Path) -> None:
     """An emptied directory beside a tip is not a new log."""
     copy = written.copy(tmp_path / "copy")
