@@ -23,7 +23,7 @@ from vecmem.log.rocks_files import DirectoryScan, scan_directory
 from vecmem.log.tip import check_tip, read_tip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 
 @dataclass(slots=True)
@@ -36,13 +36,17 @@ class VerifyReport:
     """Records read and proven."""
     running_crc: int = 0
     """At last_sequence."""
+    running_crc_at: dict[int, int] = field(default_factory=dict)
+    """At those of the sequences asked for that the log still holds."""
     torn_tail_bytes: int = 0
     torn_tail_file: str = ""
     notes: list[str] = field(default_factory=list)
     damage: list[DataLossError] = field(default_factory=list)
 
 
-def verify_rocks_log(path: Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+def verify_rocks_log(
+    path: Path, *, wanted: Collection[int] = (), progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
     """Check every byte that RocksLog.open(path) would rely on, and every record's chain from the first.
 
     Where damage to RocksDB's own files hides the records, the report ends with that damage. Where a part of the records
@@ -50,6 +54,7 @@ def verify_rocks_log(path: Path, *, progress: Callable[[int, int], None] | None 
 
     Args:
         path: the log's directory.
+        wanted: sequences to report the running CRC of.
         progress: called now and then with (records done, records in all).
 
     Raises:
@@ -85,7 +90,7 @@ def verify_rocks_log(path: Path, *, progress: Callable[[int, int], None] | None 
             report.damage.append(_relocated(error, temporary, files))
             return report
         try:
-            _verify_records(database, files, report, progress or (lambda _done, _total: None))
+            _verify_records(database, files, report, wanted, progress or (lambda _done, _total: None))
             check_tip(path, report.last_sequence, lambda sequence: _running_crc_at(database, sequence))
         except CorruptionError as error:
             report.damage.append(_relocated(error, temporary, files))
@@ -95,12 +100,18 @@ def verify_rocks_log(path: Path, *, progress: Callable[[int, int], None] | None 
 
 
 def _verify_records(
-    database: Database, files: Path, report: VerifyReport, progress: Callable[[int, int], None]
+    database: Database,
+    files: Path,
+    report: VerifyReport,
+    wanted: Collection[int],
+    progress: Callable[[int, int], None],
 ) -> None:
     first, running_crc = database.first()
     last = database.last() or first - 1
     report.first_sequence, report.last_sequence = first, last
     after = first - 1
+    if after in wanted:
+        report.running_crc_at[after] = running_crc
     while after < last:
         progress(after - first + 1, last - first + 1)
         try:
@@ -124,6 +135,8 @@ def _verify_records(
                 for entry in verify_chain([(sequence, frame)], after, running_crc, path=str(files)):
                     running_crc = entry.running_crc
                     report.records += 1
+                    if sequence in wanted:
+                        report.running_crc_at[sequence] = running_crc
             except DataLossError as error:
                 report.damage.append(error)
                 running_crc = int.from_bytes(frame[20:24], "little")

@@ -51,11 +51,13 @@ def verify_data_directory(data_dir: Path, *, progress: Callable[[int, int], None
     if not (data_dir / LOG_DIRECTORY).is_dir():
         raise UnavailableError(f"{data_dir} holds no vecmem data")
     report = DataDirectoryReport(str(data_dir))
-    report.log = verify_rocks_log(data_dir / LOG_DIRECTORY, progress=progress)
+    directory = data_dir / CHECKPOINT_DIRECTORY
+    published = CheckpointStore.published(directory)
+    wanted = {checkpoints.sequence_of(path) for path in published}
+    report.log = verify_rocks_log(data_dir / LOG_DIRECTORY, wanted=wanted, progress=progress)
     report.damage += report.log.damage
     report.notes += report.log.notes
-    directory = data_dir / CHECKPOINT_DIRECTORY
-    for path in CheckpointStore.published(directory):
+    for path in published:
         report.checkpoints.append(_verify_checkpoint(path, report))
     if directory.is_dir():
         leftovers = sorted(child.name for child in directory.iterdir() if child.name.startswith("tmp-"))
@@ -93,6 +95,6 @@ def _verify_checkpoint(path: Path, report: DataDirectoryReport) -> CheckpointVer
                 f"it reflects sequence {manifest.sequence}, and the log ends at {log.last_sequence}", path=str(path)
             )
         )
-    elif manifest.sequence == log.last_sequence and not log.damage and manifest.running_crc != log.running_crc:
+    if log.running_crc_at.get(manifest.sequence, manifest.running_crc) != manifest.running_crc:
         report.damage.append(CorruptionError("its running CRC is not the log's", path=str(path)))
     return found
