@@ -19,7 +19,7 @@ from rich.text import Text
 from bench.datasets import Dataset, Question, load, recall, worst_true_scores
 from bench.report import percentile_ms
 from bench.scenarios.ann import wait_for_graph
-from bench.server import ROOT, Server, work_directory
+from bench.server import ROOT, Server, ServerError, work_directory
 from vecmem_client import Client, Hit, Point, ProgressBar, RetryPolicy, VecmemClientError, VectorConfig
 
 if TYPE_CHECKING:
@@ -50,34 +50,43 @@ def run(arguments: argparse.Namespace) -> int:
     if not dataset.questions:
         console.print(f"{arguments.dataset}: has no questions to ask", style="red")
         return 1
-    failures: list[str] = []
     with work_directory(arguments.work_dir) as directory, Server(directory / "data") as server:
-        console.rule("1. A server, and real documents")
-        server.start()
-        console.print(f"Process {server.pid} serves on {server.address}.")
-        with Client(server.address) as client:
-            _load(console, client, dataset)
-            console.rule("2. Questions")
-            _print_answers(console, dataset, client)
-            _settle(console, client, dataset)
-            failures += _measure(console, client, dataset)
-            before = _ask(client, dataset)
-            journal = _Journal(server.address)
-            console.rule("3. kill -9, in the middle of writing")
-            journal.run_until_killed(server)
-            console.print(f"Killed. {len(journal.acknowledged):,} single points had been acknowledged meanwhile.")
-        started_at = server.start()
-        with Client(server.address) as client:
-            _ask_one(client, dataset, 0)
-            seconds = time.perf_counter() - started_at
-            console.print(f"Started again as process {server.pid}: first answer after [bold]{seconds:.2f} s[/bold].")
-            failures += _compare(console, client, dataset, before, journal)
-        server.stop()
+        try:
+            failures = _run(console, dataset, server)
+        except (VecmemClientError, ServerError, TimeoutError) as error:
+            failures = [f"{error}; the last words of the server:\n{server.last_words()}"]
     for failure in failures:
-        console.print(f"FAILED: {failure}", style="bold red")
+        console.print(Text(f"FAILED: {failure}", style="bold red"))
     if not failures:
         console.print("All of it held.", style="bold green")
     return 1 if failures else 0
+
+
+def _run(console: Console, dataset: Dataset, server: Server) -> list[str]:
+    """All of it, in order. Returns what did not hold."""
+    failures: list[str] = []
+    console.rule("1. A server, and real documents")
+    server.start()
+    console.print(f"Process {server.pid} serves on {server.address}.")
+    with Client(server.address) as client:
+        _load(console, client, dataset)
+        console.rule("2. Questions")
+        _print_answers(console, dataset, client)
+        _settle(console, client, dataset)
+        failures += _measure(console, client, dataset)
+        before = _ask(client, dataset)
+        journal = _Journal(server.address)
+        console.rule("3. kill -9, in the middle of writing")
+        journal.run_until_killed(server)
+        console.print(f"Killed. {len(journal.acknowledged):,} single points had been acknowledged meanwhile.")
+    started_at = server.start()
+    with Client(server.address) as client:
+        _ask_one(client, dataset, 0)
+        seconds = time.perf_counter() - started_at
+        console.print(f"Started again as process {server.pid}: first answer after [bold]{seconds:.2f} s[/bold].")
+        failures += _compare(console, client, dataset, before, journal)
+    server.stop()
+    return failures
 
 
 def _load(console: Console, client: Client, dataset: Dataset) -> None:
@@ -130,7 +139,13 @@ def _settle(console: Console, client: Client, dataset: Dataset) -> None:
     wait_for_graph(client, COLLECTION, len(dataset))
     console.print(f"The graph behind it is complete {time.perf_counter() - started_at:.1f} s later.")
     checkpoint = client.create_checkpoint(timeout_seconds=600)
-    console.print(f"Checkpoint: {checkpoint.size_bytes / 1024**2:,.1f} MiB in {checkpoint.duration_ms / 1e3:.1f} s.")
+    if checkpoint.size_bytes:
+        size_mib = checkpoint.size_bytes / 1024**2
+        console.print(
+            f"Checkpoint: {size_mib:,.1f} MiB, written beside serving in {checkpoint.duration_ms / 1e3:.1f} s."
+        )
+    else:
+        console.print("Checkpoint: the server had taken one of all this by itself.")
 
 
 def _measure(console: Console, client: Client, dataset: Dataset) -> list[str]:

@@ -59,8 +59,7 @@ class Server:
         line = process.stdout.readline() if readable else b""
         if not line:
             self.kill()
-            log = self.log_path.read_text(encoding="utf-8", errors="replace")[-2_000:]
-            message = f"the server did not start:\n{log}"
+            message = f"the server did not start:\n{self.last_words()}"
             raise ServerError(message)
         return str(json.loads(line)["address"])
 
@@ -68,6 +67,10 @@ class Server:
     def log_path(self) -> Path:
         """What the server wrote to standard error."""
         return self._data_dir.with_name(self._data_dir.name + ".log")
+
+    def last_words(self) -> str:
+        """The end of what it wrote there."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")[-2_000:] if self.log_path.exists() else ""
 
     @property
     def pid(self) -> int:

@@ -166,6 +166,16 @@ def test_a_demo_without_questions_fails(tmp_path, small):
     assert "no questions" in done.stdout
 
 
+def test_a_demo_whose_server_cannot_work_fails_with_its_last_words(tmp_path, small):
+    np.save(tmp_path / "package_vectors.npy", np.zeros((ROWS, 384), dtype=np.float16))
+    for name in ("packages.jsonl.gz", "questions.jsonl", "question_vectors.npy"):
+        (tmp_path / name).write_bytes((small / name).read_bytes())
+    done = bench("demo", "--dataset", tmp_path, "--work-dir", tmp_path / "work")
+    assert (done.returncode, "FAILED: " in done.stdout) == (1, True), done.stderr
+    assert "last words of the server" in done.stdout
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words(tmp_path):
     (tmp_path / "data").write_text("a file where the directory should be")
     with Server(tmp_path / "data") as server, pytest.raises(ServerError, match="did not start"):
