@@ -74,7 +74,7 @@ def rank_slack(metric: Metric, query: Float32Array, largest_norm: float) -> floa
         Metric.DOT: query_norm * largest_norm,
         Metric.EUCLIDEAN: 2.0 * query_norm * largest_norm + largest_norm * largest_norm,
     }[metric]
-    return scale * 4e-6
+    return scale * (1e-6 + 2.5e-7 * float(np.sqrt(query.size)))
 
 
 def scores(metric: Metric, query: Float32Array, vectors: Float32Array) -> Float32Array:

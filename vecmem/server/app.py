@@ -28,6 +28,7 @@ from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
 from vecmem.server.collection_servicer import CollectionServicer
+from vecmem.server.decoding import UndecodableRequests
 from vecmem.server.point_servicer import PointServicer
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
@@ -68,7 +69,7 @@ async def _serve(recovered: Recovered, settings: Settings, on_ready: Callable[[s
     async with shard.closing():
         threads = settings.search_threads or os.cpu_count() or 1
         with ThreadPoolExecutor(threads, "vecmem-search") as search_executor:
-            server = grpc.aio.server(options=_options())
+            server = grpc.aio.server(options=_options(), interceptors=[UndecodableRequests()])
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
                 importlib.metadata.version("vecmem"), started_at_unix_ms, time.time() * 1e3 - started_at_unix_ms

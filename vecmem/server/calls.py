@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from vecmem.errors import DeadlineExceededError, VecmemError
+from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
@@ -17,6 +18,8 @@ from vecmem.store.validation import check_request_id, request_fingerprint
 from vecmem.v1 import common_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Prepared = command_pb2.Command | command_pb2.CommandResult
+"""A write before it is durable: what to log, or the first result of a request that came again."""
 S = TypeVar("S")
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -31,6 +34,7 @@ def unary(method: Callable[[S, Q, Context], Awaitable[R]]) -> Callable[[S, Q, Co
     async def call(self: S, request: Q, context: Context) -> R:
         try:
             check_deadline(context)
+            check_decoded(request)
             return await method(self, request, context)
         except VecmemError as error:
             await abort(context, error)
@@ -50,7 +54,7 @@ def streaming(
     async def call(self: S, requests: AsyncIterator[Q], context: Context) -> AsyncIterator[R]:
         try:
             check_deadline(context)
-            async for response in method(self, requests, context):
+            async for response in method(self, _decoded(requests), context):
                 yield response
         except VecmemError as error:
             await abort(context, error)
@@ -58,6 +62,12 @@ def streaming(
             await _abort_unexpected(method.__qualname__, context, error)
 
     return call
+
+
+async def _decoded(requests: AsyncIterator[Q]) -> AsyncIterator[Q]:
+    async for request in requests:
+        check_decoded(request)
+        yield request
 
 
 def check_deadline(context: Context) -> None:
@@ -82,6 +92,11 @@ async def begin_read(shard: Shard, read: common_pb2.ReadOptions) -> int:
 
 async def write(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> command_pb2.CommandResult:
     """Answer a repeated request from memory; else check it with `build`, which fills the command, and make it durable."""
+    return await commit(shard, await prepare(shard, request, build))
+
+
+async def prepare(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> Prepared:
+    """The first half of `write`: the result of a repeated request, or the command to make durable. Raises for a bad one."""
     request_id = request.write.request_id
     command = command_pb2.Command(request_id=request_id)
     if request_id:
@@ -92,7 +107,14 @@ async def write(shard: Shard, request: Any, build: Callable[[command_pb2.Command
         if repeated is not None:
             return repeated
     build(command)
-    return await shard.write(command)
+    return command
+
+
+async def commit(shard: Shard, prepared: Prepared) -> command_pb2.CommandResult:
+    """The second half of `write`. Commands come into the log in the order in which the calls of this begin."""
+    if isinstance(prepared, command_pb2.CommandResult):
+        return prepared
+    return await shard.write(prepared)
 
 
 async def _abort_unexpected(where: str, context: Context, error: Exception) -> None:

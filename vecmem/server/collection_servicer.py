@@ -30,6 +30,10 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
 
         def build(command: command_pb2.Command) -> None:
             configuration.check_collection_name(request.name)
+            # Looked at again when applied, where another creation may have come first; seen here, it costs no record.
+            refused = self._shard.state.creation_refusal(request.name)
+            if refused is not None:
+                raise refused
             command.create_collection.name = request.name
             command.create_collection.config.CopyFrom(configuration.complete_config(request.config))
 
@@ -106,7 +110,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
         """See the proto."""
 
         def build(command: command_pb2.Command) -> None:
-            command.delete_collection.collection_uid = self._shard.state.collection(request.name).uid
+            command.delete_collection.collection_uid = self._shard.state.uid(request.name)
 
         result = await calls.write(self._shard, request, build)
         return api.DeleteCollectionResponse(

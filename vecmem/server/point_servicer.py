@@ -31,7 +31,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     @unary
     async def Upsert(self, request: api.UpsertRequest, context: Context) -> api.UpsertResponse:
         """See the proto."""
-        result = await self._upsert(request.collection, request)
+        result = await calls.commit(self._shard, await self._prepare_upsert(request.collection, request))
         return api.UpsertResponse(
             header=calls.header(self._shard, result.sequence),
             version=result.sequence,
@@ -67,10 +67,9 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             await reader
         finally:
             reader.cancel()
-            # What was read is decided one way or the other; nobody is left to hear of it.
+            # Room for the reader's last word. What it has read is decided one way or the other; nobody is left to hear of it.
             while not outstanding.empty():
-                if (item := outstanding.get_nowait()) is not None:
-                    item[1].add_done_callback(lambda task: task.cancelled() or task.exception())
+                outstanding.get_nowait()
 
     @unary
     async def Delete(self, request: api.DeleteRequest, context: Context) -> api.DeleteResponse:
@@ -215,26 +214,31 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
 
     # -- inside -----------------------------------------------------------------------------------------------------------
 
-    async def _upsert(
+    async def _prepare_upsert(
         self, collection_name: str, request: api.UpsertRequest | api.UpsertStreamRequest
-    ) -> command_pb2.CommandResult:
+    ) -> calls.Prepared:
         def build(command: command_pb2.Command) -> None:
             collection = self._shard.state.collection(collection_name)
             validation.upsert_command(collection, request.points, command.upsert_points)
 
-        return await calls.write(self._shard, request, build)
+        return await calls.prepare(self._shard, request, build)
 
     async def _read_batches(
         self,
         requests: AsyncIterator[api.UpsertStreamRequest],
         outstanding: asyncio.Queue[tuple[int, asyncio.Task[command_pb2.CommandResult]] | None],
     ) -> None:
-        """Start writing batches in the order of their arrival; the queue's bound holds the sender back."""
+        """Start writing batches in the order of their arrival; the queue's bound holds the sender back.
+
+        Each is checked before the next one is looked at, so nothing behind a refused batch is written.
+        """
         collection_name = ""
         try:
             async for request in requests:
                 collection_name = request.collection or collection_name
-                task = asyncio.create_task(self._upsert(collection_name, request))
+                prepared = await self._prepare_upsert(collection_name, request)
+                task = asyncio.create_task(calls.commit(self._shard, prepared))
+                task.add_done_callback(_look_at)
                 await outstanding.put((len(request.points), task))
         finally:
             await outstanding.put(None)
@@ -245,6 +249,12 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         if request.WhichOneof("selector") == "filter":
             collection = self._shard.state.collection(request.collection)
             await self._shard.ensure_columns(collection, compile_filter(request.filter))
+
+
+def _look_at(task: asyncio.Task[command_pb2.CommandResult]) -> None:
+    """Keep asyncio from reporting the error of a batch that a broken stream left behind."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _conflicts(result: command_pb2.CommandResult) -> list[api.VersionConflict]:

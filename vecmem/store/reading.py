@@ -23,6 +23,11 @@ from vecmem.store.validation import request_fingerprint, vector_of
 from vecmem.v1 import common_pb2, filter_pb2, points_pb2
 
 
+POINT_OVERHEAD_BYTES = 64
+PAGE_BYTES_MAX = limits.MESSAGE_BYTES_MAX // 4
+"""A page of scroll ends early when it has grown to this: one more point, of 1 MiB payload and 64 vectors, still fits."""
+
+
 @dataclass(frozen=True, slots=True)
 class PointSelection:
     """What of each point goes into a reply. `payload` None: all of it, as stored."""
@@ -32,14 +37,16 @@ class PointSelection:
     vector_names: tuple[str, ...]
     as_values: bool
 
-    def fill(self, point: points_pb2.Point, collection: Collection, row: int) -> None:
-        """Fill an empty message from a row."""
+    def fill(self, point: points_pb2.Point, collection: Collection, row: int) -> int:
+        """Fill an empty message from a row; returns about how many bytes that added."""
+        size_bytes = POINT_OVERHEAD_BYTES
         table = collection.rows
         point.id = table.ids[row]
         point.version = int(table.versions[row])
         stored = collection.payloads.get(row)
         if stored:
             payload = stored if self.payload is None else self.payload.apply(stored)
+            size_bytes += len(payload)
             if self.as_struct:
                 point.payload_struct.CopyFrom(payload_to_struct(payload))
             elif payload:
@@ -49,12 +56,13 @@ class PointSelection:
             if expires_at_unix_ms != NEVER:
                 point.expires_at.FromMilliseconds(expires_at_unix_ms)
         for name in self.vector_names:
-            self._fill_vector(point, collection, name, row)
+            size_bytes += self._fill_vector(point, collection, name, row)
+        return size_bytes
 
-    def _fill_vector(self, point: points_pb2.Point, collection: Collection, name: str, row: int) -> None:
+    def _fill_vector(self, point: points_pb2.Point, collection: Collection, name: str, row: int) -> int:
         arena = collection.vectors[name].arena
         if not arena.present(row + 1)[row]:
-            return
+            return 0
         values = arena.gather(row_array(row))[0]
         dense = (point.vectors[name] if name else point.vector).dense
         if self.as_values:
@@ -62,6 +70,7 @@ class PointSelection:
         else:
             dense.packed = values.astype("<f4").tobytes()
             dense.data_type = common_pb2.DATA_TYPE_FLOAT32
+        return values.nbytes
 
 
 def compile_selection(
@@ -104,10 +113,21 @@ def get(
     add: Callable[[], points_pb2.Point],
 ) -> None:
     """Fill a message from `add` for each id that exists, in order."""
+    size_bytes = 0
     for point_id in ids:
         row = collection.find(point_id, now_unix_ms)
         if row is not None:
-            selection.fill(add(), collection, row)
+            size_bytes += selection.fill(add(), collection, row)
+            check_reply_size(size_bytes, "ids")
+
+
+def check_reply_size(size_bytes: int, field: str) -> None:
+    """Raises LimitExceededError when a reply has grown over what a message may hold."""
+    if size_bytes > limits.MESSAGE_BYTES_MAX:
+        raise LimitExceededError(
+            f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each",
+            field=field,
+        )
 
 
 def count(collection: Collection, compiled: CompiledFilter | None, sequence: int, now_unix_ms: int) -> int:
@@ -137,14 +157,14 @@ def scroll(
         matching = (collection.rows.ids[row] for row in np.flatnonzero(mask).tolist())
         candidates = sorted(point_id for point_id in matching if point_id > after)
     last = ""
-    found_count = 0
+    found_count = size_bytes = 0
     for point_id in candidates:
         row = collection.row_of[point_id]
         if not mask[row]:
             continue
-        if found_count == page_size:
+        if found_count == page_size or size_bytes > PAGE_BYTES_MAX:
             return last
-        selection.fill(add(), collection, row)
+        size_bytes += selection.fill(add(), collection, row)
         found_count += 1
         last = point_id
     return ""

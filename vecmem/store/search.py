@@ -20,7 +20,7 @@ from vecmem.index.metric import Float32Array
 from vecmem.index.rows import RowView, row_array
 from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
 from vecmem.store.collection import Collection
-from vecmem.store.reading import PointSelection, compile_selection
+from vecmem.store.reading import PointSelection, check_reply_size, compile_selection
 from vecmem.store.shard import Shard
 from vecmem.store.validation import dense_values, query_vector, vector_of
 from vecmem.v1 import common_pb2, points_pb2
@@ -204,8 +204,10 @@ def _fill(snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddH
             hits = [hit for hit in hits if hit[1] >= query.score_threshold]
         else:
             hits = [hit for hit in hits if hit[1] <= query.score_threshold]
+    size_bytes = 0
     for row, score in hits[query.offset : query.offset + query.limit]:
         hit = add_hit()
         hit.score = score
-        query.selection.fill(hit.point, query.collection, row)
+        size_bytes += query.selection.fill(hit.point, query.collection, row)
+        check_reply_size(size_bytes, "limit")
     return None

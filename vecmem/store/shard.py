@@ -267,6 +267,8 @@ class Shard:
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 _logger.error("a background task had failed", exc_info=outcome)
+        # A cancelled task may have left a slice running in its thread; a fork in the middle of it would save half an insertion.
+        await asyncio.get_running_loop().run_in_executor(self._graph_executor, lambda: None)
         if self._settings.checkpoint_on_exit and not self.read_only_reason and not self.state.damaged:
             try:
                 await self.checkpoint()

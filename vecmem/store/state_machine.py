@@ -27,6 +27,8 @@ from vecmem.store.v1 import command_pb2
 COMMAND_RECORD = 1
 """Record type of commands in the log."""
 
+REQUEST_ID_FIELD = "write.request_id"
+
 _REFUSALS: dict[str, type[VecmemError]] = {}
 
 
@@ -38,7 +40,11 @@ def refusal_error(refusal: command_pb2.Refusal) -> VecmemError:
             kind = pending.pop()
             _REFUSALS[kind.reason] = kind
             pending.extend(kind.__subclasses__())
-    return _REFUSALS[refusal.reason](refusal.message)
+    error = _REFUSALS[refusal.reason](refusal.message)
+    if isinstance(error, RequestIdReusedError):
+        # The message names the field already; a refusal has no room for metadata.
+        error.metadata["field"] = REQUEST_ID_FIELD
+    return error
 
 
 class StateMachine:
@@ -61,10 +67,22 @@ class StateMachine:
             raise CollectionDamagedError(f"collection {name!r} is damaged: {self.damaged[name][1]}")
         raise CollectionNotFoundError(f"no collection {name[:200]!r}")
 
+    def uid(self, name: str) -> int:
+        """The uid of a collection, damaged ones included. Raises CollectionNotFoundError."""
+        return self.damaged[name][0] if name in self.damaged else self.collection(name).uid
+
     def add(self, collection: Collection) -> None:
         """Put a collection into place."""
         self.collections[collection.name] = collection
         self.by_uid[collection.uid] = collection
+
+    def creation_refusal(self, name: str) -> VecmemError | None:
+        """Why no collection of that name can be created now; None: it can."""
+        if name in self.collections or name in self.damaged:
+            return CollectionExistsError(f"collection {name!r} exists")
+        if len(self.collections) + len(self.damaged) >= limits.COLLECTIONS_MAX:
+            return LimitExceededError(f"there are {limits.COLLECTIONS_MAX} collections already")
+        return None
 
     def point_count(self) -> int:
         """Points in all collections, expired ones included."""
@@ -105,6 +123,8 @@ class StateMachine:
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
         if collection is None:
+            if kind == "delete_collection" and self._give_up(operation.collection_uid):
+                return Changes()
             return Changes(refused=self._missing(operation.collection_uid))
         match kind:
             case "update_collection":
@@ -126,12 +146,18 @@ class StateMachine:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
 
     def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
-        if command.name in self.collections or command.name in self.damaged:
-            return Changes(refused=CollectionExistsError(f"collection {command.name!r} exists"))
-        if len(self.collections) + len(self.damaged) >= limits.COLLECTIONS_MAX:
-            return Changes(refused=LimitExceededError(f"there are {limits.COLLECTIONS_MAX} collections already"))
+        refused = self.creation_refusal(command.name)
+        if refused is not None:
+            return Changes(refused=refused)
         self.add(Collection(command.name, sequence, time_unix_ms, command.config))
         return Changes()
+
+    def _give_up(self, uid: int) -> bool:
+        """Delete a damaged collection: its operator has decided that nothing of it is to be saved."""
+        names = [name for name, (damaged_uid, _) in self.damaged.items() if damaged_uid == uid]
+        for name in names:
+            del self.damaged[name]
+        return bool(names)
 
     def _missing(self, uid: int) -> VecmemError:
         for name, (damaged_uid, damage) in self.damaged.items():
@@ -145,6 +171,6 @@ def repeated_result(remembered: command_pb2.DeduplicationEntry, request_fingerpr
     if remembered.request_fingerprint == request_fingerprint:
         return remembered.result
     error = RequestIdReusedError(
-        f"request_id {remembered.request_id!r} was used for another request", field="write.request_id"
+        f"request_id {remembered.request_id!r} was used for another request", field=REQUEST_ID_FIELD
     )
     return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))

@@ -229,10 +229,10 @@ def _take_vectors(collection: Collection, point: points_pb2.Point, index: int, c
         raise InvalidVectorError("carries no vector", field=f"points[{index}]")
     for name, label, vector in carried:
         field = f"points[{index}].{label}"
+        if not name and label != "vector":
+            raise UnknownVectorError("the default vector travels in `vector`", field=field)
         column = columns.get(name)
         if column is None:
-            if not name and label != "vector":
-                raise UnknownVectorError("the default vector travels in `vector`", field=field)
             column = columns[name] = _Column(vector_of(collection, name, field), label)
         values = dense_values(vector, field)
         check_dimension(values, column.parameters, field)
