@@ -22,7 +22,6 @@ from vecmem.store.collection import Collection
 from vecmem.store.validation import request_fingerprint, vector_of
 from vecmem.v1 import common_pb2, filter_pb2, points_pb2
 
-
 POINT_OVERHEAD_BYTES = 64
 PAGE_BYTES_MAX = limits.MESSAGE_BYTES_MAX // 4
 """A page of scroll ends early when it has grown to this: one more point, of 1 MiB payload and 64 vectors, still fits."""
@@ -70,7 +69,7 @@ class PointSelection:
         else:
             dense.packed = values.astype("<f4").tobytes()
             dense.data_type = common_pb2.DATA_TYPE_FLOAT32
-        return values.nbytes
+        return int(values.nbytes)
 
 
 def compile_selection(
