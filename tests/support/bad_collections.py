@@ -1,0 +1,122 @@
+"""More bad requests: definitions of collections, and names of collections that are not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.api import COSINE, DOT, params, point, query_message
+from tests.support.bad_requests import GOOD, HOME, OTHER, Case
+from vecmem.v1 import collections_pb2, filter_pb2, points_pb2
+
+
+def create(name: str, reason: str, field: str, *, called: str = "new", config: Any = None, **rest: Any) -> Case:
+    config = collections_pb2.CollectionConfig(vector=params(4, COSINE)) if config is None else config
+    request = collections_pb2.CreateCollectionRequest(name=called, config=config)
+    return Case(f"create: {name}", "CreateCollection", request, reason, field, **rest)
+
+
+def declared(bad: collections_pb2.VectorParams) -> collections_pb2.CollectionConfig:
+    return collections_pb2.CollectionConfig(vector=bad)
+
+
+def named(name: str) -> collections_pb2.CollectionConfig:
+    return collections_pb2.CollectionConfig(vectors={name: params(2, DOT)})
+
+
+def update_collection(name: str, reason: str, field: str, *, of: str = HOME, **rest: Any) -> Case:
+    code = rest.pop("code", "INVALID_ARGUMENT")
+    request = collections_pb2.UpdateCollectionRequest(name=of, **rest)
+    return Case(f"update: {name}", "UpdateCollection", request, reason, field, code)
+
+
+def unknown_collection() -> list[Case]:
+    """Every call that names a collection, naming one that is not there."""
+    ids = filter_pb2.PointIds(ids=["a"])
+    requests: dict[str, Any] = {
+        "Upsert": points_pb2.UpsertRequest(collection="nobody", points=[point("a", GOOD)]),
+        "Get": points_pb2.GetRequest(collection="nobody", ids=["a"]),
+        "Delete": points_pb2.DeleteRequest(collection="nobody", ids=ids),
+        "UpdatePayload": points_pb2.UpdatePayloadRequest(collection="nobody", ids=ids, merge_json=b"{}"),
+        "Query": points_pb2.QueryRequest(query=query_message("nobody", GOOD)),
+        "Scroll": points_pb2.ScrollRequest(collection="nobody"),
+        "Count": points_pb2.CountRequest(collection="nobody"),
+        "GetCollection": collections_pb2.GetCollectionRequest(name="nobody"),
+        "GetCollectionStats": collections_pb2.GetCollectionStatsRequest(name="nobody"),
+        "UpdateCollection": collections_pb2.UpdateCollectionRequest(name="nobody", description="x"),
+        "DeleteCollection": collections_pb2.DeleteCollectionRequest(name="nobody"),
+    }
+    return [
+        Case(f"unknown collection in {method}", method, request, "COLLECTION_NOT_FOUND", code="NOT_FOUND")
+        for method, request in requests.items()
+    ]
+
+
+COLLECTION_CASES = [
+    create("exists", "COLLECTION_EXISTS", "", called=HOME, code="ALREADY_EXISTS"),
+    create("no name", "INVALID_ID", "name", called=""),
+    create("leading dot", "INVALID_ID", "name", called=".new"),
+    create("slash", "INVALID_ID", "name", called="a/b"),
+    create("line break at the end", "INVALID_ID", "name", called="new\n"),
+    create("name too long", "INVALID_ID", "name", called="x" * 129),
+    create("no config", "INVALID_ARGUMENT", "config", config=collections_pb2.CollectionConfig()),
+    create("dimension 0", "INVALID_ARGUMENT", "config.vector.dimension", config=declared(params(0, COSINE))),
+    create(
+        "dimension too large", "INVALID_ARGUMENT", "config.vector.dimension", config=declared(params(16_385, COSINE))
+    ),
+    create("no metric", "INVALID_ARGUMENT", "config.vector.metric", config=declared(params(4, 0))),
+    create("unknown metric", "INVALID_ARGUMENT", "config.vector.metric", config=declared(params(4, 99))),
+    create("m too small", "INVALID_ARGUMENT", "config.vector.hnsw.m", config=declared(params(4, DOT, m=3))),
+    create("m too large", "INVALID_ARGUMENT", "config.vector.hnsw.m", config=declared(params(4, DOT, m=129))),
+    create(
+        "ef_construction too small",
+        "INVALID_ARGUMENT",
+        "config.vector.hnsw.ef_construction",
+        config=declared(params(4, DOT, ef_construction=7)),
+    ),
+    create(
+        "ef_construction too large",
+        "INVALID_ARGUMENT",
+        "config.vector.hnsw.ef_construction",
+        config=declared(params(4, DOT, ef_construction=4_097)),
+    ),
+    create("ef too large", "INVALID_ARGUMENT", "config.vector.hnsw.ef", config=declared(params(4, DOT, ef=10_001))),
+    create("bad vector name", "INVALID_ID", "config.vectors", config=named("a b")),
+    create("empty vector name", "INVALID_ID", "config.vectors", config=named("")),
+    create("vector name too long", "INVALID_ID", "config.vectors", config=named("x" * 65)),
+    create(
+        "bad named vector",
+        "INVALID_ARGUMENT",
+        "config.vectors['v'].dimension",
+        config=collections_pb2.CollectionConfig(vectors={"v": params(0, DOT)}),
+    ),
+    create(
+        "too many vectors",
+        "LIMIT_EXCEEDED",
+        "config.vectors",
+        config=collections_pb2.CollectionConfig(vectors={f"v{i}": params(2, DOT) for i in range(65)}),
+    ),
+    create(
+        "description too long",
+        "LIMIT_EXCEEDED",
+        "config.description",
+        config=collections_pb2.CollectionConfig(vector=params(2, DOT), description="x" * 4_097),
+    ),
+    update_collection("description too long", "LIMIT_EXCEEDED", "description", description="ü" * 2_049),
+    update_collection(
+        "unknown vector",
+        "UNKNOWN_VECTOR",
+        "vectors_hnsw['nope']",
+        vectors_hnsw={"nope": collections_pb2.HnswParams(m=8)},
+    ),
+    update_collection(
+        "flat vector",
+        "INVALID_ARGUMENT",
+        "vectors_hnsw['flat']",
+        vectors_hnsw={"flat": collections_pb2.HnswParams(m=8)},
+    ),
+    update_collection(
+        "flat default vector", "INVALID_ARGUMENT", "hnsw", of=OTHER, hnsw=collections_pb2.HnswParams(m=8)
+    ),
+    update_collection("bad m", "INVALID_ARGUMENT", "hnsw.m", hnsw=collections_pb2.HnswParams(m=1_000)),
+    *unknown_collection(),
+]
