@@ -47,14 +47,14 @@ def replace_durably(path: Path, content: bytes) -> None:
     """Give a file new content in one step: after a crash it has the old or the new."""
     temporary = path.with_name(path.name + ".tmp")
     write_durably(temporary, [content])
-    os.replace(temporary, path)
+    temporary.replace(path)
     fsync_directory(path.parent)
 
 
 def publish_directory(temporary: Path, final: Path) -> None:
     """Give a directory, whose files are durable, its final name."""
     fsync_directory(temporary)
-    os.rename(temporary, final)
+    temporary.rename(final)
     fsync_directory(final.parent)
 
 
