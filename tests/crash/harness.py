@@ -55,15 +55,19 @@ class Machine:
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "LD_PRELOAD": str(self._library),
-                "VECMEM_UNSYNCED_ROOT": str(self.root),
-                "VECMEM_UNSYNCED_NOTES": str(self._notes),
-                "VECMEM_UNSYNCED_CONTROL": str(self._control),
-                **environment,
-            },
+            env=self.environment(**environment),
         )
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """The environment that puts a process under the shim."""
+        return {
+            **os.environ,
+            "LD_PRELOAD": str(self._library),
+            "UNSYNCED_ROOT": str(self.root),
+            "UNSYNCED_NOTES": str(self._notes),
+            "UNSYNCED_CONTROL": str(self._control),
+            **extra,
+        }
 
     def command(self, text: str) -> None:
         """Make the shim fail or delay calls from now on (see unsynced.c); empty text: no longer."""

@@ -8,9 +8,9 @@
  * rename and removal that was never synced.
  *
  * Environment:
- *   VECMEM_UNSYNCED_ROOT     absolute, resolved path of the directory watched
- *   VECMEM_UNSYNCED_NOTES    directory for the notes, outside the root
- *   VECMEM_UNSYNCED_CONTROL  file of commands, read at every interposed call while it exists:
+ *   UNSYNCED_ROOT     absolute, resolved path of the directory watched
+ *   UNSYNCED_NOTES    directory for the notes, outside the root
+ *   UNSYNCED_CONTROL  file of commands, read at every interposed call while it exists:
  *                              "eio"      fsync and fdatasync fail with EIO and sync nothing
  *                              "enospc"   write and its kin fail with ENOSPC
  *                              "delay N"  fsync and fdatasync take N milliseconds longer
@@ -165,13 +165,18 @@ static void note_tree(const char *path) {
     close(descriptor);
 }
 
+/* A child forked while another thread takes a note would wait for the lock for ever. */
+static void take_lock(void) { pthread_mutex_lock(&lock); }
+static void give_lock(void) { pthread_mutex_unlock(&lock); }
+
 __attribute__((constructor)) static void begin(void) {
     char path[PATH_MAX], key[64];
     unsigned mode;
     resolve();
-    const char *watched = getenv("VECMEM_UNSYNCED_ROOT");
-    notes = getenv("VECMEM_UNSYNCED_NOTES");
-    control = getenv("VECMEM_UNSYNCED_CONTROL");
+    pthread_atfork(take_lock, give_lock, give_lock);
+    const char *watched = getenv("UNSYNCED_ROOT");
+    notes = getenv("UNSYNCED_NOTES");
+    control = getenv("UNSYNCED_CONTROL");
     if (!watched || !notes) return;
     root = watched;
     root_length = strlen(root);
