@@ -209,7 +209,9 @@ class Shard:
             if not worked:
                 self._work.clear()
                 try:
-                    await asyncio.wait_for(self._work.wait(), MAINTENANCE_POLL_SECONDS)
+                    # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
+                    async with asyncio.timeout(MAINTENANCE_POLL_SECONDS):
+                        await self._work.wait()
                 except TimeoutError:
                     continue
 
