@@ -85,7 +85,8 @@ class Stream(Generic[ReplyT]):
         if self._call.done():
             return
         try:
-            await asyncio.wait_for(self._call.write(request), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._call.write(request)
         except (grpc.RpcError, asyncio.InvalidStateError):
             if not self._call.done():
                 raise
@@ -103,7 +104,8 @@ class Stream(Generic[ReplyT]):
         makes up a status INTERNAL before the true one arrives; that is UnavailableError here.
         """
         try:
-            reply = await asyncio.wait_for(self._call.read(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                reply = await self._call.read()
         except grpc.aio.AioRpcError as error:
             made_up = self._send_failed and error.code() is grpc.StatusCode.INTERNAL and not error.trailing_metadata()
             if made_up:
