@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -99,6 +100,17 @@ def test_the_installed_command_and_the_module_are_the_same():
     )
     assert script.stdout == module.stdout
     assert script.stdout.startswith("vecmem, version ")
+
+
+def test_a_reader_that_goes_away_causes_no_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "vecmem.cli.main", "serve", "--help"]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_every_exit_code_is_documented():

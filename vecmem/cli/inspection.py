@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vecmem.store.verify import DataDirectoryReport
 
 CHECKPOINT_SECONDS_MAX: Final = 3_600.0
+LOG_FACTS: Final = ("first_sequence", "last_sequence", "records", "torn_tail_bytes", "torn_tail_file")
+"""What of the log's report people are shown; --json has all of it."""
 
 
 @click.command()
@@ -63,7 +65,7 @@ def _examine(session: Session, data_dir: Path) -> DataDirectoryReport:
 
 
 def _report_tables(report: DataDirectoryReport) -> list[RenderableType]:
-    log = {f"log.{key}": value for key, value in plain(report.log).items() if key not in {"damage", "notes"}}
+    log = {f"log.{key}": value for key, value in plain(report.log).items() if key in LOG_FACTS}
     tables: list[RenderableType] = [facts({"data_dir": report.data_dir} | log | {"damage": len(report.damage)})]
     if report.checkpoints:
         headings = {"checkpoint": False, "sequence": True, "bytes": True, "collections": True, "points": True}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -75,10 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VecmemClientError as error:
         _report(error.message, error.reason, error.metadata, as_json=as_json)
         return EXIT_UNREACHABLE if error.code is grpc.StatusCode.UNAVAILABLE else EXIT_FAILED
-    except BrokenPipeError:
-        # The reader of our output has gone, as `head` does: no failure, and no second one when Python flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         name = errno.errorcode.get(error.errno or 0, "OS_ERROR")
