@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE_LINES_MAX = 500
+CHECKING_NAME = re.compile(r"_?(assert|check|expect|validate|verify)")
 BINARY_SUFFIXES = {".npy", ".gz", ".hdf5", ".parquet", ".png"}
 
 
@@ -70,23 +71,30 @@ def writing_opens(source: str) -> list[int]:
     return found
 
 
-def asserts_something(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a test can fail by itself: it asserts, expects an exception, or calls what checks by its name."""
+def asserts_something(function: ast.AST, helpers: dict[str, ast.AST], seen: frozenset[str] = frozenset()) -> bool:
+    """Whether a test can fail by itself: it asserts, expects an exception, or calls what does.
+
+    What does is a helper of the same module that asserts, or anything whose name says that it checks.
+    """
     for node in ast.walk(function):
         if isinstance(node, ast.Assert):
             return True
-        if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in {"raises", "fail"} or re.match(r"_?(assert|check|expect|validate|verify)", name):
-                return True
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in {"raises", "fail", "run_state_machine_as_test"} or CHECKING_NAME.match(name):
+            return True
+        if name in helpers and name not in seen and asserts_something(helpers[name], helpers, seen | {name}):
+            return True
     return False
 
 
 def silent_tests(source: str) -> list[str]:
-    functions = [
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    return [node.name for node in functions if node.name.startswith("test") and not asserts_something(node)]
+    tree = ast.parse(source)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    helpers: dict[str, ast.AST] = {node.name: node for node in ast.walk(tree) if isinstance(node, kinds)}
+    tests = {name: node for name, node in helpers.items() if name.startswith("test")}
+    return [name for name, node in tests.items() if not asserts_something(node, helpers)]
 
 
 def test_no_module_has_outgrown_its_reader():
@@ -155,6 +163,8 @@ def test_every_test_can_fail():
 
 def test_the_check_on_tests_finds_one_that_cannot_fail():
     assert silent_tests("def test_a():\n    run()\n") == ["test_a"]
+    assert silent_tests("def run():\n    pass\ndef test_a():\n    run()\n") == ["test_a"]
+    assert silent_tests("def run():\n    assert go()\ndef test_a():\n    run()\n") == []
     assert silent_tests("async def test_a():\n    await check_all()\n") == []
     assert silent_tests("def test_a():\n    with pytest.raises(ValueError):\n        run()\n") == []
 
