@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from vecmem import limits
 from vecmem.errors import CollectionNotFoundError
 from vecmem.server import calls
@@ -19,6 +21,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
+        self._updating = asyncio.Lock()
 
     @unary
     async def CreateCollection(
@@ -89,13 +92,8 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
         context: Context,
     ) -> api.UpdateCollectionResponse:
         """See the proto."""
-
-        def build(command: command_pb2.Command) -> None:
-            collection = self._shard.state.collection(request.name)
-            command.update_collection.collection_uid = collection.uid
-            command.update_collection.config.CopyFrom(configuration.updated_config(collection.config, request))
-
-        result = await calls.write(self._shard, request, build)
+        # In a task of its own: a caller that goes away must not let the next update in before this one is applied.
+        result = await asyncio.shield(self._update(request))
         return api.UpdateCollectionResponse(
             header=calls.header(self._shard, result.sequence),
             collection=_describe(self._shard.state.collection(request.name)),
@@ -144,6 +142,17 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
                 )
             )
         return api.GetCollectionStatsResponse(header=calls.header(self._shard, sequence), stats=stats)
+
+    async def _update(self, request: api.UpdateCollectionRequest) -> command_pb2.CommandResult:
+        """Write an update, one at a time: its record holds the whole definition, so it must follow from the last one."""
+
+        def build(command: command_pb2.Command) -> None:
+            collection = self._shard.state.collection(request.name)
+            command.update_collection.collection_uid = collection.uid
+            command.update_collection.config.CopyFrom(configuration.updated_config(collection.config, request))
+
+        async with self._updating:
+            return await calls.write(self._shard, request, build)
 
     def _by_uid(self, uid: int, name: str) -> api.Collection:
         collection = self._shard.state.by_uid.get(uid)
