@@ -65,12 +65,17 @@ class Report:
     def add(self, system: str, name: str, value: float, unit: str) -> None:
         """Take one figure, and tell it on standard error as it comes."""
         self.figures.append(Figure(system, name, float(value), unit))
-        note(f"{system:>8}  {name:<28} {value:>12,.4g} {unit}")
+        note(f"{system:>8}  {name:<28} {readable(value):>12} {unit}")
 
 
 def percentile_ms(seconds: Sequence[float], percentile: float) -> float:
     """A percentile of durations in seconds, in milliseconds; between two samples it is interpolated."""
     return float(np.percentile(np.asarray(seconds), percentile)) * 1e3
+
+
+def readable(value: float) -> str:
+    """Four digits, or all the whole ones."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def note(text: str) -> None:
@@ -93,7 +98,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
     table.add_column("value", justify="right")
     table.add_column("unit")
     for figure in report.figures:
-        table.add_row(figure.system, figure.name, f"{figure.value:,.4g}", figure.unit)
+        table.add_row(figure.system, figure.name, readable(figure.value), figure.unit)
     Console().print(table)
 
 

@@ -121,8 +121,9 @@ def test_the_demo_ends_its_server_when_it_is_interrupted(small, tmp_path, number
         assert process.returncode == 130
     finally:
         if process.poll() is None:
-            process.kill()
-            process.communicate()
+            # SIGTERM first, so that it can end its server; killed it would leave it behind.
+            process.terminate()
+            process.communicate(timeout=60)
     assert servers_below(tmp_path) == []
     assert not (tmp_path / "work").exists()
 
