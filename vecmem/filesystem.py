@@ -32,6 +32,15 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, its parents too, with names that are durable: what is fsynced inside survives a power cut."""
+    missing = [directory for directory in (*reversed(path.parents), path) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    # Its own name always: whoever made it may have died before this.
+    for directory in dict.fromkeys((*missing, path)):
+        fsync_directory(directory.parent)
+
+
 def write_durably(path: Path, chunks: Iterable[Buffer]) -> int:
     """Write a new file and fsync it; its name is durable once the directory is. Returns its size in bytes."""
     size_bytes = 0

@@ -167,7 +167,7 @@ def test_the_event_loop_would_not_wait_for_a_slow_sync(tmp_path: Path) -> None:
         "from vecmem.log.rocks import RocksLog\n"
         "from vecmem.log.record import Record\n"
         "log = RocksLog.open(Path(sys.argv[1]))\n"
-        "Path(os.environ['VECMEM_UNSYNCED_CONTROL']).write_text('delay 300')\n"
+        "Path(os.environ['UNSYNCED_CONTROL']).write_text('delay 300')\n"
         "beats = 0\n"
         "done = threading.Event()\n"
         "def append():\n"

@@ -7,7 +7,6 @@ writes a checkpoint, or ends it with SIGTERM in the middle of writes; then it st
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -87,7 +86,7 @@ class Loop:
         asking.start()
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline and asking.is_alive():
-            if any(name.startswith("tmp-") for name in os.listdir(self.checkpoints)):
+            if any(name.startswith("tmp-") for name in _names(self.checkpoints)):
                 self.events["died with a checkpoint under way"] += 1
                 time.sleep(self.rng.choice([0, 0.001, 0.005, 0.02, 0.05]))
                 break
@@ -106,6 +105,10 @@ def _ask_for_checkpoint(connection: Connection) -> None:
         return  # the server was killed, as it should be
 
 
+def _names(directory: Path) -> list[str]:
+    return [child.name for child in directory.iterdir()]
+
+
 def run_loop(loop: Loop, rounds: int) -> None:
     loop.server.start()
     try:
@@ -121,7 +124,7 @@ def run_loop(loop: Loop, rounds: int) -> None:
             loop.server.kill()
     print(dict(loop.events), sum(writer.acknowledged_count for writer in loop.writers), "writes acknowledged")
     assert all(writer.acknowledged_count for writer in loop.writers)
-    leftovers = [name for name in os.listdir(loop.checkpoints) if not name.startswith("checkpoint-")]
+    leftovers = [name for name in _names(loop.checkpoints) if not name.startswith("checkpoint-")]
     assert leftovers == []
 
 

@@ -12,10 +12,11 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
+import pytest
 
 from vecmem.v1 import (
     admin_pb2,
@@ -58,7 +59,7 @@ class Connection:
         )
         return {collection.name for collection in reply.collections}
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -347,12 +348,9 @@ class Writer:
         # The same id with another request must change nothing either.
         other = points_pb2.DeleteRequest(collection=self.main, write=common_pb2.WriteOptions(request_id=request_id))
         other.filter.all_of.SetInParent()
-        try:
+        with pytest.raises(grpc.RpcError) as refused:
             connection.points.Delete(other, timeout=CALL_SECONDS_MAX)
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
-        else:
-            raise AssertionError(f"{request_id} was taken for another request")
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value
 
     def _check_searches(self, connection: Connection, name: str) -> None:
         """Exact searches against numpy, and a search for everything."""

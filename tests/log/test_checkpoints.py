@@ -149,14 +149,24 @@ def test_the_newest_are_kept_and_leftovers_removed(store: CheckpointStore) -> No
     check_all_files(paths[1])
 
 
-def test_publishing_needs_a_seal_and_a_free_name(store: CheckpointStore) -> None:
-    write_checkpoint(store, 7)
+def test_publishing_needs_a_seal(store: CheckpointStore) -> None:
     temporary = store.begin(7)
     with pytest.raises(CorruptionError, match="manifest is missing"):
         store.publish(temporary)
     seal(temporary, sequence=7, running_crc=0, metadata={})
-    with pytest.raises(CheckpointError, match="already"):
-        store.publish(temporary)
+    published = store.publish(temporary)
+    assert store.list() == [published]
+
+
+def test_a_later_checkpoint_of_the_same_sequence_goes_first(store: CheckpointStore) -> None:
+    """It may replace a damaged one, or hold more of the graphs; the names stay in order whatever is removed."""
+    paths = [write_checkpoint(store, 7) for _ in range(3)]
+    assert store.list() == paths[::-1]
+    assert {sequence_of(path) for path in paths} == {7}
+    store.remove([paths[0], paths[1], paths[1]])
+    paths.append(write_checkpoint(store, 7))
+    other = write_checkpoint(store, 6)
+    assert store.list() == [paths[3], paths[2], other]
 
 
 def test_a_forked_child_may_seal(store: CheckpointStore) -> None:

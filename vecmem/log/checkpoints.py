@@ -4,6 +4,7 @@ A checkpoint is a directory of files, written by somebody who knows what is in t
 made under a temporary name and renamed when all of it is durable, so a published name always has a whole checkpoint:
 
     checkpoint-00000000000000001234/    published; the number is the log sequence that it reflects
+    checkpoint-00000000000000001234-001/    a later one of the same sequence, which goes before it
         MANIFEST                        two lines: the CRC32C of the second in hexadecimal, and a JSON object
         ...                             the files, in subdirectories too
     tmp-00000000000000005678-x1y2/      being written, or left over from a crash
@@ -29,12 +30,12 @@ from vecmem.filesystem import fsync_directory, fsync_file, publish_directory, re
 from vecmem.log import failpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "MANIFEST"
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
-_NAME = re.compile(r"checkpoint-(\d{20})")
+_NAME = re.compile(r"checkpoint-(\d{20})(?:-(\d{3,}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,14 @@ class CheckpointStore:
         return Path(tempfile.mkdtemp(prefix=f"tmp-{sequence:020d}-", dir=self.path))
 
     def publish(self, temporary: Path) -> Path:
-        """Give a sealed directory its final name, durably. Returns the new path.
+        """Give a sealed directory its final name, durably. Returns the new path. Raises CorruptionError: it was not sealed.
 
-        Raises:
-            CheckpointError: a checkpoint at that sequence is there already.
-            CorruptionError: the directory was not sealed.
+        Where there is one of the same sequence, which may be damaged or have less of the graphs, it stays beside the new one.
         """
-        final = self.path / f"checkpoint-{load_manifest(temporary).sequence:020d}"
-        if final.exists():
-            raise CheckpointError(f"{final} is there already")
+        sequence = load_manifest(temporary).sequence
+        name = f"checkpoint-{sequence:020d}"
+        generations = [_order(path)[1] for path in self.list() if sequence_of(path) == sequence]
+        final = self.path / (f"{name}-{generations[0] + 1:03d}" if generations else name)
         failpoints.reach("before_checkpoint_rename")
         publish_directory(temporary, final)
         failpoints.reach("after_checkpoint_rename")
@@ -93,7 +93,7 @@ class CheckpointStore:
     def published(path: Path) -> Sequence[Path]:
         """The checkpoints published in a directory, newest first, without making it or changing anything."""
         children = path.iterdir() if path.is_dir() else ()
-        return sorted((child for child in children if _NAME.fullmatch(child.name)), reverse=True)
+        return sorted((child for child in children if _NAME.fullmatch(child.name)), key=_order, reverse=True)
 
     def remove_older_than(self, keep: int = 2) -> Sequence[Path]:
         """Remove all but the newest `keep` checkpoints, oldest first. Returns what was removed."""
@@ -101,6 +101,12 @@ class CheckpointStore:
         for path in removed:
             self._remove(path)
         return removed
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove these checkpoints, those that are still there."""
+        for path in paths:
+            if path.exists():
+                self._remove(path)
 
     def remove_temporary(self) -> Sequence[Path]:
         """Remove what a crash left over. Not while a checkpoint is being written. Returns what was removed."""
@@ -119,10 +125,15 @@ class CheckpointStore:
 
 def sequence_of(path: Path) -> int:
     """The log sequence in a published checkpoint's name. Raises CorruptionError for another name."""
+    return _order(path)[0]
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """(sequence, generation) in a published checkpoint's name."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise CorruptionError("this is not a checkpoint's name", path=str(path))
-    return int(match[1])
+    return int(match[1]), int(match[2] or 0)
 
 
 def seal(temporary: Path, *, sequence: int, running_crc: int, metadata: Mapping[str, Any]) -> CheckpointManifest:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
+import logging
 import os
 import signal
 import sys
@@ -22,7 +24,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from vecmem.errors import CheckpointError
+from vecmem.errors import CheckpointError, VecmemError
 from vecmem.filesystem import remove_directory, write_durably
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointStore
@@ -33,6 +35,7 @@ CHECKPOINTS_KEPT = 2
 """The newest may turn out damaged; the one before it and the log between them stand in for it."""
 _ERROR_FILE = "error.txt"
 _PR_SET_PDEATHSIG = 1
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +52,50 @@ class ForkedImage:
     """A child that writes the image of a state. Made between two records, with no maintenance under way."""
 
     def __init__(self, store: CheckpointStore, state: StateMachine, sequence: int, running_crc: int) -> None:
+        """Raises CheckpointError when the system lets no directory or process be made."""
         self._began = time.perf_counter()
         self._store = store
         self._sequence = sequence
         self._running_crc = running_crc
-        self._temporary = store.begin(sequence)
-        with warnings.catch_warnings():
-            # Python warns that threads do not survive a fork. The child needs none of them: it writes files and exits.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            began = time.perf_counter()
-            self._pid = os.fork()
+        try:
+            self._temporary = store.begin(sequence)
+            with warnings.catch_warnings():
+                # Python warns that threads do not survive a fork. The child needs none of them: it writes files and exits.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                parent = os.getpid()
+                began = time.perf_counter()
+                self._pid = os.fork()
+        except OSError as error:
+            raise CheckpointError(f"the checkpoint at sequence {sequence} could not be begun: {error}") from error
         if self._pid == 0:
-            _run_child(state, self._temporary, sequence, running_crc)
+            _run_child(state, self._temporary, sequence, running_crc, parent)
         self.stall_ms = (time.perf_counter() - began) * 1e3
+
+    def abandon(self) -> None:
+        """End the child; `publish` then fails, unless the child was done already."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
     async def publish(self) -> CheckpointReport:
         """Wait for the child and publish what it wrote. Raises CheckpointError; then nothing was published."""
         try:
             _, status = await asyncio.to_thread(os.waitpid, self._pid, 0)
         except asyncio.CancelledError:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+            self.abandon()
             raise
-        if status:
-            await asyncio.to_thread(self._fail, status)
-        manifest = await asyncio.to_thread(checkpoints.load_manifest, self._temporary)
-        if (manifest.sequence, manifest.running_crc) != (self._sequence, self._running_crc):
-            raise CheckpointError(f"the image is of sequence {manifest.sequence}, not {self._sequence}")
-        await asyncio.to_thread(self._store.publish, self._temporary)
+        return await asyncio.to_thread(self._publish, status)
+
+    def _publish(self, status: int) -> CheckpointReport:
+        try:
+            if status:
+                raise CheckpointError(self._failure(status))
+            manifest = checkpoints.load_manifest(self._temporary)
+            if (manifest.sequence, manifest.running_crc) != (self._sequence, self._running_crc):
+                raise CheckpointError(f"the image is of sequence {manifest.sequence}, not {self._sequence}")
+            self._store.publish(self._temporary)
+        except (OSError, VecmemError) as error:
+            remove_directory(self._temporary)
+            raise CheckpointError(f"the checkpoint at sequence {self._sequence} was not written: {error}") from error
         return CheckpointReport(
             sequence=self._sequence,
             size_bytes=sum(file.size_bytes for file in manifest.files.values()),
@@ -84,19 +103,22 @@ class ForkedImage:
             stall_ms=self.stall_ms,
         )
 
-    def _fail(self, status: int) -> None:
-        code = os.waitstatus_to_exitcode(status)
+    def _failure(self, status: int) -> str:
         error_file = self._temporary / _ERROR_FILE
-        what = error_file.read_text() if error_file.exists() else f"its process ended with {code}"
-        remove_directory(self._temporary)
-        raise CheckpointError(f"the checkpoint at sequence {self._sequence} was not written: {what.strip()}")
+        told = error_file.read_text().strip() if error_file.exists() else ""
+        if not told:
+            return f"its process ended with {os.waitstatus_to_exitcode(status)}"
+        _logger.error("the process that wrote a checkpoint failed:\n%s", told)
+        return told.splitlines()[-1]
 
 
-def _run_child(state: StateMachine, temporary: Path, sequence: int, running_crc: int) -> None:
+def _run_child(state: StateMachine, temporary: Path, sequence: int, running_crc: int, parent: int) -> None:
     """Write, load back, exit. Never returns; runs none of the parent's cleanup."""
     code = 1
     try:
-        _die_with_parent()
+        # A collection would run finalizers of objects whose threads are not here, and copy pages for nothing.
+        gc.disable()
+        _die_with(parent)
         metadata = image.write_image(state, temporary)
         manifest = checkpoints.seal(temporary, sequence=sequence, running_crc=running_crc, metadata=metadata)
         recovery.check_image(manifest, state)
@@ -107,9 +129,8 @@ def _run_child(state: StateMachine, temporary: Path, sequence: int, running_crc:
         os._exit(code)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

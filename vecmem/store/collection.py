@@ -120,6 +120,7 @@ class Collection:
         operation = command.WhichOneof("operation")
         paths = [FieldPath.parse(path, "remove") for path in command.remove.paths]
         changed: list[bytes] = []
+        refused: tuple[str, VecmemError] | None = None
         for count, row in enumerate(rows, start=1):
             old = self.payloads.get(row)
             try:
@@ -130,10 +131,14 @@ class Collection:
                 else:
                     changed.append(command.replace_json)
             except (LimitExceededError, InvalidPayloadError) as error:
-                refused = type(error)(f"point {self.rows.ids[row]!r}: {error.message}")
-                return Changes(refused=refused)
+                # The order of rows depends on when they were reclaimed, and a replay must tell of the same point.
+                point_id = self.rows.ids[row]
+                if refused is None or point_id < refused[0]:
+                    refused = point_id, type(error)(f"point {point_id!r}: {error.message}")
             if count % STEP_POINTS == 0:
                 yield
+        if refused is not None:
+            return Changes(refused=refused[1])
         for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
             self.payloads.set(row, payload)
             self.rows.versions[row] = sequence

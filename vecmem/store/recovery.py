@@ -3,8 +3,9 @@
     DATA_DIR/log            the transaction log
     DATA_DIR/checkpoints    published checkpoints
 
-A damaged checkpoint is passed over for an older one, whose tail the log still holds. Where none is whole, the newest with a readable
-manifest is taken, and the collections that do not load are set aside: they answer with DATA_LOSS, the others serve.
+A damaged checkpoint is passed over for an older one, whose tail the log still holds, or for the log alone where that still begins at its
+first record. Where neither is whole, the newest checkpoint with a readable manifest is taken, and the collections that do not
+load are set aside: they answer with DATA_LOSS, the others serve.
 A log that ends before its checkpoint, or begins behind it, has lost records and is refused.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vecmem.errors import CorruptionError, DataLossError
+from vecmem.filesystem import make_directory
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointManifest, CheckpointStore
 from vecmem.log.record import LogEntry
@@ -36,8 +38,11 @@ class Recovery:
 
     checkpoint_sequence: int = 0
     replayed_record_count: int = 0
+    replayed_bytes: int = 0
     torn_tail_bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    damaged_checkpoints: list[Path] = field(default_factory=list)
+    """Checkpoints that did not load whole; they stay until a new one is published."""
 
 
 @dataclass(slots=True)
@@ -61,7 +66,7 @@ def recover(data_dir: Path) -> Recovered:
 
     Raises CorruptionError, UnsupportedFormatError or UnavailableError (in use); nothing acknowledged is ever dropped.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(data_dir)
     recovery = Recovery()
     store = CheckpointStore(data_dir / CHECKPOINT_DIRECTORY)
     # The log's lock comes first: leftovers are only leftovers when nobody else is at work here.
@@ -71,16 +76,17 @@ def recover(data_dir: Path) -> Recovered:
     log = RocksLog.open(data_dir / LOG_DIRECTORY, verify_from=verify_from)
     try:
         store.remove_temporary()
-        loaded = _load_checkpoint(store, recovery)
+        loaded = _load_checkpoint(store, recovery, log)
         state = StateMachine() if loaded is None else loaded.state
         sequence = 0 if loaded is None else loaded.sequence
-        _check_continuity(log, sequence, None if loaded is None else loaded.running_crc)
+        _check_continuity(log, sequence, None if loaded is None else loaded.running_crc, recovery.notes)
         recovery.checkpoint_sequence = sequence
         recovery.torn_tail_bytes = log.report.torn_tail_bytes
         recovery.notes += log.report.notes
         for entry in log.read(sequence + 1):
             replay(state, entry)
             recovery.replayed_record_count += 1
+            recovery.replayed_bytes += len(entry.record.payload)
             if recovery.replayed_record_count % RECLAIM_RECORDS == 0:
                 for collection in state.collections.values():
                     collection.reclaim()
@@ -123,7 +129,8 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
             raise CorruptionError(f"collection {collection.name!r} came back changed", path=str(manifest.path))
 
 
-def _load_checkpoint(store: CheckpointStore, recovery: Recovery) -> _Loaded | None:
+def _load_checkpoint(store: CheckpointStore, recovery: Recovery, log: RocksLog) -> _Loaded | None:
+    """The newest checkpoint that loads whole; None: replay the log from its beginning."""
     readable: list[CheckpointManifest] = []
     for path in store.list():
         try:
@@ -132,6 +139,9 @@ def _load_checkpoint(store: CheckpointStore, recovery: Recovery) -> _Loaded | No
             return _Loaded(load_image(manifest), manifest.sequence, manifest.running_crc)
         except CorruptionError as error:
             recovery.notes.append(f"checkpoint {path.name} is damaged: {error.message}")
+            recovery.damaged_checkpoints.append(path)
+    if log.first_sequence == 1:
+        return None
     for manifest in readable:
         try:
             return _Loaded(load_image(manifest, recovery.notes), manifest.sequence, manifest.running_crc)
@@ -140,7 +150,7 @@ def _load_checkpoint(store: CheckpointStore, recovery: Recovery) -> _Loaded | No
     return None
 
 
-def _check_continuity(log: RocksLog, sequence: int, running_crc: int | None) -> None:
+def _check_continuity(log: RocksLog, sequence: int, running_crc: int | None, notes: list[str]) -> None:
     if log.last_sequence < sequence:
         raise CorruptionError(
             f"the log ends at sequence {log.last_sequence}, before the checkpoint at {sequence}: records are lost",
@@ -149,7 +159,7 @@ def _check_continuity(log: RocksLog, sequence: int, running_crc: int | None) -> 
     if log.first_sequence > sequence + 1:
         raise CorruptionError(
             f"the log begins at sequence {log.first_sequence}, and the newest checkpoint that can be read reflects "
-            f"{sequence}: records are missing in between",
+            f"{sequence}: records are missing in between{''.join(f'; {note}' for note in notes)}",
             path=str(log.path),
         )
     if running_crc is not None and log.running_crc_at(sequence) != running_crc:

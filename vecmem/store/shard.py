@@ -19,7 +19,14 @@ from functools import partial
 
 from vecmem.clock import Clock
 from vecmem.config import Settings
-from vecmem.errors import CheckpointError, CollectionNotFoundError, PositionAheadError, UnavailableError, VecmemError
+from vecmem.errors import (
+    CheckpointError,
+    CollectionNotFoundError,
+    OverloadedError,
+    PositionAheadError,
+    UnavailableError,
+    VecmemError,
+)
 from vecmem.index.filter import CompiledFilter
 from vecmem.index.vector_index import VectorIndex
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
@@ -70,7 +77,10 @@ class Shard:
         self._work.set()
         self._rows_per_second = 2_000.0
         self._drained_rows = 0
-        self._checkpoint_bytes = 0
+        self._checkpoint_bytes = recovered.recovery.replayed_bytes
+        self._forked: ForkedImage | None = None
+        self._running_checkpoints: set[asyncio.Task[CheckpointReport]] = set()
+        self._last_time_unix_ms = 0
         self._last_write = self.last_search = time.monotonic()
         self._tasks = [
             asyncio.create_task(self._maintain(), name="maintain indexes"),
@@ -103,7 +113,8 @@ class Shard:
         Raises what the command was refused for, OverloadedError, ShuttingDownError, or WritesStoppedError, after which the
         outcome is known when the server has restarted.
         """
-        command.time_unix_ms = self._now_unix_ms()
+        # Never smaller than in a record before, those included that are not applied yet.
+        command.time_unix_ms = self._last_time_unix_ms = max(self._now_unix_ms(), self._last_time_unix_ms)
         payload = command.SerializeToString()
         result = await self._commit.submit(Record(COMMAND_RECORD, payload))
         self._last_write = time.monotonic()
@@ -138,7 +149,13 @@ class Shard:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> CheckpointReport:
-        """Take a checkpoint now and trim the log. Raises CheckpointError."""
+        """Take a checkpoint now and trim the log; goes on when the caller is cancelled. Raises CheckpointError."""
+        task = asyncio.create_task(self._checkpoint(), name="checkpoint")
+        self._running_checkpoints.add(task)
+        task.add_done_callback(self._running_checkpoints.discard)
+        return await asyncio.shield(task)
+
+    async def _checkpoint(self) -> CheckpointReport:
         async with self._checkpointing:
             if self.state.damaged:
                 names = ", ".join(map(repr, self.state.damaged))
@@ -146,11 +163,14 @@ class Shard:
             async with self._maintaining:
                 await self.settled()
                 sequence = self.applied_sequence
-                if sequence == self.checkpoint_sequence:
+                if not self._has_something_new():
                     return CheckpointReport(sequence, 0, 0.0, 0.0)
                 self._checkpoint_bytes = self._drained_rows = 0
-                forked = ForkedImage(self._store, self.state, sequence, self._commit.applied_running_crc)
-            report = await forked.publish()
+                self._forked = ForkedImage(self._store, self.state, sequence, self._commit.applied_running_crc)
+            try:
+                report = await self._forked.publish()
+            finally:
+                self._forked = None
             self.checkpoint_sequence = sequence
             await asyncio.to_thread(self._trim)
             _logger.info(
@@ -164,6 +184,7 @@ class Shard:
 
     def _trim(self) -> None:
         """Drop checkpoints and records that recovery does not need any more."""
+        self._store.remove(self.recovery.damaged_checkpoints)
         self._store.remove_older_than(CHECKPOINTS_KEPT)
         kept = self._store.list()
         if len(kept) == CHECKPOINTS_KEPT and self.log.size_bytes > self._settings.log_retention_bytes:
@@ -180,8 +201,12 @@ class Shard:
                 # Nothing is lost without it: the log has every record. The next one is due when as much again was written.
                 _logger.exception("a checkpoint failed")
 
+    def _has_something_new(self) -> bool:
+        """Whether a checkpoint would save records, or so much more of the graphs that a restart would notice."""
+        return self.applied_sequence != self.checkpoint_sequence or self._drained_rows >= CHECKPOINT_WORTH_ROWS
+
     def _wants_checkpoint(self) -> bool:
-        if self.state.damaged or self.applied_sequence == self.checkpoint_sequence or self.read_only_reason:
+        if self.state.damaged or self.read_only_reason or not self._has_something_new():
             return False
         if self._checkpoint_bytes >= self._settings.checkpoint_log_bytes:
             return True
@@ -244,8 +269,8 @@ class Shard:
                 command.expire_points.ids.extend(ids)
                 try:
                     await self.write(command)
-                except (CollectionNotFoundError, UnavailableError):
-                    # Deleted meanwhile, or no write is taken: expired points stay invisible either way.
+                except (CollectionNotFoundError, OverloadedError, UnavailableError):
+                    # Deleted meanwhile, or no write is taken now: expired points stay invisible either way.
                     break
 
     def _now_unix_ms(self) -> int:
@@ -271,6 +296,10 @@ class Shard:
                 _logger.error("a background task had failed", exc_info=outcome)
         # A cancelled task may have left a slice running in its thread; a fork in the middle of it would save half an insertion.
         await asyncio.get_running_loop().run_in_executor(self._graph_executor, lambda: None)
+        if self._forked is not None:
+            self._forked.abandon()
+        async with self._checkpointing:
+            pass  # the one under way ends before the log is closed under it
         if self._settings.checkpoint_on_exit and not self.read_only_reason and not self.state.damaged:
             try:
                 await self.checkpoint()
