@@ -1,8 +1,8 @@
 """One HNSW graph of the hnswlib package, made safe for threads.
 
 hnswlib allows many searches at once, or one insertion, never both; and its `ef` belongs to the whole index. Hence the lock: searches
-share it as long as they agree on `ef`, insertion and deletion hold it alone. Someone who waits to hold it alone keeps later
-searches out, so neither side starves: insertions come in short slices, with searches in between.
+share it as long as they agree on `ef`, insertion and deletion hold it alone. Nobody overtakes those who wait, so nobody starves:
+insertions come in short slices, with searches in between.
 
 Labels count up from 0 and are never used again; what a label stands for is the business of `vecmem.index.hnsw`.
 """
@@ -23,6 +23,9 @@ from vecmem.index.metric import Float32Array, Metric
 from vecmem.index.parameters import HnswParameters
 
 INITIAL_CAPACITY = 1024
+DOT_NORM_EXPONENT = 20
+"""hnswlib's distance under dot is 1 - product in float32, in which products below 1e-7 drown. Vectors go into the graph scaled by a power
+of two, so that their norms are about 2 to this power; and queries are of unit length: the order of results does not change."""
 LINK_BYTES = 4
 # Cosine becomes a dot product of unit vectors here: hnswlib's own normalisation is in float32 and bends short vectors.
 _SPACES = {Metric.COSINE: "ip", Metric.DOT: "ip", Metric.EUCLIDEAN: "l2"}
@@ -30,8 +33,22 @@ _SPACES = {Metric.COSINE: "ip", Metric.DOT: "ip", Metric.EUCLIDEAN: "l2"}
 Labels = NDArray[np.int64]
 
 
+class _Waiter:
+    """Someone in the queue of a SearchLock. `ef` None: wants it alone."""
+
+    __slots__ = ("admitted", "ef")
+
+    def __init__(self, ef: int | None) -> None:
+        self.ef = ef
+        self.admitted = False
+
+
 class SearchLock:
-    """Shared among searches with the same `ef`, or held alone."""
+    """Shared among searches with the same `ef`, or held alone; who has to wait is let in in order of arrival.
+
+    A search goes straight in while nobody waits and those inside have its `ef`. When the last one leaves, the head of the queue
+    gets in, a search together with all waiting ones that share its `ef`: everybody waits for those before him only.
+    """
 
     def __init__(self, set_ef: Callable[[int], None]) -> None:
         self._set_ef = set_ef
@@ -39,41 +56,65 @@ class SearchLock:
         self._ef = 0
         self._searching_count = 0
         self._held_alone = False
-        self._waiting_alone_count = 0
+        self._queue: list[_Waiter] = []
 
     @contextmanager
     def shared(self, ef: int) -> Iterator[None]:
         """Hold it together with other searches of the same `ef`, which is set on the index."""
         with self._condition:
-            while self._held_alone or self._waiting_alone_count or (self._searching_count and self._ef != ef):
-                self._condition.wait()
-            if self._ef != ef:
-                self._set_ef(ef)
-                self._ef = ef
-            self._searching_count += 1
+            if self._held_alone or self._queue or (self._searching_count and self._ef != ef):
+                self._wait(ef)
+            else:
+                self._begin_search(ef, 1)
         try:
             yield
         finally:
             with self._condition:
                 self._searching_count -= 1
-                if not self._searching_count:
-                    self._condition.notify_all()
+                self._admit()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold it while nobody searches."""
         with self._condition:
-            self._waiting_alone_count += 1
-            while self._held_alone or self._searching_count:
-                self._condition.wait()
-            self._waiting_alone_count -= 1
-            self._held_alone = True
+            if self._held_alone or self._queue or self._searching_count:
+                self._wait(None)
+            else:
+                self._held_alone = True
         try:
             yield
         finally:
             with self._condition:
                 self._held_alone = False
-                self._condition.notify_all()
+                self._admit()
+
+    def _wait(self, ef: int | None) -> None:
+        waiter = _Waiter(ef)
+        self._queue.append(waiter)
+        while not waiter.admitted:
+            self._condition.wait()
+
+    def _begin_search(self, ef: int, count: int) -> None:
+        if self._ef != ef:
+            self._set_ef(ef)
+            self._ef = ef
+        self._searching_count += count
+
+    def _admit(self) -> None:
+        """Let in whose turn it is, if the lock is free. They hold it from here on, awake or not."""
+        if not self._queue or self._held_alone or self._searching_count:
+            return
+        ef = self._queue[0].ef
+        if ef is None:
+            admitted = self._queue[:1]
+            self._held_alone = True
+        else:
+            admitted = [waiter for waiter in self._queue if waiter.ef == ef]
+            self._begin_search(ef, len(admitted))
+        for waiter in admitted:
+            waiter.admitted = True
+        self._queue = [waiter for waiter in self._queue if not waiter.admitted]
+        self._condition.notify_all()
 
 
 class Graph:
@@ -88,6 +129,8 @@ class Graph:
         self._lock = SearchLock(self._index.set_ef)
         self.label_count = 0
         self.deleted_count = 0
+        self.scale_exponent = 0
+        """Vectors are inserted times 2 to this power (dot only), chosen at the first insertion."""
 
     @property
     def size_bytes(self) -> int:
@@ -97,8 +140,7 @@ class Graph:
 
     def add(self, vectors: Float32Array, threads: int) -> Labels:
         """Insert the rows of an (n, dimension) array; returns their labels, shape (n,). Holds the graph alone meanwhile."""
-        if self._metric is Metric.COSINE:
-            vectors = (vectors / metrics.norms(vectors)[:, None]).astype(np.float32)
+        vectors = self._scaled(vectors)
         labels = np.arange(self.label_count, self.label_count + len(vectors))
         with self._lock.alone():
             needed = self.label_count + len(vectors)
@@ -120,11 +162,12 @@ class Graph:
 
         `ef` is raised to `count` where it is below.
         """
+        scaled = self._scaled_query(query)
         with self._lock.shared(max(ef, count)):
             count = min(count, self.label_count - self.deleted_count)
             while count > 0:
                 try:
-                    labels, _ = self._index.knn_query(metrics.scan_query(self._metric, query), k=count, num_threads=1)
+                    labels, _ = self._index.knn_query(scaled, k=count, num_threads=1)
                 except RuntimeError:
                     # hnswlib's only way to say that it reached fewer than `count` nodes.
                     count //= 2
@@ -136,14 +179,40 @@ class Graph:
         """Write the graph to a file; nothing else may use it meanwhile."""
         self._index.save_index(str(path))
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, *, deleted_count: int, scale_exponent: int) -> None:
         """Replace an empty graph by what `save` wrote, deletions included. Raises RuntimeError for a file that is not one."""
         index = self._new_index()
         index.load_index(str(path), max_elements=0)
-        index.set_num_threads(1)
+        if not index.get_current_count():
+            # The new one is as empty, and ready for a first insertion by several threads, which a loaded one is not.
+            return
         self._index = index
         self._lock = SearchLock(index.set_ef)
         self.label_count = index.get_current_count()
+        self.deleted_count = deleted_count
+        self.scale_exponent = scale_exponent
+
+    def _scaled(self, vectors: Float32Array) -> Float32Array:
+        """The rows as the graph holds them."""
+        if self._metric is Metric.EUCLIDEAN:
+            return vectors
+        lengths = metrics.norms(vectors)
+        if self._metric is Metric.COSINE:
+            return np.asarray((vectors / lengths[:, None]).astype(np.float32))
+        positive = lengths[lengths > 0]
+        if not self.label_count and positive.size:
+            self.scale_exponent = DOT_NORM_EXPONENT - round(float(np.log2(np.median(positive))))
+        # What is longer than all others by so much that its products would overflow is the nearest anyway: it is shortened.
+        longest = metrics.NORM_MAX / np.maximum(lengths, np.finfo(np.float64).tiny)
+        factors = np.minimum(2.0**self.scale_exponent, longest)
+        return np.asarray((vectors * factors[:, None]).astype(np.float32))
+
+    def _scaled_query(self, query: Float32Array) -> Float32Array:
+        """The query as the graph wants it."""
+        if self._metric is not Metric.DOT:
+            return metrics.scan_query(self._metric, query)
+        length = metrics.norms(query[None, :])[0]
+        return np.asarray((query / length).astype(np.float32)) if length > 0 else query
 
     def _new_index(self) -> hnswlib.Index:
         return hnswlib.Index(space=_SPACES[self._metric], dim=self._dimension)

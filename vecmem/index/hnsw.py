@@ -11,6 +11,8 @@ takes its place. Meanwhile new rows stay in the tail.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +50,8 @@ class LabelledGraph:
         """Rows in the graph that are not forgotten."""
         return len(self.label_of)
 
-    def add(self, rows: Rows, vectors: Float32Array, threads: int) -> None:
-        """Insert rows with their vectors."""
+    def insert(self, rows: Rows, vectors: Float32Array, threads: int) -> Labels:
+        """Insert rows with their vectors; returns their labels. Searches find them from now on; `keep` completes it."""
         start = self.graph.label_count
         if self.rows.size < start + len(rows):
             # A new array, not a resize: searches under way keep the one they have.
@@ -57,8 +59,16 @@ class LabelledGraph:
             grown[: self.rows.size] = self.rows
             self.rows = grown
         self.rows[start : start + len(rows)] = rows
-        labels = self.graph.add(vectors, threads)
-        self.label_of.update(zip(rows.tolist(), labels.tolist(), strict=True))
+        return self.graph.add(vectors, threads)
+
+    def keep(self, rows: Rows, labels: Labels, known: Container[int]) -> None:
+        """Note the labels of rows just inserted; those that are not in `known` were forgotten meanwhile."""
+        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+            if row in known:
+                self.label_of[row] = label
+            else:
+                self.rows[label] = NO_ROW
+                self.unlabelled.append(label)
 
     def forget(self, rows: Rows) -> None:
         """Take the labels from dead rows; the nodes are marked deleted later."""
@@ -95,6 +105,8 @@ class HnswIndex:
         self._rebuilt: LabelledGraph | None = None
         self._to_rebuild: Rows = np.zeros(0, dtype=np.int64)
         self._parameters_changed = False
+        # `forget` runs beside `maintain`: this keeps a row from being forgotten in one place while it moves to the next.
+        self._forgetting = threading.Lock()
 
     def add(self, rows: Rows, vectors: Float32Array) -> None:
         """See VectorIndex."""
@@ -104,10 +116,11 @@ class HnswIndex:
     def forget(self, rows: Rows) -> None:
         """See VectorIndex."""
         self.arena.clear(rows)
-        self._tail.discard(rows)
-        self._current.forget(rows)
-        if self._rebuilt is not None:
-            self._rebuilt.forget(rows)
+        with self._forgetting:
+            self._tail.discard(rows)
+            self._current.forget(rows)
+            if self._rebuilt is not None:
+                self._rebuilt.forget(rows)
 
     # -- search: any thread ---------------------------------------------------------------------------------------------
 
@@ -180,13 +193,13 @@ class HnswIndex:
 
     def _drain(self, threads: int, slice_rows: int) -> bool:
         with self._table.readers.reading():
-            # Inside the block no row of the slice is forgotten or reused. A record that is being applied may have put rows
-            # here that are not published yet: they are written, and invisible until published.
+            # Inside the block no row is reused. Dead rows move like the living: an earlier snapshot may still see them. And a
+            # record that is being applied may have put rows here that are not published yet: their vectors are written.
             rows = self._tail.first(slice_rows)
-            alive = rows[self._table.is_not_dead(rows)]
-            if alive.size:
-                self._current.add(alive, self.arena.gather(alive), threads)
-            self._tail.discard(rows)
+            if rows.size:
+                labels = self._current.insert(rows, self.arena.gather(rows), threads)
+                with self._forgetting:
+                    self._current.keep(rows, labels, known=self._tail.discard(rows))
         return bool(rows.size)
 
     def _wants_rebuild(self) -> bool:
@@ -196,20 +209,24 @@ class HnswIndex:
         return deleted_count >= max(REBUILD_ROWS_MIN, REBUILD_SHARE * self._current.graph.label_count)
 
     def _begin_rebuild(self) -> None:
-        self._parameters_changed = False
-        self._rebuilt = LabelledGraph(self.parameters)
-        self._to_rebuild = np.array(list(self._current.label_of), dtype=np.int64)
+        with self._forgetting:
+            self._parameters_changed = False
+            self._rebuilt = LabelledGraph(self.parameters)
+            self._to_rebuild = np.array(list(self._current.label_of), dtype=np.int64)
 
     def _continue_rebuild(self, rebuilt: LabelledGraph, threads: int, slice_rows: int) -> None:
         rows, self._to_rebuild = self._to_rebuild[:slice_rows], self._to_rebuild[slice_rows:]
+        known = self._current.label_of
         with self._table.readers.reading():
-            # A row without its label is dead since, and may be another's by now: that one is in the tail.
-            rows = rows[self._table.is_not_dead(rows)]
-            rows = np.array([row for row in rows.tolist() if row in self._current.label_of], dtype=np.int64)
+            # A row that lost its label is forgotten, and may be another's by now: that one is in the tail.
+            rows = np.array([row for row in rows.tolist() if row in known], dtype=np.int64)
             if rows.size:
-                rebuilt.add(rows, self.arena.gather(rows), threads)
-        if not self._to_rebuild.size:
-            self._current, self._rebuilt = rebuilt, None
+                labels = rebuilt.insert(rows, self.arena.gather(rows), threads)
+                with self._forgetting:
+                    rebuilt.keep(rows, labels, known)
+        with self._forgetting:
+            if not self._to_rebuild.size and self._rebuilt is rebuilt:
+                self._current, self._rebuilt = rebuilt, None
 
     # -- the rest: event loop -------------------------------------------------------------------------------------------
 
@@ -217,11 +234,12 @@ class HnswIndex:
         """See VectorIndex. Changed build parameters take effect by a rebuild."""
         new, old = parameters.hnsw, self._hnsw()
         assert new is not None
-        self.parameters = parameters
-        if (new.m, new.ef_construction) != (old.m, old.ef_construction):
-            # A rebuild under way has the old parameters: begin again.
-            self._rebuilt = None
-            self._parameters_changed = True
+        with self._forgetting:
+            self.parameters = parameters
+            if (new.m, new.ef_construction) != (old.m, old.ef_construction):
+                # A rebuild under way has the old parameters: begin again.
+                self._rebuilt = None
+                self._parameters_changed = True
 
     def statistics(self) -> IndexStatistics:
         """See VectorIndex."""
@@ -247,19 +265,23 @@ class HnswIndex:
             "deleted_count": current.graph.deleted_count,
             "m": parameters.m,
             "ef_construction": parameters.ef_construction,
+            "scale_exponent": current.graph.scale_exponent,
         }
 
     def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]) -> None:
         """See VectorIndex."""
         current = LabelledGraph(self.parameters)
-        current.graph.load(directory / f"{name}.graph")
-        current.graph.deleted_count = metadata["deleted_count"]
+        file = directory / f"{name}.graph"
+        try:
+            current.graph.load(file, deleted_count=metadata["deleted_count"], scale_exponent=metadata["scale_exponent"])
+        except RuntimeError as error:
+            raise errors.CorruptionError(f"hnswlib does not take it: {error}", path=str(file)) from error
         current.rows = np.load(directory / f"{name}.labels.npy")
         current.unlabelled = np.load(directory / f"{name}.unlabelled.npy").tolist()
         if current.rows.size != current.graph.label_count:
             raise errors.CorruptionError(
                 f"{current.rows.size} labels for {current.graph.label_count} nodes",
-                path=str(directory / f"{name}.graph"),
+                path=str(file),
             )
         for label, row in enumerate(current.rows.tolist()):
             if row == NO_ROW:

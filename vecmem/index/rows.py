@@ -170,10 +170,6 @@ class RowTable:
             ids=self.ids,
         )
 
-    def is_not_dead(self, rows: Rows) -> NDArray[np.bool_]:
-        """Which of `rows` have not died, unpublished ones included; shape (n,). For any thread inside a reading block."""
-        return np.asarray(self._died[rows] == NEVER)
-
     def live_rows(self) -> Rows:
         """All rows that have not died, rising, expired ones included."""
         return np.flatnonzero((self._born[: self.row_count] != NEVER) & (self._died[: self.row_count] == NEVER))

@@ -38,15 +38,18 @@ class Tail:
             self._index_of.update(zip(rows.tolist(), range(self._end, self._end + len(rows)), strict=True))
             self._end += len(rows)
 
-    def discard(self, rows: Rows) -> None:
-        """Remove rows; those that are not in the tail are passed over."""
+    def discard(self, rows: Rows) -> set[int]:
+        """Remove rows and return them; those that are not in the tail are passed over."""
+        removed: set[int] = set()
         with self._lock:
             if not self._index_of:
-                return
+                return removed
             for row in rows.tolist():
                 index = self._index_of.pop(row, None)
                 if index is not None:
                     self._rows[index] = _HOLE
+                    removed.add(row)
+        return removed
 
     def rows(self) -> Rows:
         """A copy of the rows, oldest first."""
