@@ -203,7 +203,7 @@ class Graph:
         if not self.label_count and positive.size:
             self.scale_exponent = DOT_NORM_EXPONENT - round(float(np.log2(np.median(positive))))
         # What is longer than all others by so much that its products would overflow is the nearest anyway: it is shortened.
-        longest = metrics.NORM_MAX / np.maximum(lengths, np.finfo(np.float64).tiny)
+        longest = metrics.NORM_MAX / np.maximum(lengths, np.finfo(np.float32).tiny)
         factors = np.minimum(2.0**self.scale_exponent, longest)
         return np.asarray((vectors * factors[:, None]).astype(np.float32))
 
