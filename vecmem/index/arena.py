@@ -16,6 +16,8 @@ from vecmem.index.metric import Float32Array, Metric
 
 CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk. Pages that were never written take no memory."""
+GATHER_ONE_BY_ONE_MAX = 64
+"""Up to so many rows, as the hits of a query, a loop is cheaper than sorting them by chunk."""
 
 Rows = NDArray[np.int64]
 
@@ -68,6 +70,10 @@ class Arena:
     def gather(self, rows: Rows) -> Float32Array:
         """Copy the vectors of `rows` into an (n, dimension) array."""
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
+        if len(rows) <= GATHER_ONE_BY_ONE_MAX:
+            for index, row in enumerate(rows.tolist()):
+                out[index] = self._chunks[row >> self._chunk_shift][row & (self._chunk_rows - 1)]
+            return out
         for chunk, within, selected in self._by_chunk(rows):
             out[selected] = self._chunks[chunk][within]
         return out
