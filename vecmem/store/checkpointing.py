@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -118,6 +119,8 @@ def _run_child(state: StateMachine, temporary: Path, sequence: int, running_crc:
     try:
         # A collection would run finalizers of objects whose threads are not here, and copy pages for nothing.
         gc.disable()
+        # A crash in a library says where on standard error; the parent sees only the signal.
+        faulthandler.enable()
         _die_with(parent)
         metadata = image.write_image(state, temporary)
         manifest = checkpoints.seal(temporary, sequence=sequence, running_crc=running_crc, metadata=metadata)
