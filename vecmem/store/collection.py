@@ -109,7 +109,7 @@ class Collection:
 
     def expire(self, command: command_pb2.ExpirePoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
         """Delete those of the named points that have expired."""
-        named = (self.row_of.get(point_id) for point_id in command.ids)
+        named = (self.row_of.get(point_id) for point_id in dict.fromkeys(command.ids))
         rows = [row for row in named if row is not None and self._is_expired(row, time_unix_ms)]
         yield from self._remove(rows, sequence)
         return Changes(deleted_count=len(rows))
@@ -184,7 +184,8 @@ class Collection:
         found: list[tuple[int, int]] = []
         while self._expiring and self._expiring[0][0] <= now_unix_ms and len(found) < count_max:
             entry = heapq.heappop(self._expiring)
-            if self._is_current(entry):
+            # A row that was given out again to the same point with the same expiry has two equal entries.
+            if self._is_current(entry) and entry not in found[-1:]:
                 found.append(entry)
         for entry in found:
             heapq.heappush(self._expiring, entry)

@@ -1,0 +1,146 @@
+"""The state is a fold over the log: whatever way it is computed, the same records give the same state and the same results."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.store.support import DIMENSION, Command, apply, create, dump, entries, nearest
+from vecmem import limits
+from vecmem.log import checkpoints
+from vecmem.store import image, recovery
+from vecmem.store.state_machine import StateMachine
+from vecmem.v1 import filter_pb2
+
+IDS = [f"p{i}" for i in range(8)]
+EVERYTHING = filter_pb2.Filter()
+EVERYTHING.all_of.SetInParent()
+
+
+def select(draw: st.DrawFn, operation: Any) -> None:
+    if draw(st.booleans()):
+        operation.ids.ids.extend(draw(st.lists(st.sampled_from([*IDS, "nobody"]), min_size=1, max_size=4)))
+    elif draw(st.booleans()):
+        operation.filter.CopyFrom(EVERYTHING)
+    else:
+        operation.filter.field.path = "a"
+        operation.filter.field.match.integer = draw(st.integers(0, 2))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Command]:
+    """Commands as a primary could have logged them, refused ones, repeated and expired ones included."""
+    commands = [create("a", named=["other"]), create("b", flat=True)]
+    uids = [1, 2]
+    now = 1
+    for _ in range(draw(st.integers(1, 25))):
+        now += draw(st.sampled_from([0, 1, 50, limits.DEDUPLICATION_WINDOW_MS // 2]))
+        command = Command(time_unix_ms=now)
+        if draw(st.integers(0, 3)) == 0:
+            command.request_id = draw(st.sampled_from(["x", "y"]))
+            command.request_fingerprint = draw(st.integers(1, 2))
+        uid = draw(st.sampled_from(uids))
+        kind = draw(
+            st.sampled_from(["upsert", "upsert", "upsert", "delete", "update", "expire", "configure", "drop", "create"])
+        )
+        match kind:
+            case "upsert":
+                command.upsert_points.collection_uid = uid
+                for point_id in draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=5, unique=True)):
+                    point = command.upsert_points.points.add(id=point_id)
+                    point.payload_json = draw(st.sampled_from([b"", b'{"a":0}', b'{"a":1,"b":[1,"2"]}', b'{"a":2}']))
+                    point.expires_at_unix_ms = draw(st.sampled_from([0, 0, 0, max(1, now - 1), now + 1, now + 60]))
+                    if draw(st.integers(0, 4)) == 0:
+                        point.expected_version = draw(st.integers(0, 5))
+                values = random.Random(draw(st.integers(0, 99)))
+                count = len(command.upsert_points.points)
+                command.upsert_points.vectors.add(rows=floats(values, count))
+                if uid == 1 and draw(st.booleans()):
+                    command.upsert_points.vectors.add(name="other", point_indexes=[count - 1], rows=floats(values, 1))
+            case "delete":
+                command.delete_points.collection_uid = uid
+                select(draw, command.delete_points)
+            case "update":
+                command.update_payloads.collection_uid = uid
+                select(draw, command.update_payloads)
+                match draw(st.sampled_from(["merge", "replace", "remove"])):
+                    case "merge":
+                        command.update_payloads.merge_json = b'{"c":3,"a":1}'
+                    case "replace":
+                        command.update_payloads.replace_json = b'{"a":2}'
+                    case _:
+                        command.update_payloads.remove.paths.append("b")
+            case "expire":
+                command.expire_points.collection_uid = uid
+                command.expire_points.ids.extend(draw(st.lists(st.sampled_from(IDS), min_size=1)))
+            case "configure":
+                command.update_collection.collection_uid = uid
+                command.update_collection.config.CopyFrom(commands[uid - 1].create_collection.config)
+                command.update_collection.config.description = "changed"
+                if uid != 2:
+                    command.update_collection.config.vector.hnsw.m = 12
+            case "drop":
+                command.delete_collection.collection_uid = uid
+            case _:
+                made = create(draw(st.sampled_from(["a", "c"])), flat=draw(st.booleans()))
+                command.create_collection.CopyFrom(made.create_collection)
+        commands.append(command)
+        if kind == "create" and not command.create_collection.config.vector.HasField("flat"):
+            uids.append(len(commands))  # a creation may be refused: then its uid stands for nothing
+    return commands
+
+
+def floats(values: random.Random, count: int) -> bytes:
+    return np.array([values.gauss(0, 1) for _ in range(count * DIMENSION)], dtype="<f4").tobytes()
+
+
+def through_an_image(state: StateMachine, sequence: int, running_crc: int) -> StateMachine:
+    """The state as a checkpoint brings it back."""
+    with tempfile.TemporaryDirectory() as directory:
+        temporary = Path(directory)
+        metadata = image.write_image(state, temporary)
+        manifest = checkpoints.seal(temporary, sequence=sequence, running_crc=running_crc, metadata=metadata)
+        recovery.check_image(manifest, state)
+        return recovery.load_image(checkpoints.load_manifest(manifest.path))
+
+
+@settings(max_examples=40, deadline=None)
+@given(histories(), st.randoms(use_true_random=False))
+def test_every_way_to_the_state_is_the_same(commands: list[Command], rng: random.Random) -> None:
+    """From the whole log; with rows reclaimed and graphs built on the way; from an image and the tail of the log."""
+    log = entries(commands)
+    plain, busy = StateMachine(), StateMachine()
+    results = [apply(plain, entry) for entry in log]
+    cut = rng.randrange(len(log) + 1)
+    from_image = through_an_image(plain_prefix(log[:cut]), cut, log[cut - 1].running_crc if cut else 0)
+    for entry, expected in zip(log, results, strict=True):
+        assert apply(busy, entry) == expected
+        if rng.random() < 0.5:
+            for collection in busy.collections.values():
+                collection.reclaim()
+                for index in collection.vectors.values():
+                    index.maintain(threads=1, slice_rows=3)
+    for entry, expected in zip(log[cut:], results[cut:], strict=True):
+        assert apply(from_image, entry) == expected
+    assert dump(busy) == dump(plain)
+    assert dump(from_image) == dump(plain)
+    for name, collection in plain.collections.items():
+        for vector in collection.vectors:
+            # Twice: what is found now, and what is left when some of it has expired.
+            for now in (plain.time_unix_ms, plain.time_unix_ms + 30):
+                found = nearest(plain, name, sequence=len(log), now_unix_ms=now, vector=vector)
+                assert nearest(busy, name, sequence=len(log), now_unix_ms=now, vector=vector) == found
+                assert nearest(from_image, name, sequence=len(log), now_unix_ms=now, vector=vector) == found
+
+
+def plain_prefix(log: list[Any]) -> StateMachine:
+    state = StateMachine()
+    for entry in log:
+        apply(state, entry)
+    return state
