@@ -212,3 +212,22 @@ def test_a_repeated_update_returns_the_collection(api, collection_name):
     write = common_pb2.WriteOptions(request_id=f"update {collection_name}")
     first = update(api, collection_name, description="one", write=write)
     assert update(api, collection_name, description="one", write=write) == first
+
+
+def test_there_are_at_most_so_many_collections(own_server, own_api):
+    small = collections_pb2.CollectionConfig(vector=params(2, DOT, flat=True))
+    waiting = []
+    for number in range(1_000):
+        request = collections_pb2.CreateCollectionRequest(name=f"c{number:04d}", config=small)
+        waiting.append(own_api.collections.CreateCollection.future(request, timeout=60))
+        if len(waiting) == 100:
+            assert all(call.result().collection.uid for call in waiting)
+            waiting.clear()
+    last = own_api.info().log_last_sequence
+    refusal = expect_refusal(lambda: own_api.call("CreateCollection", create_request("one-more")))
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")
+    assert own_api.info().log_last_sequence == last
+    assert own_api.info().collection_count == 1_000
+    delete(own_api, "c0500")
+    assert own_api.call("CreateCollection", create_request("one-more")).collection.uid > last
+    own_server.kill()  # a thousand collections are not worth the time that a last checkpoint of them takes
