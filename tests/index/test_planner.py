@@ -15,10 +15,10 @@ def plan(limit: int = 10, ef: int = 64, matching: int = ROWS, rows: int = ROWS, 
 
 
 def test_without_a_filter_the_graph_is_asked_for_what_is_wanted() -> None:
-    """And with the effort that was asked for, or as much as the limit takes."""
+    """And with the effort that was asked for, or as much as so many good results take."""
     assert plan() == Plan(10, 64)
-    assert plan(limit=200) == Plan(200, 200)
-    assert plan(limit=64) == Plan(64, 64)
+    assert plan(limit=40) == Plan(40, 64)
+    assert plan(limit=200) == Plan(200, 300)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_filter_makes_the_graph_fetch_more() -> None:
     assert fetches == sorted(set(fetches))
     for fetch, selectivity in zip(fetches[1:], (0.5, 0.2, 0.1), strict=True):
         assert 10 / selectivity < fetch < 3 * 10 / selectivity
-    assert plan(matching=10_000).ef >= plan(matching=10_000).fetch
+    assert plan(matching=10_000).ef > plan(matching=10_000).fetch
 
 
 def test_selective_filters_are_scanned() -> None:
@@ -63,7 +63,7 @@ def test_widening_ends_with_a_scan() -> None:
             if wider == SCAN:
                 break
             assert wider.fetch > attempt.fetch
-            assert wider.ef >= wider.fetch
+            assert wider.ef > wider.fetch
             attempt = wider
         assert wider == SCAN
 

@@ -14,6 +14,10 @@ GRAPH_COMPARISONS_PER_EF = 24
 FETCH_MARGIN = 1.5
 """Candidates fetched beyond the expected number, since matches are never spread evenly."""
 
+EFFORT_MARGIN = 1.5
+"""Effort at least, per candidate fetched: the last ones of a graph search with as much effort as results are often not the best.
+Measured on 5,000 MiniLM vectors, results filtered to 20 % far from the query: recall@10 0.96-0.97 without it, 0.985-0.99 with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -29,7 +33,7 @@ def choose(*, limit: int, ef: int, matching_count: int, row_count: int, graph_co
         return Plan(0, 0)
     expected = limit * row_count / matching_count
     fetch = limit if matching_count == row_count else int(expected * FETCH_MARGIN) + limit
-    effort = max(ef, fetch)
+    effort = max(ef, int(fetch * EFFORT_MARGIN))
     if matching_count <= effort * GRAPH_COMPARISONS_PER_EF or fetch > graph_count:
         return Plan(0, 0)
     return Plan(fetch, effort)
@@ -38,6 +42,7 @@ def choose(*, limit: int, ef: int, matching_count: int, row_count: int, graph_co
 def widen(plan: Plan, *, found: int, limit: int, matching_count: int, graph_count: int) -> Plan:
     """Plan the next attempt after only `found` of `limit` hits passed."""
     fetch = plan.fetch * 4 if not found else min(plan.fetch * 4, int(plan.fetch * 2 * limit / found) + 1)
-    if matching_count <= fetch * GRAPH_COMPARISONS_PER_EF or fetch > graph_count:
+    effort = int(fetch * EFFORT_MARGIN)
+    if matching_count <= effort * GRAPH_COMPARISONS_PER_EF or fetch > graph_count:
         return Plan(0, 0)
-    return Plan(fetch, fetch)
+    return Plan(fetch, effort)
