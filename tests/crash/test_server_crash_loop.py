@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import statistics
 import subprocess
 import threading
 import time
@@ -122,7 +123,10 @@ def run_loop(loop: Loop, rounds: int) -> None:
     finally:
         if loop.server.running:
             loop.server.kill()
-    print(dict(loop.events), sum(writer.acknowledged_count for writer in loop.writers), "writes acknowledged")
+    recall = statistics.fmean(recall for writer in loop.writers for recall in writer.recalls)
+    acknowledged_count = sum(writer.acknowledged_count for writer in loop.writers)
+    print(dict(loop.events), f"{acknowledged_count} writes acknowledged, recall {recall:.3f}")
+    assert recall > 0.9
     assert all(writer.acknowledged_count for writer in loop.writers)
     leftovers = [name for name in _names(loop.checkpoints) if not name.startswith("checkpoint-")]
     assert leftovers == []

@@ -98,7 +98,13 @@ def recovered_dump(data_dir: Path) -> tuple[dict[str, Any], list[str], int]:
     return dump(found.state), found.recovery.notes, found.recovery.checkpoint_sequence
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, remove])
+def make_unreadable(path: Path, _: random.Random) -> None:
+    """A link to itself: every attempt to open it fails with an OSError, as on a disk that cannot read."""
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, remove, make_unreadable])
 def test_any_damage_to_the_newest_checkpoint_is_made_good(
     tmp_path: Path, trimmed: tuple[Path, dict[str, Any]], damage: Any
 ) -> None:

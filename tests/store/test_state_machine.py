@@ -205,6 +205,24 @@ def test_a_point_replaced_again_and_again_with_the_same_expiry_expires_once() ->
     assert state.collections["c"].expired_ids(50, 10) == []
 
 
+def test_points_whose_expiry_is_moved_on_leave_no_trail() -> None:
+    """Sessions are written again and again with a later expiry: memory stays in proportion to the points."""
+    state = StateMachine()
+    ids = MANY[:50]
+    far = 10**15
+    commands = [upsert(1, dict.fromkeys(ids, b""), seed=1, expires_at_unix_ms=far + n) for n in range(100)]
+    for entry in entries(
+        [create("c"), *commands, upsert(1, {MANY[7]: b""}), upsert(1, {MANY[3]: b""}, expires_at_unix_ms=far)]
+    ):
+        apply(state, entry)
+        state.collections["c"].reclaim()
+    collection = state.collections["c"]
+    assert len(collection._expiring) < 2_000
+    assert collection.expired_ids(far - 1, 100) == []
+    assert collection.expired_ids(far, 100) == [MANY[3]]
+    assert sorted(collection.expired_ids(far + 99, 100)) == sorted(set(ids) - {MANY[7]})
+
+
 def test_a_damaged_collection_makes_way_when_its_deletion_is_replayed() -> None:
     """The log behind the checkpoint may delete it and make it anew: the new one is whole."""
     state = StateMachine()

@@ -23,7 +23,7 @@ from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.flat import FlatIndex
 from vecmem.index.hnsw import HnswIndex
 from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
-from vecmem.index.rows import RowTable, RowView
+from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
 from vecmem.store.configuration import vector_parameters
 from vecmem.store.v1 import command_pb2
@@ -34,6 +34,8 @@ Steps = Generator[None, None, T]
 
 STEP_POINTS = 256
 """Points handled between two yields: about a millisecond."""
+EXPIRING_SLACK = 1_024
+"""Entries of the expiry heap beyond twice the points before it is built anew."""
 
 
 @dataclass(slots=True)
@@ -95,6 +97,9 @@ class Collection:
                 yield
         self.sorted_ids.update(inserted)
         self._kill(replaced, sequence)
+        if len(self._expiring) > EXPIRING_SLACK + 2 * len(self.row_of):
+            # Points whose expiry is moved on again and again leave entries behind, which may be due only years from now.
+            self._rebuild_expiring()
         return Changes(
             inserted_count=len(inserted) + revived_count,
             updated_count=len(replaced) - revived_count,
@@ -201,10 +206,7 @@ class Collection:
         ids = self.rows.ids
         self.row_of = {ids[row]: row for row in rows}
         self.sorted_ids = SortedList(self.row_of)
-        if self.rows.any_expiry():
-            times = self.rows.expiry_times()
-            self._expiring = [(int(times[row]), row) for row in rows if times[row] != np.iinfo(np.int64).max]
-            heapq.heapify(self._expiring)
+        self._rebuild_expiring()
 
     # -- inside ----------------------------------------------------------------------------------------------------------
 
@@ -273,6 +275,14 @@ class Collection:
             index.forget(rows)
         for row in rows.tolist():
             self.payloads.clear(row)
+
+    def _rebuild_expiring(self) -> None:
+        rows = self.rows.live_rows()
+        times = self.rows.expiry_times()[rows]
+        order = np.argsort(times, kind="stable")
+        order = order[times[order] != NEVER]
+        # What is sorted is a heap.
+        self._expiring = list(zip(times[order].tolist(), rows[order].tolist(), strict=True))
 
     def _is_expired(self, row: int, now_unix_ms: int) -> bool:
         return self.rows.any_expiry() and self.rows.expires_at(row) <= now_unix_ms

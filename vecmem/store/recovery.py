@@ -110,11 +110,11 @@ def load_image(manifest: CheckpointManifest, notes: list[str] | None = None) -> 
     for uid, about in manifest.metadata["collections"].items():
         try:
             state.add(image.load_collection(manifest, uid))
-        except DataLossError as error:
+        except (DataLossError, OSError) as error:
             if notes is None:
                 raise
-            state.damaged[about["name"]] = (int(uid), error.message)
-            notes.append(f"collection {about['name']!r} is damaged and set aside: {error.message}")
+            state.damaged[about["name"]] = (int(uid), str(error))
+            notes.append(f"collection {about['name']!r} is damaged and set aside: {error}")
     return state
 
 
@@ -137,16 +137,17 @@ def _load_checkpoint(store: CheckpointStore, recovery: Recovery, log: RocksLog) 
             manifest = checkpoints.load_manifest(path)
             readable.append(manifest)
             return _Loaded(load_image(manifest), manifest.sequence, manifest.running_crc)
-        except CorruptionError as error:
-            recovery.notes.append(f"checkpoint {path.name} is damaged: {error.message}")
+        except (CorruptionError, OSError) as error:
+            # A disk that cannot read a file is damage like another: what stands in for it is just as whole.
+            recovery.notes.append(f"checkpoint {path.name} is damaged: {error}")
             recovery.damaged_checkpoints.append(path)
     if log.first_sequence == 1:
         return None
     for manifest in readable:
         try:
             return _Loaded(load_image(manifest, recovery.notes), manifest.sequence, manifest.running_crc)
-        except CorruptionError as error:
-            recovery.notes.append(f"checkpoint {manifest.path.name} cannot be used at all: {error.message}")
+        except (CorruptionError, OSError) as error:
+            recovery.notes.append(f"checkpoint {manifest.path.name} cannot be used at all: {error}")
     return None
 
 
