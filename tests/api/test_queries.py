@@ -262,3 +262,25 @@ def test_nearest_by_id_follows_the_point_when_it_moves(api, collection_name):
     assert ids_of(api.query(collection_name, "mover", limit=1)) == ["right"]
     api.delete(collection_name, "mover")
     assert expect_refusal(lambda: api.query(collection_name, "mover")).reason == "POINT_NOT_FOUND"
+
+
+def test_a_reply_that_no_message_could_hold_is_refused_by_name(api, collection_name):
+    """For a batch the hits of all queries count together; each query alone would fit."""
+    api.create(collection_name, params(2, DOT, flat=True))
+    payload = b'{"t":"%s"}' % (b"x" * 1_000_000)
+    for start in (0, 40):
+        points = [point(f"p{start + i}", [1.0, 0.0], payload_json=payload) for i in range(40)]
+        api.upsert(collection_name, points)
+    fitting = query_message(collection_name, [1.0, 0.0], limit=40)
+    assert len(api.call("Query", points_pb2.QueryRequest(query=fitting)).hits) == 40
+    nothing = common_pb2.PayloadSelector(all=False)
+    assert len(api.query(collection_name, [1.0, 0.0], limit=80, with_payload=nothing)) == 80
+    assert len(api.scroll(collection_name, 100)) == 80
+    too_much = [
+        lambda: api.query(collection_name, [1.0, 0.0], limit=80),
+        lambda: api.call("QueryBatch", points_pb2.QueryBatchRequest(queries=[fitting, fitting])),
+        lambda: api.get(collection_name, *[f"p{i}" for i in range(80)]),
+    ]
+    for call in too_much:
+        refusal = expect_refusal(call)
+        assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")

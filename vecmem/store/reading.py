@@ -112,21 +112,27 @@ def get(
     add: Callable[[], points_pb2.Point],
 ) -> None:
     """Fill a message from `add` for each id that exists, in order."""
-    size_bytes = 0
+    reply = ReplySize()
     for point_id in ids:
         row = collection.find(point_id, now_unix_ms)
         if row is not None:
-            size_bytes += selection.fill(add(), collection, row)
-            check_reply_size(size_bytes, "ids")
+            reply.grow(selection.fill(add(), collection, row), "ids")
 
 
-def check_reply_size(size_bytes: int, field: str) -> None:
-    """Raises LimitExceededError when a reply has grown over what a message may hold."""
-    if size_bytes > limits.MESSAGE_BYTES_MAX:
-        raise LimitExceededError(
-            f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each",
-            field=field,
-        )
+@dataclass(slots=True)
+class ReplySize:
+    """How large a reply has grown while it is filled."""
+
+    size_bytes: int = 0
+
+    def grow(self, size_bytes: int, field: str) -> None:
+        """Count in what was added. Raises LimitExceededError when it is over what a message may hold."""
+        self.size_bytes += size_bytes
+        if self.size_bytes > limits.MESSAGE_BYTES_MAX:
+            raise LimitExceededError(
+                f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each",
+                field=field,
+            )
 
 
 def count(collection: Collection, compiled: CompiledFilter | None, sequence: int, now_unix_ms: int) -> int:

@@ -20,7 +20,7 @@ from vecmem.index.metric import Float32Array
 from vecmem.index.rows import RowView, row_array
 from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
 from vecmem.store.collection import Collection
-from vecmem.store.reading import PointSelection, check_reply_size, compile_selection
+from vecmem.store.reading import PointSelection, ReplySize, compile_selection
 from vecmem.store.shard import Shard
 from vecmem.store.validation import dense_values, query_vector, vector_of
 from vecmem.v1 import common_pb2, points_pb2
@@ -124,7 +124,8 @@ async def run_queries(
 ) -> tuple[int, list[VecmemError | None]]:
     """Run queries at one snapshot and fill a message from each one's `AddHit` for every hit, best first.
 
-    Returns the sequence that the hits reflect and, for each query, why it failed.
+    Returns the sequence that the hits reflect and, for each query, why it failed. Raises LimitExceededError when all hits
+    together are more than a reply may hold.
     """
     for attempt in range(ATTEMPTS_IN_THREADS + 1):
         await _prepare_filters(shard, queries)
@@ -140,8 +141,9 @@ async def run_queries(
                 results = _search_all(snapshots)
             if any(map(_was_overtaken, snapshots, results)):
                 continue
+            reply = ReplySize()
             errors = [
-                _fill(snapshot, result, add_hit)
+                _fill(snapshot, result, add_hit, reply)
                 for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
             ]
             return sequence, errors
@@ -191,7 +193,9 @@ def _was_overtaken(snapshot: _Snapshot, result: SearchResult | VecmemError) -> b
     return any(versions[row] > snapshot.view.sequence for row in result.rows)
 
 
-def _fill(snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddHit) -> VecmemError | None:
+def _fill(
+    snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddHit, reply: ReplySize
+) -> VecmemError | None:
     if isinstance(result, VecmemError):
         return result
     query = snapshot.query
@@ -204,10 +208,8 @@ def _fill(snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddH
             hits = [hit for hit in hits if hit[1] >= query.score_threshold]
         else:
             hits = [hit for hit in hits if hit[1] <= query.score_threshold]
-    size_bytes = 0
     for row, score in hits[query.offset : query.offset + query.limit]:
         hit = add_hit()
         hit.score = score
-        size_bytes += query.selection.fill(hit.point, query.collection, row)
-        check_reply_size(size_bytes, "limit")
+        reply.grow(query.selection.fill(hit.point, query.collection, row), "limit")
     return None
