@@ -19,6 +19,8 @@ IDS_PER_REQUEST_MAX: Final = 10_000
 HITS_MAX: Final = 10_000
 """Largest offset + limit of a query."""
 QUERIES_PER_BATCH_MAX: Final = 1_024
+REQUESTS_PER_BATCH_MAX: Final = 1_024
+"""Upserts of one UpsertBatch, gets of one GetBatch."""
 PAGE_SIZE_MAX: Final = 10_000
 PAGE_SIZE_DEFAULT: Final = 100
 COLLECTION_PAGE_SIZE_MAX: Final = 1_000

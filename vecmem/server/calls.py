@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 
 from vecmem.errors import DeadlineExceededError, VecmemError
+from vecmem.log.group_commit import SLICE_SECONDS
 from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
 from vecmem.store.shard import Shard
@@ -115,6 +118,19 @@ async def commit(shard: Shard, prepared: Prepared) -> command_pb2.CommandResult:
     if isinstance(prepared, command_pb2.CommandResult):
         return prepared
     return await shard.write(prepared)
+
+
+class Pause:
+    """Lets others onto the event loop between the parts of a large call."""
+
+    def __init__(self) -> None:
+        self._held_since = time.perf_counter()
+
+    async def when_due(self) -> None:
+        """Step back for a moment when this call has held the event loop for SLICE_SECONDS."""
+        if time.perf_counter() - self._held_since > SLICE_SECONDS:
+            await asyncio.sleep(0)
+            self._held_since = time.perf_counter()
 
 
 async def _abort_unexpected(where: str, context: Context, error: Exception) -> None:

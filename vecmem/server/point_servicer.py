@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
 from concurrent.futures import Executor
 
 from vecmem import limits
@@ -31,14 +31,38 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     @unary
     async def Upsert(self, request: api.UpsertRequest, context: Context) -> api.UpsertResponse:
         """See the proto."""
-        result = await calls.commit(self._shard, await self._prepare_upsert(request.collection, request))
-        return api.UpsertResponse(
-            header=calls.header(self._shard, result.sequence),
-            version=result.sequence,
-            inserted_count=result.inserted_count,
-            updated_count=result.updated_count,
-            conflicts=_conflicts(result),
+        response = api.UpsertResponse()
+        self._fill_upsert(response, await calls.commit(self._shard, await self._prepare_upsert(request)))
+        return response
+
+    @unary
+    async def UpsertBatch(self, request: api.UpsertBatchRequest, context: Context) -> api.UpsertBatchResponse:
+        """See the proto."""
+        _check_batch(request.requests)
+        response = api.UpsertBatchResponse()
+        writing: list[tuple[api.UpsertOutcome, calls.Prepared]] = []
+        pause = calls.Pause()
+        for one in request.requests:
+            outcome = response.outcomes.add()
+            try:
+                prepared = await self._prepare_upsert(one)
+            except VecmemError as error:
+                outcome.error.CopyFrom(error_message(error))
+            else:
+                writing.append((outcome, prepared))
+            await pause.when_due()
+        results = await asyncio.gather(
+            *(calls.commit(self._shard, prepared) for _, prepared in writing), return_exceptions=True
         )
+        for (outcome, _), result in zip(writing, results, strict=True):
+            if isinstance(result, VecmemError):
+                outcome.error.CopyFrom(error_message(result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                self._fill_upsert(outcome.result, result)
+        response.header.CopyFrom(calls.header(self._shard, self._shard.applied_sequence))
+        return response
 
     @streaming
     async def UpsertStream(
@@ -108,16 +132,25 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     @unary
     async def Get(self, request: api.GetRequest, context: Context) -> api.GetResponse:
         """See the proto."""
-        sequence = await calls.begin_read(self._shard, request.read)
-        collection = self._shard.state.collection(request.collection)
-        validation.check_ids(request.ids, "ids")
-        selection = reading.compile_selection(
-            collection,
-            request.with_payload if request.HasField("with_payload") else None,
-            request.with_vectors if request.HasField("with_vectors") else None,
-        )
-        response = api.GetResponse(header=calls.header(self._shard, sequence))
-        reading.get(collection, list(request.ids), selection, self._shard.clock.now_unix_ms(), response.points.add)
+        response = api.GetResponse()
+        await self._fill_get(response, request, reading.ReplySize())
+        return response
+
+    @unary
+    async def GetBatch(self, request: api.GetBatchRequest, context: Context) -> api.GetBatchResponse:
+        """See the proto."""
+        _check_batch(request.requests)
+        response = api.GetBatchResponse()
+        reply = reading.ReplySize()
+        pause = calls.Pause()
+        for one in request.requests:
+            outcome = response.outcomes.add()
+            try:
+                await self._fill_get(outcome.result, one, reply)
+            except VecmemError as error:
+                outcome.error.CopyFrom(error_message(error))
+            await pause.when_due()
+        response.header.CopyFrom(calls.header(self._shard, self._shard.applied_sequence))
         return response
 
     @unary
@@ -214,11 +247,33 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
 
     # -- inside -----------------------------------------------------------------------------------------------------------
 
+    def _fill_upsert(self, response: api.UpsertResponse, result: command_pb2.CommandResult) -> None:
+        response.header.CopyFrom(calls.header(self._shard, result.sequence))
+        response.version = result.sequence
+        response.inserted_count = result.inserted_count
+        response.updated_count = result.updated_count
+        response.conflicts.extend(_conflicts(result))
+
+    async def _fill_get(self, response: api.GetResponse, request: api.GetRequest, reply: reading.ReplySize) -> None:
+        sequence = await calls.begin_read(self._shard, request.read)
+        collection = self._shard.state.collection(request.collection)
+        validation.check_ids(request.ids, "ids")
+        selection = reading.compile_selection(
+            collection,
+            request.with_payload if request.HasField("with_payload") else None,
+            request.with_vectors if request.HasField("with_vectors") else None,
+        )
+        response.header.CopyFrom(calls.header(self._shard, sequence))
+        now_unix_ms = self._shard.clock.now_unix_ms()
+        reading.get(collection, list(request.ids), selection, now_unix_ms, response.points.add, reply)
+
     async def _prepare_upsert(
-        self, collection_name: str, request: api.UpsertRequest | api.UpsertStreamRequest
+        self, request: api.UpsertRequest | api.UpsertStreamRequest, collection_name: str = ""
     ) -> calls.Prepared:
+        """Check an upsert, of the collection named in it or, for a stream's later batches, of `collection_name`."""
+
         def build(command: command_pb2.Command) -> None:
-            collection = self._shard.state.collection(collection_name)
+            collection = self._shard.state.collection(request.collection or collection_name)
             validation.upsert_command(collection, request.points, command.upsert_points)
 
         return await calls.prepare(self._shard, request, build)
@@ -236,7 +291,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         try:
             async for request in requests:
                 collection_name = request.collection or collection_name
-                prepared = await self._prepare_upsert(collection_name, request)
+                prepared = await self._prepare_upsert(request, collection_name)
                 task = asyncio.create_task(calls.commit(self._shard, prepared))
                 task.add_done_callback(_look_at)
                 await outstanding.put((len(request.points), task))
@@ -249,6 +304,15 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         if request.WhichOneof("selector") == "filter":
             collection = self._shard.state.collection(request.collection)
             await self._shard.ensure_columns(collection, compile_filter(request.filter))
+
+
+def _check_batch(requests: Sized) -> None:
+    if not len(requests):
+        raise InvalidArgumentError("carries no request", field="requests")
+    if len(requests) > limits.REQUESTS_PER_BATCH_MAX:
+        raise LimitExceededError(
+            f"{len(requests)} requests, more than {limits.REQUESTS_PER_BATCH_MAX}", field="requests"
+        )
 
 
 def _look_at(task: asyncio.Task[command_pb2.CommandResult]) -> None:

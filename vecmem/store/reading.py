@@ -110,9 +110,9 @@ def get(
     selection: PointSelection,
     now_unix_ms: int,
     add: Callable[[], points_pb2.Point],
+    reply: ReplySize,
 ) -> None:
-    """Fill a message from `add` for each id that exists, in order."""
-    reply = ReplySize()
+    """Fill a message from `add` for each id that exists, in order. Raises LimitExceededError when `reply` is full."""
     for point_id in ids:
         row = collection.find(point_id, now_unix_ms)
         if row is not None:

@@ -41,6 +41,11 @@ class PointServiceStub:
                 request_serializer=vecmem_dot_v1_dot_points__pb2.UpsertRequest.SerializeToString,
                 response_deserializer=vecmem_dot_v1_dot_points__pb2.UpsertResponse.FromString,
                 _registered_method=True)
+        self.UpsertBatch = channel.unary_unary(
+                '/vecmem.v1.PointService/UpsertBatch',
+                request_serializer=vecmem_dot_v1_dot_points__pb2.UpsertBatchRequest.SerializeToString,
+                response_deserializer=vecmem_dot_v1_dot_points__pb2.UpsertBatchResponse.FromString,
+                _registered_method=True)
         self.UpsertStream = channel.stream_stream(
                 '/vecmem.v1.PointService/UpsertStream',
                 request_serializer=vecmem_dot_v1_dot_points__pb2.UpsertStreamRequest.SerializeToString,
@@ -50,6 +55,11 @@ class PointServiceStub:
                 '/vecmem.v1.PointService/Get',
                 request_serializer=vecmem_dot_v1_dot_points__pb2.GetRequest.SerializeToString,
                 response_deserializer=vecmem_dot_v1_dot_points__pb2.GetResponse.FromString,
+                _registered_method=True)
+        self.GetBatch = channel.unary_unary(
+                '/vecmem.v1.PointService/GetBatch',
+                request_serializer=vecmem_dot_v1_dot_points__pb2.GetBatchRequest.SerializeToString,
+                response_deserializer=vecmem_dot_v1_dot_points__pb2.GetBatchResponse.FromString,
                 _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/vecmem.v1.PointService/Delete',
@@ -97,6 +107,14 @@ class PointServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpsertBatch(self, request, context):
+        """UpsertBatch runs many upserts, each with its own outcome: each is atomic, durable and deduplicated by itself, exactly as if it had
+        come alone, and they come into the log in their order. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpsertStream(self, request_iterator, context):
         """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
         the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
@@ -108,6 +126,14 @@ class PointServiceServicer:
 
     def Get(self, request, context):
         """Get returns points by id, in the order asked for. Missing ones are left out. Errors: COLLECTION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatch(self, request, context):
+        """GetBatch runs many gets, of any collections, each with its own outcome. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their
+        number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +191,11 @@ def add_PointServiceServicer_to_server(servicer, server):
                     request_deserializer=vecmem_dot_v1_dot_points__pb2.UpsertRequest.FromString,
                     response_serializer=vecmem_dot_v1_dot_points__pb2.UpsertResponse.SerializeToString,
             ),
+            'UpsertBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpsertBatch,
+                    request_deserializer=vecmem_dot_v1_dot_points__pb2.UpsertBatchRequest.FromString,
+                    response_serializer=vecmem_dot_v1_dot_points__pb2.UpsertBatchResponse.SerializeToString,
+            ),
             'UpsertStream': grpc.stream_stream_rpc_method_handler(
                     servicer.UpsertStream,
                     request_deserializer=vecmem_dot_v1_dot_points__pb2.UpsertStreamRequest.FromString,
@@ -174,6 +205,11 @@ def add_PointServiceServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=vecmem_dot_v1_dot_points__pb2.GetRequest.FromString,
                     response_serializer=vecmem_dot_v1_dot_points__pb2.GetResponse.SerializeToString,
+            ),
+            'GetBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBatch,
+                    request_deserializer=vecmem_dot_v1_dot_points__pb2.GetBatchRequest.FromString,
+                    response_serializer=vecmem_dot_v1_dot_points__pb2.GetBatchResponse.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -246,6 +282,33 @@ class PointService:
             _registered_method=True)
 
     @staticmethod
+    def UpsertBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecmem.v1.PointService/UpsertBatch',
+            vecmem_dot_v1_dot_points__pb2.UpsertBatchRequest.SerializeToString,
+            vecmem_dot_v1_dot_points__pb2.UpsertBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def UpsertStream(request_iterator,
             target,
             options=(),
@@ -289,6 +352,33 @@ class PointService:
             '/vecmem.v1.PointService/Get',
             vecmem_dot_v1_dot_points__pb2.GetRequest.SerializeToString,
             vecmem_dot_v1_dot_points__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecmem.v1.PointService/GetBatch',
+            vecmem_dot_v1_dot_points__pb2.GetBatchRequest.SerializeToString,
+            vecmem_dot_v1_dot_points__pb2.GetBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

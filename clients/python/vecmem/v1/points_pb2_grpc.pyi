@@ -40,6 +40,10 @@ class PointServiceStub:
     of the same id. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_ID,
     INVALID_PAYLOAD, LIMIT_EXCEEDED.
     """
+    UpsertBatch: _grpc.UnaryUnaryMultiCallable[_points_pb2.UpsertBatchRequest, _points_pb2.UpsertBatchResponse]
+    """UpsertBatch runs many upserts, each with its own outcome: each is atomic, durable and deduplicated by itself, exactly as if it had
+    come alone, and they come into the log in their order. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their number.
+    """
     UpsertStream: _grpc.StreamStreamMultiCallable[_points_pb2.UpsertStreamRequest, _points_pb2.UpsertStreamResponse]
     """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
     the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
@@ -47,6 +51,10 @@ class PointServiceStub:
     """
     Get: _grpc.UnaryUnaryMultiCallable[_points_pb2.GetRequest, _points_pb2.GetResponse]
     """Get returns points by id, in the order asked for. Missing ones are left out. Errors: COLLECTION_NOT_FOUND."""
+    GetBatch: _grpc.UnaryUnaryMultiCallable[_points_pb2.GetBatchRequest, _points_pb2.GetBatchResponse]
+    """GetBatch runs many gets, of any collections, each with its own outcome. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their
+    number.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_points_pb2.DeleteRequest, _points_pb2.DeleteResponse]
     """Delete removes points by ids or by filter, atomically. Ids that do not exist are no error."""
     UpdatePayload: _grpc.UnaryUnaryMultiCallable[_points_pb2.UpdatePayloadRequest, _points_pb2.UpdatePayloadResponse]
@@ -76,6 +84,10 @@ class PointServiceAsyncStub(PointServiceStub):
     of the same id. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_ID,
     INVALID_PAYLOAD, LIMIT_EXCEEDED.
     """
+    UpsertBatch: _aio.UnaryUnaryMultiCallable[_points_pb2.UpsertBatchRequest, _points_pb2.UpsertBatchResponse]  # type: ignore[assignment]
+    """UpsertBatch runs many upserts, each with its own outcome: each is atomic, durable and deduplicated by itself, exactly as if it had
+    come alone, and they come into the log in their order. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their number.
+    """
     UpsertStream: _aio.StreamStreamMultiCallable[_points_pb2.UpsertStreamRequest, _points_pb2.UpsertStreamResponse]  # type: ignore[assignment]
     """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
     the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
@@ -83,6 +95,10 @@ class PointServiceAsyncStub(PointServiceStub):
     """
     Get: _aio.UnaryUnaryMultiCallable[_points_pb2.GetRequest, _points_pb2.GetResponse]  # type: ignore[assignment]
     """Get returns points by id, in the order asked for. Missing ones are left out. Errors: COLLECTION_NOT_FOUND."""
+    GetBatch: _aio.UnaryUnaryMultiCallable[_points_pb2.GetBatchRequest, _points_pb2.GetBatchResponse]  # type: ignore[assignment]
+    """GetBatch runs many gets, of any collections, each with its own outcome. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their
+    number.
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_points_pb2.DeleteRequest, _points_pb2.DeleteResponse]  # type: ignore[assignment]
     """Delete removes points by ids or by filter, atomically. Ids that do not exist are no error."""
     UpdatePayload: _aio.UnaryUnaryMultiCallable[_points_pb2.UpdatePayloadRequest, _points_pb2.UpdatePayloadResponse]  # type: ignore[assignment]
@@ -117,6 +133,16 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UpsertBatch(
+        self,
+        request: _points_pb2.UpsertBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_pb2.UpsertBatchResponse, _abc.Awaitable[_points_pb2.UpsertBatchResponse]]:
+        """UpsertBatch runs many upserts, each with its own outcome: each is atomic, durable and deduplicated by itself, exactly as if it had
+        come alone, and they come into the log in their order. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their number.
+        """
+
+    @_abc_1.abstractmethod
     def UpsertStream(
         self,
         request_iterator: _MaybeAsyncIterator[_points_pb2.UpsertStreamRequest],
@@ -134,6 +160,16 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_points_pb2.GetResponse, _abc.Awaitable[_points_pb2.GetResponse]]:
         """Get returns points by id, in the order asked for. Missing ones are left out. Errors: COLLECTION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetBatch(
+        self,
+        request: _points_pb2.GetBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_pb2.GetBatchResponse, _abc.Awaitable[_points_pb2.GetBatchResponse]]:
+        """GetBatch runs many gets, of any collections, each with its own outcome. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for their
+        number.
+        """
 
     @_abc_1.abstractmethod
     def Delete(
