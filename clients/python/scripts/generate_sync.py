@@ -1,6 +1,6 @@
 """Generate the sync client from the asyncio one: `python clients/python/scripts/generate_sync.py [--check]`.
 
-Every module of vecmem_client/_async except the hand-written transport becomes its twin in vecmem_client/_sync by
+Every module of vecmem_client/_async except the hand-written transport and lanes becomes its twin in vecmem_client/_sync by
 replacing words; ruff formats the result. With --check nothing is written and a difference exits 1.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vecmem_client"
-HAND_WRITTEN = {"__init__.py", "transport.py"}
+HAND_WRITTEN = {"__init__.py", "lanes.py", "transport.py"}
 HEADER = "# Generated from _async/{name} by scripts/generate_sync.py: change that one and run the script.\n"
 
 REPLACEMENTS = (

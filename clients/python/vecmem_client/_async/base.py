@@ -1,15 +1,17 @@
-"""One call with everything around it: size check, deadline, retries, errors, position."""
+"""One call with everything around it: size check, deadline, retries, errors, position, company on its way."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from vecmem_client._async.lanes import Lanes
 from vecmem_client._async.transport import Transport
-from vecmem_client._errors import LimitExceededError, error_from_rpc
+from vecmem_client._coalescing import LaneKey, ResultT, SharedMethod, lane_key
+from vecmem_client._errors import LimitExceededError, VecmemClientError, error_from_rpc
 from vecmem_client._methods import MESSAGE_BYTES_MAX, Method, ReplyT
 from vecmem_client._retry import RetryPolicy
 from vecmem_client._types import Position
@@ -31,6 +33,7 @@ class Base:
         timeout_seconds: float,
         retry: RetryPolicy | None,
         channel_options: Sequence[tuple[str, str | int]],
+        coalesce: bool,
     ) -> None:
         _check_timeout(timeout_seconds)
         self._transport = Transport(target, channel_options)
@@ -38,6 +41,8 @@ class Base:
         self._retry = retry or RetryPolicy()
         self._position = Position(0, 0)
         self._position_lock = threading.Lock()
+        self._coalesce = coalesce
+        self._lanes = Lanes(self._transport, self._note_position)
 
     @property
     def last_position(self) -> Position:
@@ -51,6 +56,36 @@ class Base:
         self, method: Method[ReplyT], request: Message, timeout_seconds: float | None, *, retriable: bool = True
     ) -> ReplyT:
         """Make a call; UNAVAILABLE is retried within the deadline. Raises VecmemClientError."""
+        reply: ReplyT = await self._attempt(method, None, request, None, timeout_seconds, retriable)
+        self._note_position(reply.header)
+        return reply
+
+    async def _call_shared(
+        self,
+        method: SharedMethod[ResultT],
+        request: Message,
+        timeout_seconds: float | None,
+        *,
+        min_position: Position | None = None,
+        exact: bool = False,
+    ) -> ResultT:
+        """Make a call that may share RPCs with others and may be repeated: a read, or a write with a request id."""
+        if not self._coalesce:
+            reply: ResultT = await self._call(method.single, request, timeout_seconds)
+            return reply
+        key = lane_key(method, min_position, exact=exact)
+        result: ResultT = await self._attempt(method.single, key, request, min_position, timeout_seconds, True)
+        return result
+
+    async def _attempt(
+        self,
+        method: Method[Any],
+        key: LaneKey | None,
+        request: Message,
+        min_position: Position | None,
+        timeout_seconds: float | None,
+        retriable: bool,
+    ) -> Any:
         if timeout_seconds is None:
             timeout_seconds = self._timeout_seconds
         else:
@@ -66,19 +101,21 @@ class Base:
         while True:
             attempts += 1
             try:
-                reply = await self._transport.unary(method, payload, remaining_seconds)
-            except grpc.RpcError as error:
-                failure = error_from_rpc(error)
+                if key is None:
+                    return await self._transport.unary(method, payload, remaining_seconds)
+                return await self._lanes.call(key, payload, min_position, remaining_seconds)
+            except (grpc.RpcError, VecmemClientError) as error:
+                if isinstance(error, VecmemClientError):
+                    failure, cause = error, error.__cause__
+                else:
+                    failure, cause = error_from_rpc(error), error
                 wait_seconds = None
                 if retriable and failure.code is grpc.StatusCode.UNAVAILABLE:
                     wait_seconds = self._retry.wait_seconds(attempts, deadline - time.monotonic())
                 if wait_seconds is None:
                     if attempts > 1:
                         failure.add_note(f"tried {attempts} times")
-                    raise failure from error
-            else:
-                self._note_position(reply.header)
-                return reply
+                    raise failure from cause
             await self._transport.sleep(wait_seconds)
             remaining_seconds = max(0.0, deadline - time.monotonic())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vecmem.v1 import points_pb2
-from vecmem_client import _methods, _replies, _requests
+from vecmem_client import _coalescing, _methods, _replies, _requests
 from vecmem_client._async.base import Base
 from vecmem_client._async.bulk import BulkLoad
 from vecmem_client._batches import Columns, batches_of_columns, batches_of_points
@@ -57,7 +57,9 @@ class PointMethods(Base):
         InvalidIdError, InvalidPayloadError, LimitExceededError.
         """
         request = _requests.upsert(collection, points, _requests.new_request_id(request_id))
-        reply = await self._call(_methods.UPSERT, request, timeout_seconds, retriable=request_id != "")
+        if request_id == "":  # nobody may send it twice, for whatever reason
+            return _replies.upserted(await self._call(_methods.UPSERT, request, timeout_seconds, retriable=False))
+        reply = await self._call_shared(_coalescing.UPSERT, request, timeout_seconds)
         return _replies.upserted(reply)
 
     async def upsert_bulk(
@@ -148,7 +150,7 @@ class PointMethods(Base):
         all, none, or some by name (the default vector's name is empty). Raises CollectionNotFoundError.
         """
         request = _requests.get(collection, ids, with_payload, with_vectors, min_position)
-        reply = await self._call(_methods.GET, request, timeout_seconds)
+        reply = await self._call_shared(_coalescing.GET, request, timeout_seconds, min_position=min_position)
         return _replies.points(reply.points)
 
     async def delete(
@@ -234,7 +236,9 @@ class PointMethods(Base):
             with_vectors,
         )
         _requests.set_read(request, min_position)
-        reply = await self._call(_methods.QUERY, request, timeout_seconds)
+        reply = await self._call_shared(
+            _coalescing.QUERY, request, timeout_seconds, min_position=min_position, exact=exact
+        )
         return _replies.hits(reply.hits, with_vectors=with_vectors is not False)
 
     @overload

@@ -44,6 +44,19 @@ class Transport:
             raise
         return reply
 
+    def check_usable(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop. Raises ClientClosedError, and RuntimeError in the loop of somebody else."""
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise RuntimeError("an AsyncClient belongs to the event loop of its first call: make one for each loop")
+        return loop
+
+    def refuse_calls(self) -> None:
+        """Let no further call begin: the client closes."""
+        self._closed = True
+
     async def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
         """Begin a bidirectional stream."""
         channel = self._open()
@@ -62,14 +75,10 @@ class Transport:
             await channel.close()
 
     def _open(self) -> grpc.aio.Channel:
-        if self._closed:
-            raise ClientClosedError("the client is closed")
-        loop = asyncio.get_running_loop()
+        loop = self.check_usable()
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
             self._loop = loop
-        elif self._loop is not loop:
-            raise RuntimeError("an AsyncClient belongs to the event loop of its first call: make one for each loop")
         return self._channel
 
 

@@ -22,7 +22,9 @@ class Client(CollectionMethods, PointMethods):
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as
     `retry` says; writes carry a request id of their own, so that a retry never applies twice. Pass `request_id` to
     repeat a write yourself, or `""` for a write that is neither deduplicated nor retried. `channel_options` are
-    gRPC's. Messages have at most 64 MiB either way. Close the client, or use it in a `with` statement.
+    gRPC's. With `coalesce`, calls of `query`, `get` and `upsert` that are made while others are under way travel
+    together; each keeps its own result, error, deadline and request id. Messages have at most 64 MiB either way.
+    Close the client, or use it in a `with` statement.
 
     All methods raise VecmemClientError when a call fails, and TypeError or ValueError, before anything is sent, for
     arguments that no server would take.
@@ -35,12 +37,16 @@ class Client(CollectionMethods, PointMethods):
         timeout_seconds: float = 30.0,
         retry: RetryPolicy | None = None,
         channel_options: Sequence[tuple[str, str | int]] = (),
+        coalesce: bool = True,
     ) -> None:
-        super().__init__(target, timeout_seconds, retry, channel_options)
+        super().__init__(target, timeout_seconds, retry, channel_options, coalesce)
 
     def close(self) -> None:
         """Close the connection; calls under way are cancelled. Closing twice is fine."""
+        self._transport.refuse_calls()
+        self._lanes.drop_waiting()
         self._transport.close()
+        self._lanes.finished()
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vecmem.v1 import points_pb2
-from vecmem_client import _methods, _replies, _requests
+from vecmem_client import _coalescing, _methods, _replies, _requests
 from vecmem_client._batches import Columns, batches_of_columns, batches_of_points
 from vecmem_client._sync.base import Base
 from vecmem_client._sync.bulk import BulkLoad
@@ -58,7 +58,9 @@ class PointMethods(Base):
         InvalidIdError, InvalidPayloadError, LimitExceededError.
         """
         request = _requests.upsert(collection, points, _requests.new_request_id(request_id))
-        reply = self._call(_methods.UPSERT, request, timeout_seconds, retriable=request_id != "")
+        if request_id == "":  # nobody may send it twice, for whatever reason
+            return _replies.upserted(self._call(_methods.UPSERT, request, timeout_seconds, retriable=False))
+        reply = self._call_shared(_coalescing.UPSERT, request, timeout_seconds)
         return _replies.upserted(reply)
 
     def upsert_bulk(
@@ -149,7 +151,7 @@ class PointMethods(Base):
         all, none, or some by name (the default vector's name is empty). Raises CollectionNotFoundError.
         """
         request = _requests.get(collection, ids, with_payload, with_vectors, min_position)
-        reply = self._call(_methods.GET, request, timeout_seconds)
+        reply = self._call_shared(_coalescing.GET, request, timeout_seconds, min_position=min_position)
         return _replies.points(reply.points)
 
     def delete(
@@ -235,7 +237,7 @@ class PointMethods(Base):
             with_vectors,
         )
         _requests.set_read(request, min_position)
-        reply = self._call(_methods.QUERY, request, timeout_seconds)
+        reply = self._call_shared(_coalescing.QUERY, request, timeout_seconds, min_position=min_position, exact=exact)
         return _replies.hits(reply.hits, with_vectors=with_vectors is not False)
 
     @overload

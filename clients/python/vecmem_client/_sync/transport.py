@@ -28,19 +28,28 @@ class Transport:
         """Make one call. Raises grpc.RpcError."""
         call = self._calls.get(method.path)
         if call is None:
-            self._check_open()
+            self.check_usable()
             call = self._channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
             self._calls[method.path] = call
         try:
             reply: ReplyT = call(request, timeout=timeout_seconds)
         except ValueError:
-            self._check_open()  # what grpc raises on a channel that another thread has closed
+            self.check_usable()  # what grpc raises on a channel that another thread has closed
             raise
         return reply
 
+    def check_usable(self) -> None:
+        """Raises ClientClosedError."""
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+
+    def refuse_calls(self) -> None:
+        """Let no further call begin: the client closes."""
+        self._closed = True
+
     def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
         """Begin a bidirectional stream."""
-        self._check_open()
+        self.check_usable()
         return Stream(
             self._channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         )
@@ -54,10 +63,6 @@ class Transport:
         self._closed = True
         self._calls.clear()
         self._channel.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClientClosedError("the client is closed")
 
 
 class Stream(Generic[ReplyT]):
