@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import socket
 import threading
@@ -14,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.support.tcp_proxy import Proxy
 from vecmem.v1 import filter_pb2
 from vecmem_client import (
     CallCancelledError,
@@ -45,56 +45,6 @@ if TYPE_CHECKING:
 
 NEAR = [1.0, 0, 0, 0]
 PATIENT = RetryPolicy(attempts_max=100, backoff_seconds_max=0.5)
-
-
-class Proxy:
-    """Forwards bytes to the server; while `mute` is set, what the server answers is swallowed. `cut` ends connections."""
-
-    def __init__(self, target: str) -> None:
-        host, port = target.split(":")
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.mute = threading.Event()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener was closed
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
-                self._pairs.append((client, server))
-                for source, target, mutable in ((client, server, False), (server, client, True)):
-                    thread = threading.Thread(target=self._forward, args=(source, target, mutable))
-                    self._threads.append(thread)
-                    thread.start()
-
-    def _forward(self, source: socket.socket, target: socket.socket, mutable: bool) -> None:
-        with contextlib.suppress(OSError):  # the other direction has ended the connection
-            while data := source.recv(65536):
-                if not (mutable and self.mute.is_set()):
-                    target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        for pair in self._pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
-        for thread in self._threads:
-            thread.join()
-        for pair in self._pairs:
-            for end in pair:
-                end.close()
 
 
 @pytest.fixture

@@ -205,7 +205,8 @@ class _Lane(Generic[ResultT]):
         except VecmemClientError as failure:
             settled = [copy_of(failure, failure.__cause__) for _ in calls]
         finally:
-            for call, outcome in zip(calls, settled, strict=True):
+            leader.outcome = settled[0]  # it is awake already
+            for call, outcome in zip(calls[1:], settled[1:], strict=True):
                 call.settle(outcome)
             self._end(len(calls))
 
