@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from tests.support.tcp_proxy import Proxy
+from vecmem.v1 import points_pb2
 from vecmem_client import (
     AsyncClient,
     CallCancelledError,
+    Client,
+    CollectionNotFoundError,
     DeadlineExceededError,
     Exclude,
     Flat,
@@ -173,15 +176,20 @@ async def test_an_awaited_upsert_is_seen_by_the_queries_and_gets_after_it(client
 
 
 async def test_the_timeout_of_one_call_is_its_own(own_server, make_client):
-    """The server hangs: calls with little time end, those with them in the RPC and in the queue do not."""
+    """The server hangs: calls with little time end, those with them in the RPC and in the queue do not.
+
+    The hasty ones are the first in the queue: in threads it falls to them to lead.
+    """
     client = make_client(own_server.address)
     await client.create_collection("c", VectorConfig(4))
     await client.upsert("c", [Point("a", NEAR)])
     own_server.send_signal(signal.SIGSTOP)
     try:
-        calls = [asyncio.create_task(client.query("c", NEAR)) for _ in range(20)]
-        hasty = [asyncio.create_task(client.query("c", NEAR, timeout_seconds=0.3)) for _ in range(5)]
-        calls += [asyncio.create_task(client.query("c", NEAR)) for _ in range(20)]
+        calls = [asyncio.create_task(client.query("c", NEAR)) for _ in range(_coalescing.RPCS_MAX)]
+        await all_waiting(client, len(calls))
+        hasty = [asyncio.create_task(client.query("c", NEAR, timeout_seconds=0.4)) for _ in range(5)]
+        await all_waiting(client, len(calls) + len(hasty))
+        calls += [asyncio.create_task(client.query("c", NEAR)) for _ in range(40 - len(calls))]
         for outcome in await outcomes_of(hasty):
             assert type(outcome) is DeadlineExceededError
         assert not any(call.done() for call in calls)
@@ -295,6 +303,8 @@ async def test_a_position_ahead_fails_only_the_calls_that_demand_it(client, fill
             assert type(outcome) is PositionAheadError
         else:
             assert len(outcome) == 1
+    lanes = getattr(client, "sync_client", client)._lanes._lanes
+    assert {(key.method, key.shard) for key in lanes} >= {(_coalescing.QUERY, None), (_coalescing.QUERY, 0)}
 
 
 async def test_results_too_large_for_one_message_come_one_by_one(make_client, server, filled):
@@ -306,6 +316,17 @@ async def test_results_too_large_for_one_message_come_one_by_one(make_client, se
     assert [[point.id for point in points] for points in results] == [
         [f"large-{n}", f"large-{(n + 1) % 40}"] for n in range(40)
     ]
+    assert counts["GetBatch"] > 0
+
+
+async def test_results_too_large_for_one_reply_of_the_server_come_one_by_one(client, filled):
+    """Each get has 20 MiB, and a reply at most 64 MiB."""
+    names = [f"huge-{n}" for n in range(20)]
+    for name in names:
+        await client.upsert(filled, [Point(name, NEAR, {"x": "x" * (1024 * 1024 - 100)})])
+    counts = count_rpcs(client)
+    for points in await asyncio.gather(*(client.get(filled, names) for _ in range(10))):
+        assert [point.id for point in points] == names
     assert counts["GetBatch"] > 0
 
 
@@ -359,10 +380,23 @@ async def test_impatient_callers_get_in_nobodys_way(client, filled, monkeypatch)
         assert [points[0].id for points in results] == [f"p{n}" for n in range(CALLERS)]
 
 
+def test_a_thread_appointed_while_its_patience_ends_leads_and_answers(server):
+    """It looks up by itself and finds that it leads, without having been woken."""
+    with Client(server.address) as client:
+        lane = sync_lanes._Lane(_coalescing.lane_key(_coalescing.GET), client._transport, client._note_position)
+        request = points_pb2.GetRequest(collection="no-such-collection", ids=["a"]).SerializeToString()
+        leader, *followers = (sync_lanes._Call(request, None, 30.0) for _ in range(4))
+        lane._queue.extend([leader, *followers])
+        with lane._mutex:
+            lane._appoint(leader)
+            leader.wake.release()
+        lane._lead(leader)
+        assert [type(call.outcome) for call in (leader, followers[0])] == [CollectionNotFoundError] * 2
+        assert sync_lanes._State.LEADS in {call.state for call in followers}, "the next one was appointed"
+
+
 @pytest.mark.parametrize("size", [1, 127, 128, 300, 16_383, 16_384, 70_000])
 def test_requests_are_joined_as_protobuf_writes_them(size):
-    from vecmem.v1 import points_pb2
-
     requests = [points_pb2.GetRequest(collection="x" * size), points_pb2.GetRequest(ids=["a", "b"])]
     pieces = [request.SerializeToString() for request in requests]
     assert _coalescing.GET.join(pieces, None) == points_pb2.GetBatchRequest(requests=requests).SerializeToString()
