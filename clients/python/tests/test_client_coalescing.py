@@ -43,6 +43,7 @@ NEAR = [1.0, 0, 0, 0]
 PATIENT = RetryPolicy(attempts_max=100, backoff_seconds_max=0.5)
 CALLERS = 64
 POINT_COUNT = 200
+SEED = 20261123
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +64,7 @@ def proxy(server) -> Iterator[Proxy]:
 @pytest.fixture
 async def filled(client, collection_name):
     """A collection searched exactly, so that equal queries have equal hits."""
-    seed = 20261123
-    print(f"seed {seed}")
-    vectors = np.random.default_rng(seed).normal(size=(POINT_COUNT, 4)).astype(np.float32)
+    vectors = np.random.default_rng(SEED).normal(size=(POINT_COUNT, 4)).astype(np.float32)
     await client.create_collection(collection_name, VectorConfig(4, index=Flat()))
     payloads = [{"n": n, "even": n % 2 == 0} for n in range(POINT_COUNT)]
     await client.upsert_bulk(collection_name, [f"p{n}" for n in range(POINT_COUNT)], vectors, payloads)
