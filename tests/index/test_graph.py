@@ -127,14 +127,14 @@ def test_load_brings_back_what_was_saved(metric: Metric, tmp_path: Path) -> None
     assert len(found) > 390
 
 
-def test_an_empty_graph_can_be_saved_loaded_and_filled(tmp_path: Path) -> None:
-    """The first insertion is by one thread even where many are allowed: hnswlib needs an entry point before it goes parallel."""
-    Graph(16, Metric.EUCLIDEAN, PARAMETERS).save(tmp_path / "graph")
+def test_a_first_insertion_by_many_threads_after_searches_of_the_empty_graph() -> None:
+    """Hnswlib is not made before it is needed, and then has the effort that searches have asked for already."""
     graph = Graph(16, Metric.EUCLIDEAN, PARAMETERS)
-    graph.load(tmp_path / "graph", deleted_count=0, scale_exponent=0)
-    assert graph._index.get_max_elements() == INITIAL_CAPACITY
     vectors = clustered(300)
+    assert graph.search(vectors[0], 10, 80).size == 0
+    assert graph._index is None
     graph.add(vectors, threads=4)
+    assert graph._index.ef == 80
     assert measured_recall(graph, Metric.EUCLIDEAN, vectors, vectors[::10]) > 0.97
 
 

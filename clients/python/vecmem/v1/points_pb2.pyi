@@ -568,7 +568,7 @@ class SearchParams(_message.Message):
     EF_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     ef: _builtins.int
-    """Candidates considered in the graph, up to 10,000. 0: the collection's value. Raised to offset + limit when below."""
+    """Candidates considered in the graph, up to 10,000. 0: the collection's value. Raised where it is too small for offset + limit hits."""
     exact: _builtins.bool
     """True: compare with every vector that passes the filter."""
     def __init__(
