@@ -115,8 +115,7 @@ def _write_collection(collection: Collection, directory: Path) -> list[dict[str,
             chunks = index.arena.chunks(row_count)
             write_file(directory / f"{place}.arena", (chunk.reshape(-1).view(np.uint8).data for chunk in chunks))
         metadata.append(index.save(directory, str(place)))
-    with open(directory / "points.npz", "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    np.savez(directory / "points.npz", allow_pickle=False, **arrays)
     return metadata
 
 

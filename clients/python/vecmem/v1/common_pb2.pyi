@@ -155,7 +155,7 @@ class ResponseHeader(_message.Message):
     """The server's wall clock when it answered, milliseconds since the Unix epoch."""
     @_builtins.property
     def position(self) -> Global___Position:
-        """What the reply reflects."""
+        """What the reply reflects. Of a reply gathered from several shards: the position in the shard with the smallest number."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class ReadOptions(_message.Message):
     def min_position(self) -> Global___Position:
         """The reply reflects at least this position: pass the position of an earlier reply to read your own
         writes. Absent or 0: no demand beyond linearizability on the primary. Errors: POSITION_AHEAD
-        (OUT_OF_RANGE) when the log has not reached it.
+        (OUT_OF_RANGE) when the log has not reached it; INVALID_ARGUMENT for a shard that is not there.
         """
 
     def __init__(
