@@ -55,10 +55,12 @@ GROW_ONLY: Final = (
     "POINT_ID_BYTES_MAX",
 )
 """Checked again when a record is applied: a smaller value would refuse records that were acknowledged."""
-FROZEN: Final = ("PAYLOAD_BYTES_MAX", "DEDUPLICATION_ENTRIES_MAX", "DEDUPLICATION_WINDOW_MS")
+FROZEN: Final = ("PAYLOAD_BYTES_MAX", "DEDUPLICATION_ENTRIES_MAX", "DEDUPLICATION_BYTES_MAX", "DEDUPLICATION_WINDOW_MS")
 """Decide the outcome of records: another value would replay them to another state."""
 
 DEDUPLICATION_ENTRIES_MAX: Final = 65_536
+DEDUPLICATION_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Size of all results remembered; one that lists thousands of conflicts is large."""
 DEDUPLICATION_WINDOW_MS: Final = 10 * 60 * 1_000
 """Part of the on-disk semantics: a replay must forget request ids at the same records."""
 

@@ -180,7 +180,7 @@ class WriteOptions(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the write safe to retry: a repeat with the same request_id inside the deduplication
-    window (65,536 writes, 10 minutes) returns the first result and changes nothing. At most 128 bytes.
+    window (65,536 writes, 64 MiB of results, 10 minutes) returns the first result and changes nothing. At most 128 bytes.
     Empty: the write is not deduplicated. Errors: REQUEST_ID_REUSED when the same id comes back with
     another request.
     """
