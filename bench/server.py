@@ -16,13 +16,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 START_SECONDS_MAX: Final = 300.0
 STOP_SECONDS_MAX: Final = 120.0
+
+_LAUNCHER: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the starting process is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Asks for PR_SET_PDEATHSIG (1), which execve keeps, and becomes the program. A parent that died before is noticed."""
+
+
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """A command line that ends, on Linux, with the thread that starts it, even if that is killed with SIGKILL.
+
+    Elsewhere it is the command itself. Its first item is the absolute path of a program; the process id stays the same.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
 class ServerError(Exception):
@@ -48,7 +67,12 @@ class Server:
         with open(self.log_path, "ab") as log:
             # A session of its own: Ctrl-C is for this process, which then ends the server itself.
             self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT, start_new_session=True
+                dying_with_parent(command),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                cwd=ROOT,
+                start_new_session=True,
             )
         self.address = self._read_ready(self._process)
         return started_at

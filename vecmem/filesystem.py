@@ -41,6 +41,12 @@ def make_directory(path: Path) -> None:
         fsync_directory(directory.parent)
 
 
+def write_file(path: Path, chunks: Iterable[Buffer]) -> None:
+    """Write a new file that somebody makes durable later (`fsync_file`)."""
+    with open(path, "wb", buffering=1024 * 1024) as file:
+        file.writelines(chunks)
+
+
 def write_durably(path: Path, chunks: Iterable[Buffer]) -> int:
     """Write a new file and fsync it; its name is durable once the directory is. Returns its size in bytes."""
     size_bytes = 0

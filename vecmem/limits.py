@@ -1,4 +1,7 @@
-"""Limits on sizes and counts, in one place. The API's comments and docs/limits.md name the same numbers."""
+"""Limits on sizes and counts, in one place. The API's comments and docs/limits.md name the same numbers.
+
+Those that applying a record meets are part of what is on disk: see GROW_ONLY and FROZEN.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,22 @@ EF_CONSTRUCTION_MIN: Final = 8
 EF_CONSTRUCTION_MAX: Final = 4_096
 EF_CONSTRUCTION_DEFAULT: Final = 200
 
+GROW_ONLY: Final = (
+    "FILTER_DEPTH_MAX",
+    "FILTER_NODES_MAX",
+    "FILTER_VALUES_MAX",
+    "FIELD_PATH_BYTES_MAX",
+    "FIELD_PATH_SEGMENTS_MAX",
+    "FIELD_PATHS_MAX",
+    "POINT_ID_BYTES_MAX",
+)
+"""Checked again when a record is applied: a smaller value would refuse records that were acknowledged."""
+FROZEN: Final = ("PAYLOAD_BYTES_MAX", "DEDUPLICATION_ENTRIES_MAX", "DEDUPLICATION_BYTES_MAX", "DEDUPLICATION_WINDOW_MS")
+"""Decide the outcome of records: another value would replay them to another state."""
+
 DEDUPLICATION_ENTRIES_MAX: Final = 65_536
+DEDUPLICATION_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Size of all results remembered; one that lists thousands of conflicts is large."""
 DEDUPLICATION_WINDOW_MS: Final = 10 * 60 * 1_000
 """Part of the on-disk semantics: a replay must forget request ids at the same records."""
 

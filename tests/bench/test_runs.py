@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_the_demo_shows_what_it_promises_and_exits_0(small, tmp_path):
         "p99",
         "Killed.",
         "first answer after",
-        "98 of 98 questions, asked exactly, have the same answers",
+        "98 of 98 questions, asked as above, have the same answers and scores as before; asked exactly, 98 of 98;",
         "; 0 of ",
         "All of it held.",
     ):
@@ -128,6 +129,29 @@ def test_the_demo_ends_its_server_when_it_is_interrupted(small, tmp_path, number
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_killed_bench_leaves_no_server_behind(tmp_path):
+    starting = (
+        "import pathlib, sys, time; from bench.server import Server; server = Server(pathlib.Path(sys.argv[1])); "
+        "server.start(); print('up', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", starting, tmp_path / "data"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        assert len(servers_below(tmp_path)) == 1
+    finally:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 60
+    while servers_below(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    left = servers_below(tmp_path)
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert left == []
+
+
 def test_the_demo_notices_other_answers_and_missing_points(small, tmp_path):
     whole = load(small)
     with Server(tmp_path / "data") as server:
@@ -135,15 +159,18 @@ def test_the_demo_notices_other_answers_and_missing_points(small, tmp_path):
         with Client(server.address) as client:
             console = Console(file=io.StringIO())
             demo._load(console, client, whole)
+            demo._settle(console, client, whole)
             before = demo._ask(client, whole)
             journal = demo._Journal(server.address)
             client.upsert(demo.JOURNAL, [demo.Point("entry-000000", [0.0, 1.0])])
             journal.acknowledged = ["entry-000000"]
             assert demo._compare(console, client, whole, before, journal) == []
 
-            other = [before[0][1:], *before[1:]]
-            (failure,) = demo._compare(console, client, whole, other, journal)
-            assert "1 of 98 questions have other answers" in failure
+            for kind, how in (("graph", "as above"), ("exact", "exactly")):
+                answers = getattr(before, kind)
+                swapped = [[answers[0][1], answers[0][0], *answers[0][2:]], *answers[1:]]
+                (failure,) = demo._compare(console, client, whole, replace(before, **{kind: swapped}), journal)
+                assert f"1 of 98 questions, asked {how}, have other answers" in failure
             journal.acknowledged = ["entry-000000", "entry-000001"]
             (failure,) = demo._compare(console, client, whole, before, journal)
             assert "entry-000001" in failure

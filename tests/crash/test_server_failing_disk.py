@@ -99,8 +99,10 @@ def test_power_cuts_lose_nothing_acknowledged(tmp_path: Path) -> None:
             # The first death comes right after the first writes: the directory itself must be durable by then.
             time.sleep(0.3 if number == 0 else rng.uniform(0.3, 1.0))
             if number % 2:
-                asking = threading.Thread(target=_checkpoints_until_killed, args=(connection,))
+                published = threading.Event()
+                asking = threading.Thread(target=_checkpoints_until_killed, args=(connection, published))
                 asking.start()
+                assert published.wait(60)
                 time.sleep(rng.uniform(0.0, 0.4))
                 server.kill()
                 asking.join()
@@ -116,9 +118,10 @@ def test_power_cuts_lose_nothing_acknowledged(tmp_path: Path) -> None:
             writer.check(connection)
 
 
-def _checkpoints_until_killed(connection: Connection) -> None:
+def _checkpoints_until_killed(connection: Connection, published: threading.Event) -> None:
     try:
         while True:
             connection.checkpoint()
+            published.set()
     except grpc.RpcError:
         return

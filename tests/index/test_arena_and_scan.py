@@ -7,6 +7,7 @@ import pytest
 
 from tests.index.support import FLAT, MiniStore, check, oracle_scores
 from vecmem.index import arena as arenas
+from vecmem.index import scan
 from vecmem.index.arena import Arena
 from vecmem.index.metric import Metric
 
@@ -153,3 +154,14 @@ def test_scans_of_picked_rows_and_of_all_agree_with_the_oracle(metric: Metric, s
         result, ids = store.search(query, 6, allowed=store.mask(passing.__contains__))
         points = {name: store.points[name] for name in passing}
         check(metric, points, query, 6, list(zip(ids, result.scores, strict=True)), exact=True)
+
+
+def test_rows_of_the_tail_come_in_any_order() -> None:
+    """Reused rows are not rising; a scan of most rows must not take the last for the largest."""
+    store = MiniStore(DIMENSION, Metric.DOT, FLAT)
+    store.upsert({f"p{row}": vector for row, vector in enumerate(vectors_of(np.arange(100)))})
+    snapshot = store.snapshot()
+    rows = np.roll(np.arange(100), -50)
+    request = store.request(np.ones(DIMENSION), 3)
+    assert set(scan.nearest(store.index.arena, request, rows, snapshot.view.row_count).tolist()) >= {97, 98, 99}
+    snapshot.end()

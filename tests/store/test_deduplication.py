@@ -66,3 +66,21 @@ def test_a_request_id_seen_again_moves_to_the_end() -> None:
         remember(window, request_id, sequence, sequence)
     assert [(entry.request_id, entry.sequence) for entry in window.entries()] == [("b", 2), ("a", 3)]
     assert list(DeduplicationWindow(window.entries()).entries()) == list(window.entries())
+
+
+def test_results_leave_by_size_and_a_restart_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that lists thousands of conflicts is large; the newest stays however large it is."""
+    monkeypatch.setattr(limits, "DEDUPLICATION_BYTES_MAX", 2_000)
+    window = DeduplicationWindow()
+    conflicts = [command_pb2.Conflict(id="p" * 50, expected_version=1)] * 12
+    for number in range(4):
+        command = command_pb2.Command(request_id=f"r{number}", time_unix_ms=1_000, request_fingerprint=7)
+        window.remember(command, number, command_pb2.CommandResult(sequence=number, conflicts=conflicts))
+    assert [entry.request_id for entry in window.entries()] == ["r2", "r3"]
+    restarted = DeduplicationWindow(list(window.entries()))
+    for each in (window, restarted):
+        remember(each, "r4", 1_001)
+        assert [entry.request_id for entry in each.entries()] == ["r2", "r3", "r4"]
+        command = command_pb2.Command(request_id="r5", time_unix_ms=1_002, request_fingerprint=7)
+        each.remember(command, 5, command_pb2.CommandResult(sequence=5, conflicts=conflicts * 5))
+        assert [entry.request_id for entry in each.entries()] == ["r5"]

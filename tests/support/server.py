@@ -4,7 +4,8 @@
         client = Client(server.address)
 
 `start` returns once the server has said that it is ready. A restart, after `kill` or `stop`, keeps the data
-directory and the address, so that a connected client finds it again.
+directory and the address, so that a connected client finds it again. On Linux the server ends with the thread that
+started it, so that a killed test run leaves none behind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from bench.server import dying_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +65,11 @@ class ServerProcess:
             raise RuntimeError("the server runs already")
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self._environment
+                dying_with_parent(self.command()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment,
             )
         self.ready = self._wait_until_ready()
         self.address = self.ready["address"]

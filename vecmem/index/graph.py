@@ -124,9 +124,10 @@ class Graph:
         self.parameters = parameters
         self._dimension = dimension
         self._metric = metric
-        self._index = self._new_index()
-        self._index.init_index(INITIAL_CAPACITY, M=parameters.m, ef_construction=parameters.ef_construction)
-        self._lock = SearchLock(self._index.set_ef)
+        # Made at the first insertion: hnswlib's locks alone take 2.5 MiB and several milliseconds.
+        self._index: hnswlib.Index | None = None
+        self._ef = 0
+        self._lock = SearchLock(self._set_ef)
         self.label_count = 0
         self.deleted_count = 0
         self.scale_exponent = 0
@@ -144,6 +145,13 @@ class Graph:
         labels = np.arange(self.label_count, self.label_count + len(vectors))
         with self._lock.alone():
             needed = self.label_count + len(vectors)
+            if self._index is None:
+                index = self._new_index()
+                index.init_index(
+                    max(needed, INITIAL_CAPACITY), M=self.parameters.m, ef_construction=self.parameters.ef_construction
+                )
+                self._adopt(index)
+            assert self._index is not None
             if needed > self._index.get_max_elements():
                 self._index.resize_index(max(needed, 2 * self._index.get_max_elements()))
             self._index.add_items(vectors, labels, num_threads=threads)
@@ -153,6 +161,7 @@ class Graph:
     def delete(self, labels: Labels) -> None:
         """Take labels out of the results; they stay as stepping stones. Each label at most once."""
         with self._lock.alone():
+            assert self._index is not None, "labels come from an insertion"
             for label in labels.tolist():
                 self._index.mark_deleted(label)
             self.deleted_count += len(labels)
@@ -165,7 +174,7 @@ class Graph:
         scaled = self._scaled_query(query)
         with self._lock.shared(max(ef, count)):
             count = min(count, self.label_count - self.deleted_count)
-            while count > 0:
+            while count > 0 and self._index is not None:
                 try:
                     labels, _ = self._index.knn_query(scaled, k=count, num_threads=1)
                 except RuntimeError:
@@ -176,18 +185,15 @@ class Graph:
         return np.zeros(0, dtype=np.int64)
 
     def save(self, path: Path) -> None:
-        """Write the graph to a file; nothing else may use it meanwhile."""
+        """Write a graph that is not empty to a file; nothing else may use it meanwhile."""
+        assert self._index is not None, "an empty graph has nothing to save"
         self._index.save_index(str(path))
 
     def load(self, path: Path, *, deleted_count: int, scale_exponent: int) -> None:
         """Replace an empty graph by what `save` wrote, deletions included. Raises RuntimeError for a file that is not one."""
         index = self._new_index()
         index.load_index(str(path), max_elements=0)
-        if not index.get_current_count():
-            # The new one is as empty, and ready for a first insertion by several threads, which a loaded one is not.
-            return
-        self._index = index
-        self._lock = SearchLock(index.set_ef)
+        self._adopt(index)
         self.label_count = index.get_current_count()
         self.deleted_count = deleted_count
         self.scale_exponent = scale_exponent
@@ -213,6 +219,16 @@ class Graph:
             return metrics.scan_query(self._metric, query)
         length = metrics.norms(query[None, :])[0]
         return np.asarray((query / length).astype(np.float32)) if length > 0 else query
+
+    def _adopt(self, index: hnswlib.Index) -> None:
+        if self._ef:
+            index.set_ef(self._ef)
+        self._index = index
+
+    def _set_ef(self, ef: int) -> None:
+        self._ef = ef
+        if self._index is not None:
+            self._index.set_ef(ef)
 
     def _new_index(self) -> hnswlib.Index:
         return hnswlib.Index(space=_SPACES[self._metric], dim=self._dimension)

@@ -257,11 +257,13 @@ class HnswIndex:
     def save(self, directory: Path, name: str) -> dict[str, int]:
         """See VectorIndex: the graph, and what its labels stand for. A rebuild under way is not saved: it begins again."""
         current = self._current
-        current.graph.save(directory / f"{name}.graph")
-        np.save(directory / f"{name}.labels.npy", current.rows[: current.graph.label_count])
-        np.save(directory / f"{name}.unlabelled.npy", np.array(current.unlabelled, dtype=np.int64))
+        if current.graph.label_count:
+            current.graph.save(directory / f"{name}.graph")
+            np.save(directory / f"{name}.labels.npy", current.rows[: current.graph.label_count])
+            np.save(directory / f"{name}.unlabelled.npy", np.array(current.unlabelled, dtype=np.int64))
         parameters = current.graph.parameters
         return {
+            "label_count": current.graph.label_count,
             "deleted_count": current.graph.deleted_count,
             "m": parameters.m,
             "ef_construction": parameters.ef_construction,
@@ -271,6 +273,19 @@ class HnswIndex:
     def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]) -> None:
         """See VectorIndex."""
         current = LabelledGraph(self.parameters)
+        if metadata["label_count"]:
+            self._load_graph(current, directory, name, metadata, live)
+        self._current = current
+        hnsw = self._hnsw()
+        self._parameters_changed = (metadata["m"], metadata["ef_construction"]) != (hnsw.m, hnsw.ef_construction)
+        in_graph = np.zeros(live.size, dtype=np.bool_)
+        in_graph[list(current.label_of)] = True
+        self._tail.append(np.flatnonzero(self.arena.present(live.size) & live & ~in_graph))
+
+    @staticmethod
+    def _load_graph(
+        current: LabelledGraph, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]
+    ) -> None:
         file = directory / f"{name}.graph"
         try:
             current.graph.load(file, deleted_count=metadata["deleted_count"], scale_exponent=metadata["scale_exponent"])
@@ -292,12 +307,6 @@ class HnswIndex:
                 # It had died, and its row was not forgotten yet when the checkpoint was taken.
                 current.rows[label] = NO_ROW
                 current.unlabelled.append(label)
-        self._current = current
-        hnsw = self._hnsw()
-        self._parameters_changed = (metadata["m"], metadata["ef_construction"]) != (hnsw.m, hnsw.ef_construction)
-        in_graph = np.zeros(live.size, dtype=np.bool_)
-        in_graph[list(current.label_of)] = True
-        self._tail.append(np.flatnonzero(self.arena.present(live.size) & live & ~in_graph))
 
     def _hnsw(self) -> HnswParameters:
         assert self.parameters.hnsw is not None

@@ -26,6 +26,9 @@ from vecmem.index.arena import Rows
 NEVER = np.iinfo(np.int64).max
 """Stands for a death or an expiry that does not come, and for the birth of a row that nobody may see."""
 
+RECLAIM_SLICE_ROWS = 512
+"""Rows retired between two chances for others: about a millisecond."""
+
 Int64Array = NDArray[np.int64]
 
 
@@ -148,7 +151,9 @@ class RowTable:
         """End the life of rows at `sequence`; searches at earlier snapshots go on seeing them."""
         self._died[rows] = sequence
         self.dead_count += len(rows)
-        self._dead.append((self.readers.next_ticket(), rows))
+        ticket = self.readers.next_ticket()
+        for start in range(0, len(rows), RECLAIM_SLICE_ROWS):
+            self._dead.append((ticket, rows[start : start + RECLAIM_SLICE_ROWS]))
 
     def expires_at(self, row: int) -> int:
         """Milliseconds since the Unix epoch, or NEVER."""
@@ -174,9 +179,17 @@ class RowTable:
         """All rows that have not died, rising, expired ones included."""
         return np.flatnonzero((self._born[: self.row_count] != NEVER) & (self._died[: self.row_count] == NEVER))
 
-    def reclaim(self, forget: Callable[[Rows], None]) -> None:
-        """Retire dead rows that nobody sees any more, calling `forget` for them, and free those retired before."""
-        while self._dead and self.readers.all_ended_before(self._dead[0][0]):
+    @property
+    def awaits_reclaim(self) -> bool:
+        """Whether rows wait to be retired or freed."""
+        return bool(self._dead or self._retired)
+
+    def reclaim(self, forget: Callable[[Rows], None]) -> bool:
+        """Retire a slice of the dead rows that nobody sees any more, calling `forget` for them, and free those retired before.
+
+        Returns whether another call would find more to retire now.
+        """
+        if self._dead and self.readers.all_ended_before(self._dead[0][0]):
             _, rows = self._dead.popleft()
             forget(rows)
             self.dead_count -= len(rows)
@@ -186,6 +199,7 @@ class RowTable:
             self._retired.append((self.readers.next_ticket(), rows))
         while self._retired and self.readers.all_ended_before(self._retired[0][0]):
             self._free.extend(self._retired.popleft()[1].tolist())
+        return bool(self._dead) and self.readers.all_ended_before(self._dead[0][0])
 
     def load(self, ids: list[str], versions: Int64Array, expires_at: Int64Array, live: NDArray[np.bool_]) -> None:
         """Fill an empty table from a checkpoint; rows that are not live become free. All of shape (row_count,)."""

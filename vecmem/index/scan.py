@@ -30,7 +30,8 @@ def nearest(arena: Arena, request: SearchRequest, rows: Rows, row_count: int) ->
     if len(rows) <= request.limit:
         return rows
     if len(rows) > GATHER_SHARE_MAX * row_count:
-        ranks = arena.ranks(request.query, np.arange(rows[-1] + 1))[rows]
+        # Not all of row_count: the arena ends with the last row that has a vector. Rows of the tail are in no order.
+        ranks = arena.ranks(request.query, np.arange(rows.max() + 1))[rows]
     else:
         ranks = arena.ranks(request.query, rows)
     threshold = np.partition(ranks, len(ranks) - request.limit)[len(ranks) - request.limit]

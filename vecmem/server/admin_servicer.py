@@ -38,7 +38,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> api.GetServerInfoResponse:
         """See the proto."""
         shard = self._shard
-        await shard.settled()
         empty = shard.log.last_sequence < shard.log.first_sequence
         info = api.GetServerInfoResponse(
             header=calls.header(shard, shard.applied_sequence),
@@ -50,6 +49,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             point_count=shard.state.point_count(),
             resident_memory_bytes=resident_memory_bytes(),
             read_only_reason=shard.read_only_reason,
+            failures=shard.failures,
             recovery=api.RecoveryInfo(
                 checkpoint_sequence=shard.recovery.checkpoint_sequence,
                 replayed_record_count=shard.recovery.replayed_record_count,

@@ -13,8 +13,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import uvloop
@@ -68,7 +69,7 @@ async def _serve(recovered: Recovered, settings: Settings, on_ready: Callable[[s
     shard = Shard(recovered, settings, clock)
     async with shard.closing():
         threads = settings.search_threads or os.cpu_count() or 1
-        with ThreadPoolExecutor(threads, "vecmem-search") as search_executor:
+        with _executor(threads) as search_executor:
             server = grpc.aio.server(options=_options(), interceptors=[UndecodableRequests()])
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
@@ -99,6 +100,16 @@ async def _serve(recovered: Recovered, settings: Settings, on_ready: Callable[[s
             _logger.info("draining, for %g s at most", settings.grace_seconds)
             await healthy.enter_graceful_shutdown()
             await server.stop(settings.grace_seconds)
+
+
+@contextmanager
+def _executor(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that search; at the end of the block what nobody waits for any more is not begun."""
+    executor = ThreadPoolExecutor(threads, "vecmem-search")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 async def _listen(server: grpc.aio.Server, listen: str) -> str:

@@ -15,6 +15,7 @@ from vecmem.errors import DeadlineExceededError, VecmemError
 from vecmem.log.group_commit import SLICE_SECONDS
 from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
+from vecmem.store.collection import Collection
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
 from vecmem.store.validation import check_request_id, request_fingerprint
@@ -87,10 +88,21 @@ def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
     )
 
 
-async def begin_read(shard: Shard, read: common_pb2.ReadOptions) -> int:
-    """Wait until the state may be read; returns the sequence that it reflects. Raises PositionAheadError."""
-    await shard.at_least(read.min_position.sequence)
+def check_position(shard: Shard, read: common_pb2.ReadOptions) -> int:
+    """The sequence that a reply reflects. Raises PositionAheadError where that is less than the request demands."""
+    shard.at_least(read.min_position.sequence)
     return shard.applied_sequence
+
+
+async def begin_read(shard: Shard, read: common_pb2.ReadOptions, name: str) -> tuple[Collection, int]:
+    """A collection that may be read until the next await, and the sequence that it reflects.
+
+    Raises PositionAheadError, CollectionNotFoundError, CollectionDamagedError.
+    """
+    check_position(shard, read)
+    collection = shard.state.collection(name)
+    await shard.settled(collection)
+    return collection, shard.applied_sequence
 
 
 async def write(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> command_pb2.CommandResult:
@@ -104,7 +116,6 @@ async def prepare(shard: Shard, request: Any, build: Callable[[command_pb2.Comma
     command = command_pb2.Command(request_id=request_id)
     if request_id:
         check_request_id(request_id)
-        await shard.settled()
         command.request_fingerprint = request_fingerprint(request)
         repeated = shard.repeated(request_id, command.request_fingerprint)
         if repeated is not None:

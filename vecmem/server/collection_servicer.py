@@ -52,7 +52,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
         context: Context,
     ) -> api.GetCollectionResponse:
         """See the proto."""
-        sequence = await calls.begin_read(self._shard, request.read)
+        sequence = calls.check_position(self._shard, request.read)
         state = self._shard.state
         described = (
             _damaged(request.name, *state.damaged[request.name])
@@ -68,7 +68,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
         context: Context,
     ) -> api.ListCollectionsResponse:
         """See the proto."""
-        sequence = await calls.begin_read(self._shard, request.read)
+        sequence = calls.check_position(self._shard, request.read)
         page_size = reading.page_size_or_default(request.page_size, limits.COLLECTION_PAGE_SIZE_MAX)
         after = reading.decode_page_token(request.page_token, "collections", [])
         state = self._shard.state
@@ -122,10 +122,9 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
         context: Context,
     ) -> api.GetCollectionStatsResponse:
         """See the proto."""
-        sequence = await calls.begin_read(self._shard, request.read)
-        collection = self._shard.state.collection(request.name)
+        collection, sequence = await calls.begin_read(self._shard, request.read, request.name)
         stats = api.CollectionStats(
-            point_count=reading.count(collection, None, sequence, self._shard.clock.now_unix_ms()),
+            point_count=reading.count(collection, None, sequence, self._shard.now_unix_ms()),
             payload_bytes=collection.payloads.payload_bytes,
         )
         for name, index in collection.vectors.items():

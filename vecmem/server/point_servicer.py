@@ -156,7 +156,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     @unary
     async def Query(self, request: api.QueryRequest, context: Context) -> api.QueryResponse:
         """See the proto."""
-        await calls.begin_read(self._shard, request.read)
+        calls.check_position(self._shard, request.read)
         compiled = search.compile_query(self._shard, request.query)
         response = api.QueryResponse()
         sequence, errors = await search.run_queries(self._shard, self._search_executor, [(compiled, response.hits.add)])
@@ -172,7 +172,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         context: Context,
     ) -> api.QueryBatchResponse:
         """See the proto."""
-        await calls.begin_read(self._shard, request.read)
+        calls.check_position(self._shard, request.read)
         if not request.queries:
             raise InvalidArgumentError("carries no query", field="queries")
         if len(request.queries) > limits.QUERIES_PER_BATCH_MAX:
@@ -202,8 +202,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     @unary
     async def Scroll(self, request: api.ScrollRequest, context: Context) -> api.ScrollResponse:
         """See the proto."""
-        await calls.begin_read(self._shard, request.read)
-        collection = self._shard.state.collection(request.collection)
+        collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         page_size = reading.page_size_or_default(request.page_size)
         digest = reading.filter_digest(request.filter if request.HasField("filter") else None)
         scope = [collection.uid, digest]
@@ -215,7 +214,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             request.with_vectors if request.HasField("with_vectors") else None,
         )
         if compiled is not None:
-            await self._shard.ensure_columns(collection, compiled)
+            await self._shard.ensure_columns(collection, compiled.paths)
         sequence = self._shard.applied_sequence
         response = api.ScrollResponse(header=calls.header(self._shard, sequence))
         last = reading.scroll(
@@ -225,7 +224,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             compiled=compiled,
             selection=selection,
             sequence=sequence,
-            now_unix_ms=self._shard.clock.now_unix_ms(),
+            now_unix_ms=self._shard.now_unix_ms(),
             add=response.points.add,
         )
         if last:
@@ -235,14 +234,13 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     @unary
     async def Count(self, request: api.CountRequest, context: Context) -> api.CountResponse:
         """See the proto."""
-        await calls.begin_read(self._shard, request.read)
-        collection = self._shard.state.collection(request.collection)
+        collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         compiled: CompiledFilter | None = None
         if request.HasField("filter"):
             compiled = compile_filter(request.filter)
-            await self._shard.ensure_columns(collection, compiled)
+            await self._shard.ensure_columns(collection, compiled.paths)
         sequence = self._shard.applied_sequence
-        count = reading.count(collection, compiled, sequence, self._shard.clock.now_unix_ms())
+        count = reading.count(collection, compiled, sequence, self._shard.now_unix_ms())
         return api.CountResponse(header=calls.header(self._shard, sequence), count=count)
 
     # -- inside -----------------------------------------------------------------------------------------------------------
@@ -255,8 +253,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         response.conflicts.extend(_conflicts(result))
 
     async def _fill_get(self, response: api.GetResponse, request: api.GetRequest, reply: reading.ReplySize) -> None:
-        sequence = await calls.begin_read(self._shard, request.read)
-        collection = self._shard.state.collection(request.collection)
+        collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         validation.check_ids(request.ids, "ids")
         selection = reading.compile_selection(
             collection,
@@ -264,7 +261,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             request.with_vectors if request.HasField("with_vectors") else None,
         )
         response.header.CopyFrom(calls.header(self._shard, sequence))
-        now_unix_ms = self._shard.clock.now_unix_ms()
+        now_unix_ms = self._shard.now_unix_ms()
         reading.get(collection, list(request.ids), selection, now_unix_ms, response.points.add, reply)
 
     async def _prepare_upsert(
@@ -300,10 +297,9 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
 
     async def _prepare_selection(self, request: api.DeleteRequest | api.UpdatePayloadRequest) -> None:
         """Build what a filter reads before its record is applied, where it can be done in slices beside other calls."""
-        await self._shard.settled()
         if request.WhichOneof("selector") == "filter":
             collection = self._shard.state.collection(request.collection)
-            await self._shard.ensure_columns(collection, compile_filter(request.filter))
+            await self._shard.ensure_columns(collection, compile_filter(request.filter).paths)
 
 
 def _check_batch(requests: Sized) -> None:

@@ -1,8 +1,9 @@
 """One collection: points by id, their payloads and vectors, and how records change them.
 
 The write methods are steps of applying a record: generators that yield now and then so that a large record does not hold
-the event loop, and return what changed. They read nothing but the collection and their arguments. Between two
-steps a record is half applied: readers wait for its end (`GroupCommit.settled`), searches in threads do not see it at all (`RowView`).
+the event loop, and return what changed. They read nothing but the collection and their arguments. Between two steps
+the points may be changed in part (`changing`): readers wait for the end (`Shard.settled`), searches in threads do not see it at
+all (`RowView`).
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Collection:
             self.vectors[vector_name] = (
                 FlatIndex(parameters) if parameters.hnsw is None else HnswIndex(parameters, self.rows)
             )
+        self.changing = False
+        """Whether a record has been applied to points in part: readers wait. What only prepares a change does not set it."""
         self._expiring: list[tuple[int, int]] = []
 
     # -- applying records ------------------------------------------------------------------------------------------------
@@ -79,6 +82,7 @@ class Collection:
         inserted: list[str] = []
         replaced: list[int] = []
         revived_count = 0
+        self.changing = True
         for count, (index, row) in enumerate(zip(accepted.tolist(), rows.tolist(), strict=True), start=1):
             point = points[index]
             point_id = point.id
@@ -95,8 +99,11 @@ class Collection:
                 heapq.heappush(self._expiring, (point.expires_at_unix_ms, row))
             if count % STEP_POINTS == 0:
                 yield
-        self.sorted_ids.update(inserted)
+        for start in range(0, len(inserted), STEP_POINTS):
+            self.sorted_ids.update(inserted[start : start + STEP_POINTS])
+            yield
         self._kill(replaced, sequence)
+        self.changing = False
         if len(self._expiring) > EXPIRING_SLACK + 2 * len(self.row_of):
             # Points whose expiry is moved on again and again leave entries behind, which may be due only years from now.
             self._rebuild_expiring()
@@ -144,11 +151,13 @@ class Collection:
                 yield
         if refused is not None:
             return Changes(refused=refused[1])
+        self.changing = True
         for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
             self.payloads.set(row, payload)
             self.rows.versions[row] = sequence
             if count % STEP_POINTS == 0:
                 yield
+        self.changing = False
         return Changes(updated_count=len(rows))
 
     def configure(self, config: collections_pb2.CollectionConfig) -> None:
@@ -196,9 +205,9 @@ class Collection:
             heapq.heappush(self._expiring, entry)
         return [self.rows.ids[row] for _, row in found]
 
-    def reclaim(self) -> None:
-        """Free the rows of points long gone."""
-        self.rows.reclaim(self._forget)
+    def reclaim(self) -> bool:
+        """Free some of the rows of points long gone; returns whether another call would find more now."""
+        return self.rows.reclaim(self._forget)
 
     def load_points(self, live: NDArray[np.bool_]) -> None:
         """Index the ids of a row table filled from a checkpoint; `live` of shape (row_count,)."""
@@ -258,6 +267,7 @@ class Collection:
         return np.flatnonzero(self.matching(compiled, sequence, time_unix_ms)).tolist()
 
     def _remove(self, rows: list[int], sequence: int) -> Steps[None]:
+        self.changing = True
         for count, row in enumerate(rows, start=1):
             point_id = self.rows.ids[row]
             del self.row_of[point_id]
@@ -265,6 +275,7 @@ class Collection:
             if count % STEP_POINTS == 0:
                 yield
         self._kill(rows, sequence)
+        self.changing = False
 
     def _kill(self, rows: list[int], sequence: int) -> None:
         if rows:

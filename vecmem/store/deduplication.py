@@ -13,10 +13,15 @@ from vecmem.store.v1 import command_pb2
 
 
 class DeduplicationWindow:
-    """The last `DEDUPLICATION_ENTRIES_MAX` results with a request_id, none older than `DEDUPLICATION_WINDOW_MS` of record time."""
+    """The last results with a request_id.
+
+    At most `DEDUPLICATION_ENTRIES_MAX` and `DEDUPLICATION_BYTES_MAX`, none older than `DEDUPLICATION_WINDOW_MS` of record time; the
+    newest is always remembered.
+    """
 
     def __init__(self, entries: Iterable[command_pb2.DeduplicationEntry] = ()) -> None:
         self._entries = OrderedDict((entry.request_id, entry) for entry in entries)
+        self._size_bytes = sum(entry.ByteSize() for entry in self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -30,20 +35,25 @@ class DeduplicationWindow:
 
     def remember(self, command: command_pb2.Command, sequence: int, result: command_pb2.CommandResult) -> None:
         """Remember the result of a command that carries a request_id, and forget what has left the window."""
-        self._entries.pop(command.request_id, None)
-        self._entries[command.request_id] = command_pb2.DeduplicationEntry(
+        replaced = self._entries.pop(command.request_id, None)
+        entry = command_pb2.DeduplicationEntry(
             request_id=command.request_id,
             request_fingerprint=command.request_fingerprint,
             sequence=sequence,
             time_unix_ms=command.time_unix_ms,
             result=result,
         )
+        self._entries[command.request_id] = entry
+        self._size_bytes += entry.ByteSize() - (replaced.ByteSize() if replaced is not None else 0)
         oldest_time_unix_ms = command.time_unix_ms - limits.DEDUPLICATION_WINDOW_MS
-        while self._entries:
+        while len(self._entries) > 1:
             first = next(iter(self._entries.values()))
-            if len(self._entries) <= limits.DEDUPLICATION_ENTRIES_MAX and first.time_unix_ms >= oldest_time_unix_ms:
+            too_many = len(self._entries) > limits.DEDUPLICATION_ENTRIES_MAX
+            too_large = self._size_bytes > limits.DEDUPLICATION_BYTES_MAX
+            if not too_many and not too_large and first.time_unix_ms >= oldest_time_unix_ms:
                 break
             self._entries.popitem(last=False)
+            self._size_bytes -= first.ByteSize()
 
     def entries(self) -> Iterable[command_pb2.DeduplicationEntry]:
         """All that is remembered, oldest first."""

@@ -3,13 +3,14 @@
     state.bin                   deduplication window: length-prefixed DeduplicationEntry messages
     collections/<uid>/
       collection.bin            CollectionImage
-      points.npz-like files:    ids.bin + ids.npy (ends), payloads.bin + payloads.npy (ends), versions.npy, expires_at.npy, live.npy
-      <vector>.arena            float32 rows 0 to row_count - 1
-      <vector>.present.npy      which of them hold a vector
-      <vector>.graph ...        what the index itself saves
+      points.npz                by row: ids and payloads (bytes back to back, and where each ends), versions, expires_at, live, and which
+                                rows hold each vector (present_<place>)
+      <place>.arena             float32 rows 0 to row_count - 1 of one vector; none without rows
+      <place>.graph ...         what its index saves
 
-Vectors are named by their place in order of their names (`0`, `1`, ...), so that no name reaches the file system.
-`write_image` runs in a forked child and touches nothing but the directory; `load_collection` checks every byte that it reads.
+Vectors are named by their place in order of their names (`0`, `1`, ...), so that no name reaches the file system. Few files: each
+costs an fsync. `write_image` runs in a forked child and touches nothing but the directory; `load_collection` checks every byte that
+it reads.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vecmem.errors import CorruptionError
-from vecmem.filesystem import write_durably
+from vecmem.filesystem import write_file
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointManifest
 from vecmem.store.collection import Collection
@@ -38,9 +40,7 @@ def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
 
     Nothing may change the state or maintain its indexes meanwhile.
     """
-    write_durably(
-        directory / STATE_FILE, _prefixed(entry.SerializeToString() for entry in state.deduplication.entries())
-    )
+    write_file(directory / STATE_FILE, _prefixed(entry.SerializeToString() for entry in state.deduplication.entries()))
     collections: dict[str, Any] = {}
     for collection in state.collections.values():
         target = directory / "collections" / str(collection.uid)
@@ -66,19 +66,20 @@ def load_collection(manifest: CheckpointManifest, uid: str) -> Collection:
     base = f"collections/{uid}"
     image = command_pb2.CollectionImage.FromString(checkpoints.read_verified(manifest, f"{base}/collection.bin"))
     collection = Collection(image.name, image.uid, image.created_at_unix_ms, image.config)
-    live = _read_array(manifest, f"{base}/live.npy")
+    points = np.load(io.BytesIO(checkpoints.read_verified(manifest, f"{base}/points.npz")), allow_pickle=False)
+    live = points["live"]
     collection.rows.load(
-        [raw.decode() for raw in _read_blobs(manifest, f"{base}/ids")],
-        _read_array(manifest, f"{base}/versions.npy"),
-        _read_array(manifest, f"{base}/expires_at.npy"),
+        [raw.decode() for raw in _split(points["ids"], points["id_ends"])],
+        points["versions"],
+        points["expires_at"],
         live,
     )
-    for row, payload in enumerate(_read_blobs(manifest, f"{base}/payloads")):
+    for row, payload in enumerate(_split(points["payloads"], points["payload_ends"])):
         if payload:
             collection.payloads.set(row, payload)
     collection.load_points(live)
     for place, name in enumerate(sorted(collection.vectors)):
-        _load_vector(manifest, collection, name, f"{base}/{place}", place, live)
+        _load_vector(manifest, collection, name, place, points[f"present_{place}"], live)
     return collection
 
 
@@ -89,79 +90,68 @@ def _write_collection(collection: Collection, directory: Path) -> list[dict[str,
         created_at_unix_ms=collection.created_at_unix_ms,
         config=collection.config,
     )
-    write_durably(directory / "collection.bin", [image.SerializeToString()])
+    write_file(directory / "collection.bin", [image.SerializeToString()])
     table = collection.rows
     row_count = table.row_count
     live = np.zeros(row_count, dtype=np.bool_)
     live[table.live_rows()] = True
     alive = live.tolist()
-    _write_blobs(directory / "ids", (table.ids[row].encode() if alive[row] else b"" for row in range(row_count)))
-    _write_blobs(
-        directory / "payloads", (collection.payloads.get(row) if alive[row] else b"" for row in range(row_count))
-    )
-    _write_array(directory / "versions.npy", table.versions[:row_count])
-    _write_array(directory / "expires_at.npy", table.expiry_times())
-    _write_array(directory / "live.npy", live)
+    ids, id_ends = _join([table.ids[row].encode() if alive[row] else b"" for row in range(row_count)])
+    payloads, payload_ends = _join([collection.payloads.get(row) if alive[row] else b"" for row in range(row_count)])
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": ids,
+        "id_ends": id_ends,
+        "payloads": payloads,
+        "payload_ends": payload_ends,
+        "versions": table.versions[:row_count],
+        "expires_at": table.expiry_times(),
+        "live": live,
+    }
     metadata = []
     for place, name in enumerate(sorted(collection.vectors)):
         index = collection.vectors[name]
-        write_durably(
-            directory / f"{place}.arena",
-            (chunk.reshape(-1).view(np.uint8).data for chunk in index.arena.chunks(row_count)),
-        )
-        _write_array(directory / f"{place}.present.npy", index.arena.present(row_count) & live)
+        arrays[f"present_{place}"] = index.arena.present(row_count) & live
+        if row_count:
+            chunks = index.arena.chunks(row_count)
+            write_file(directory / f"{place}.arena", (chunk.reshape(-1).view(np.uint8).data for chunk in chunks))
         metadata.append(index.save(directory, str(place)))
+    np.savez(directory / "points.npz", allow_pickle=False, **arrays)
     return metadata
 
 
 def _load_vector(
-    manifest: CheckpointManifest, collection: Collection, name: str, base: str, place: int, live: np.ndarray[Any, Any]
+    manifest: CheckpointManifest,
+    collection: Collection,
+    name: str,
+    place: int,
+    present: NDArray[np.bool_],
+    live: NDArray[np.bool_],
 ) -> None:
+    base = f"collections/{collection.uid}/{place}"
     index = collection.vectors[name]
     vectors = np.empty((live.size, index.parameters.dimension), dtype="<f4")
     if live.size:
         checkpoints.read_into(manifest, f"{base}.arena", vectors)
-    index.arena.load(vectors, _read_array(manifest, f"{base}.present.npy"))
+    index.arena.load(vectors, present)
     for file in manifest.files:
         # The index reads its own files with other libraries, which do not check them.
-        if file.startswith(f"{base}.") and not file.endswith((".arena", ".present.npy")):
+        if file.startswith(f"{base}.") and not file.endswith(".arena"):
             checkpoints.verify_file(manifest, file)
     directory = manifest.path / Path(base).parent
     metadata = manifest.metadata["collections"][str(collection.uid)]["vectors"][place]
     index.load(directory, str(place), metadata, live)
 
 
-def _write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_durably(path, [buffer.getbuffer()])
+def _join(blobs: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Byte strings back to back, and where each ends; shapes (total,) and (n,)."""
+    ends = np.cumsum([len(blob) for blob in blobs], dtype=np.int64)
+    return np.frombuffer(b"".join(blobs), dtype=np.uint8), ends
 
 
-def _read_array(manifest: CheckpointManifest, name: str) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = np.load(io.BytesIO(checkpoints.read_verified(manifest, name)), allow_pickle=False)
-    return array
-
-
-def _write_blobs(path: Path, blobs: Iterable[bytes]) -> None:
-    """Write byte strings back to back (.bin), and where each ends (.npy)."""
-    ends: list[int] = []
-    end = 0
-
-    def chunks() -> Iterator[bytes]:
-        nonlocal end
-        for blob in blobs:
-            end += len(blob)
-            ends.append(end)
-            yield blob
-
-    write_durably(path.with_name(path.name + ".bin"), chunks())
-    _write_array(path.with_name(path.name + ".npy"), np.array(ends, dtype=np.int64))
-
-
-def _read_blobs(manifest: CheckpointManifest, name: str) -> Iterator[bytes]:
-    content = checkpoints.read_verified(manifest, f"{name}.bin")
+def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> Iterator[bytes]:
+    content = joined.tobytes()
     start = 0
-    for end in _read_array(manifest, f"{name}.npy").tolist():
+    for end in ends.tolist():
         yield content[start:end]
         start = end
 

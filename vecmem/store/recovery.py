@@ -89,7 +89,8 @@ def recover(data_dir: Path) -> Recovered:
             recovery.replayed_bytes += len(entry.record.payload)
             if recovery.replayed_record_count % RECLAIM_RECORDS == 0:
                 for collection in state.collections.values():
-                    collection.reclaim()
+                    while collection.reclaim():
+                        pass
     except BaseException:
         log.close()
         raise

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, LimitExceededError, PointNotFoundError, VecmemError
+from vecmem.index.field_path import FieldPath
 from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.metric import Float32Array
 from vecmem.index.rows import RowView, row_array
@@ -27,6 +28,10 @@ from vecmem.v1 import common_pb2, points_pb2
 
 ATTEMPTS_IN_THREADS = 4
 """After so many runs that writes overtook, a query runs on the event loop, where nothing overtakes it."""
+
+CHUNK_QUERIES = 16
+"""Queries that run at one snapshot, in one thread: what is lost when their caller goes."""
+CHUNKS_AT_ONCE = 4
 
 AddHit = Callable[[], points_pb2.Hit]
 
@@ -122,26 +127,49 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
 async def run_queries(
     shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]]
 ) -> tuple[int, list[VecmemError | None]]:
-    """Run queries at one snapshot and fill a message from each one's `AddHit` for every hit, best first.
+    """Run queries and fill a message from each one's `AddHit` for every hit, best first.
 
-    Returns the sequence that the hits reflect and, for each query, why it failed. Raises LimitExceededError when all hits
-    together are more than a reply may hold.
+    Many queries are run in chunks, each at a snapshot of its own, on as many threads as the executor has; none is begun
+    when the caller is gone. Returns the smallest sequence that the hits reflect and, for each query, why it failed.
+    Raises LimitExceededError when all hits together are more than a reply may hold.
     """
+    reply = ReplySize()
+    if len(queries) <= CHUNK_QUERIES:
+        return await _run_chunk(shard, executor, queries, reply)
+    at_once = asyncio.Semaphore(CHUNKS_AT_ONCE)
+
+    async def run(start: int) -> tuple[int, list[VecmemError | None]]:
+        async with at_once:
+            return await _run_chunk(shard, executor, queries[start : start + CHUNK_QUERIES], reply)
+
+    chunks = [asyncio.create_task(run(start)) for start in range(0, len(queries), CHUNK_QUERIES)]
+    try:
+        outcomes = await asyncio.gather(*chunks)
+    finally:
+        for chunk in chunks:
+            chunk.cancel()
+    return min(sequence for sequence, _ in outcomes), [error for _, errors in outcomes for error in errors]
+
+
+async def _run_chunk(
+    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]], reply: ReplySize
+) -> tuple[int, list[VecmemError | None]]:
+    """Run queries at one snapshot."""
+    shard.note_search()
     for attempt in range(ATTEMPTS_IN_THREADS + 1):
-        await _prepare_filters(shard, queries)
+        await _prepare(shard, queries)
         sequence = shard.applied_sequence
-        now_unix_ms = shard.clock.now_unix_ms()
+        now_unix_ms = shard.now_unix_ms()
         tickets = [(query.collection.rows.readers, query.collection.rows.readers.begin()) for query, _ in queries]
         try:
             snapshots = [_take_snapshot(query, sequence, now_unix_ms) for query, _ in queries]
             if attempt < ATTEMPTS_IN_THREADS:
                 results = await asyncio.get_running_loop().run_in_executor(executor, _search_all, snapshots)
-                await shard.settled()
+                await _settled(shard, queries)
             else:
                 results = _search_all(snapshots)
             if any(map(_was_overtaken, snapshots, results)):
                 continue
-            reply = ReplySize()
             errors = [
                 _fill(snapshot, result, add_hit, reply)
                 for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
@@ -153,12 +181,20 @@ async def run_queries(
     raise AssertionError("the last attempt cannot be overtaken")
 
 
-async def _prepare_filters(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
-    """Return with every column that the filters read complete, and no record half applied."""
-    await shard.settled()
+async def _prepare(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
+    """Return with every column that the filters read complete, and none of the collections changed in part."""
+    paths: dict[Collection, set[FieldPath]] = {}
     for query, _ in queries:
         if query.compiled is not None:
-            await shard.ensure_columns(query.collection, query.compiled)
+            paths.setdefault(query.collection, set()).update(query.compiled.paths)
+    for collection, wanted in paths.items():
+        await shard.ensure_columns(collection, wanted)
+    await _settled(shard, queries)
+
+
+async def _settled(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
+    while changing := [query.collection for query, _ in queries if query.collection.changing]:
+        await shard.settled(changing[0])
 
 
 def _take_snapshot(query: CompiledQuery, sequence: int, now_unix_ms: int) -> _Snapshot:

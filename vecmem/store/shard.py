@@ -8,11 +8,12 @@ expired points deleted (by records like any other), checkpoints taken and the lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,7 +28,7 @@ from vecmem.errors import (
     UnavailableError,
     VecmemError,
 )
-from vecmem.index.filter import CompiledFilter
+from vecmem.index.field_path import FieldPath
 from vecmem.index.vector_index import VectorIndex
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
 from vecmem.log.group_commit import SLICE_SECONDS, GroupCommit
@@ -42,7 +43,11 @@ EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_SWEEP_POINTS = 1_000
 CHECKPOINT_POLL_SECONDS = 0.5
 CHECKPOINT_WORTH_BYTES = 1024 * 1024
+CHECKPOINT_WORTH_SHARE = 0.02
+"""Of the last checkpoint's size: a large state is not written anew for every trickle."""
 CHECKPOINT_WORTH_ROWS = 2_000
+BACKGROUND_RETRY_SECONDS = 1.0
+BACKGROUND_RETRY_SECONDS_MAX = 60.0
 MAINTENANCE_POLL_SECONDS = 0.05
 SEARCHING_SECONDS = 1.0
 """For so long after a search there are thought to be more."""
@@ -78,14 +83,20 @@ class Shard:
         self._rows_per_second = 2_000.0
         self._drained_rows = 0
         self._checkpoint_bytes = recovered.recovery.replayed_bytes
+        self._checkpoint_size_bytes = 0
         self._forked: ForkedImage | None = None
         self._running_checkpoints: set[asyncio.Task[CheckpointReport]] = set()
         self._last_time_unix_ms = 0
-        self._last_write = self.last_search = time.monotonic()
+        self._last_write = self._last_search = time.monotonic()
+        self.failures: dict[str, str] = {}
+        """Background work whose last run failed, by name: why. It is tried again."""
         self._tasks = [
-            asyncio.create_task(self._maintain(), name="maintain indexes"),
-            asyncio.create_task(self._sweep_expired(), name="sweep expired points"),
-            asyncio.create_task(self._take_checkpoints(), name="take checkpoints"),
+            asyncio.create_task(self._supervise(name, work), name=name)
+            for name, work in (
+                ("maintain indexes", self._maintain),
+                ("sweep expired points", self._sweep_expired),
+                ("take checkpoints", self._take_checkpoints),
+            )
         ]
 
     # -- writing and reading ------------------------------------------------------------------------------------------
@@ -104,7 +115,7 @@ class Shard:
         """The result of a request that was applied before. Raises RequestIdReusedError for another one under the same id."""
         if not request_id:
             return None
-        remembered = self.state.deduplication.find(request_id, self._now_unix_ms())
+        remembered = self.state.deduplication.find(request_id, self.now_unix_ms())
         return None if remembered is None else _accepted(repeated_result(remembered, fingerprint))
 
     async def write(self, command: command_pb2.Command) -> command_pb2.CommandResult:
@@ -114,7 +125,7 @@ class Shard:
         outcome is known when the server has restarted.
         """
         # Never smaller than in a record before, those included that are not applied yet.
-        command.time_unix_ms = self._last_time_unix_ms = max(self._now_unix_ms(), self._last_time_unix_ms)
+        command.time_unix_ms = self._last_time_unix_ms = max(self.now_unix_ms(), self._last_time_unix_ms)
         payload = command.SerializeToString()
         result = await self._commit.submit(Record(COMMAND_RECORD, payload))
         self._last_write = time.monotonic()
@@ -122,29 +133,39 @@ class Shard:
         self._work.set()
         return _accepted(result)
 
-    async def settled(self) -> None:
-        """Return when no record is half applied; the state may then be read until the next await."""
-        if not self._commit.is_settled:
+    async def settled(self, collection: Collection | None = None) -> None:
+        """Return when a collection (None: each of them) is not changed in part; it may then be read until the next await."""
+        if collection is None:
+            if not self._commit.is_settled:
+                await self._commit.settled()
+            return
+        while collection.changing:
             await self._commit.settled()
 
-    async def at_least(self, sequence: int) -> None:
-        """Settled, at a position. Raises PositionAheadError where the log has not come so far."""
-        await self.settled()
+    def at_least(self, sequence: int) -> None:
+        """Raises PositionAheadError where the log has not come so far."""
         if sequence > self.applied_sequence:
             raise PositionAheadError(
                 f"position {sequence} is ahead of the log, which ends at {self.applied_sequence}",
                 applied_sequence=str(self.applied_sequence),
             )
 
-    async def ensure_columns(self, collection: Collection, compiled: CompiledFilter) -> None:
-        """Return settled, with every payload column that the filter reads complete; builds them in slices."""
+    def now_unix_ms(self) -> int:
+        """The time that reads and records go by: the clock's, but never before that of a record applied already."""
+        return max(self.clock.now_unix_ms(), self.state.time_unix_ms)
+
+    def note_search(self) -> None:
+        """Tell the background that there are searches to make room for."""
+        self._last_search = time.monotonic()
+
+    async def ensure_columns(self, collection: Collection, paths: Iterable[FieldPath]) -> None:
+        """Return with the collection settled and the payload columns of all paths complete; builds them in slices."""
         held_since = time.perf_counter()
-        for _ in collection.payloads.ensure_columns(compiled.paths):
+        for _ in collection.payloads.ensure_columns(paths):
             if time.perf_counter() - held_since > SLICE_SECONDS:
                 await asyncio.sleep(0)
                 held_since = time.perf_counter()
-        while not self._commit.is_settled:
-            await self._commit.settled()
+        await self.settled(collection)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -172,6 +193,8 @@ class Shard:
             finally:
                 self._forked = None
             self.checkpoint_sequence = sequence
+            self._checkpoint_size_bytes = report.size_bytes
+            self.failures.pop("take checkpoints", None)
             await asyncio.to_thread(self._trim)
             _logger.info(
                 "checkpoint at %d: %d bytes in %.0f ms, stalled %.1f ms",
@@ -197,9 +220,10 @@ class Shard:
                 continue
             try:
                 await self.checkpoint()
-            except (VecmemError, OSError):
+            except (VecmemError, OSError) as error:
                 # Nothing is lost without it: the log has every record. The next one is due when as much again was written.
                 _logger.exception("a checkpoint failed")
+                self.failures["take checkpoints"] = repr(error)
 
     def _has_something_new(self) -> bool:
         """Whether a checkpoint would save records, or so much more of the graphs that a restart would notice."""
@@ -211,7 +235,8 @@ class Shard:
         if self._checkpoint_bytes >= self._settings.checkpoint_log_bytes:
             return True
         idle_seconds = time.monotonic() - self._last_write
-        worth = self._checkpoint_bytes >= CHECKPOINT_WORTH_BYTES or self._drained_rows >= CHECKPOINT_WORTH_ROWS
+        worth_bytes = max(CHECKPOINT_WORTH_BYTES, int(CHECKPOINT_WORTH_SHARE * self._checkpoint_size_bytes))
+        worth = self._checkpoint_bytes >= worth_bytes or self._drained_rows >= CHECKPOINT_WORTH_ROWS
         return worth and idle_seconds >= self._settings.checkpoint_idle_seconds and not self._has_work()
 
     # -- background ---------------------------------------------------------------------------------------------------
@@ -221,28 +246,44 @@ class Shard:
             index.has_work() for collection in self.state.collections.values() for index in collection.vectors.values()
         )
 
+    async def _supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run background work for ever; a failure is told at once and the work begun again, later each time."""
+        pause_seconds = BACKGROUND_RETRY_SECONDS
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                _logger.exception("background work failed: %s", name)
+                self.failures[name] = repr(error)
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, BACKGROUND_RETRY_SECONDS_MAX)
+
     async def _maintain(self) -> None:
         while True:
             worked = False
             for collection in list(self.state.collections.values()):
-                await self.settled()
-                collection.reclaim()
+                await self.settled(collection)
+                while collection.reclaim():
+                    await asyncio.sleep(0)
+                    await self.settled(collection)
                 for index in collection.vectors.values():
                     if not index.has_work():
                         continue
                     worked |= await self._maintain_slice(index)
-            if not worked:
-                self._work.clear()
-                try:
-                    # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
-                    async with asyncio.timeout(MAINTENANCE_POLL_SECONDS):
-                        await self._work.wait()
-                except TimeoutError:
-                    continue
+            self.failures.pop("maintain indexes", None)
+            if worked:
+                continue
+            self._work.clear()
+            # Rows wait for searches to end, which nobody announces; everything else begins with a write.
+            waiting = any(collection.rows.awaits_reclaim for collection in self.state.collections.values())
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
+                async with asyncio.timeout(MAINTENANCE_POLL_SECONDS if waiting else None):
+                    await self._work.wait()
 
     async def _maintain_slice(self, index: VectorIndex) -> bool:
         """One slice of background work, as long as searches can wait for it; False when there was none."""
-        searching = time.monotonic() - self.last_search < SEARCHING_SECONDS
+        searching = time.monotonic() - self._last_search < SEARCHING_SECONDS
         seconds = SLICE_SECONDS_SEARCHING if searching else SLICE_SECONDS_ALONE
         slice_rows = min(SLICE_ROWS_MAX, max(SLICE_ROWS_MIN, int(self._rows_per_second * seconds)))
         maintain = partial(index.maintain, threads=self._graph_threads, slice_rows=slice_rows)
@@ -259,22 +300,23 @@ class Shard:
     async def _sweep_expired(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_SWEEP_SECONDS)
-            await self.settled()
             for collection in list(self.state.collections.values()):
-                ids = collection.expired_ids(self.clock.now_unix_ms(), EXPIRY_SWEEP_POINTS)
-                if not ids:
-                    continue
-                command = command_pb2.Command()
-                command.expire_points.collection_uid = collection.uid
-                command.expire_points.ids.extend(ids)
-                try:
-                    await self.write(command)
-                except (CollectionNotFoundError, OverloadedError, UnavailableError):
-                    # Deleted meanwhile, or no write is taken now: expired points stay invisible either way.
-                    break
+                # Deleted meanwhile, or no write is taken now: expired points stay invisible either way.
+                with contextlib.suppress(CollectionNotFoundError, OverloadedError, UnavailableError):
+                    while await self._expire_slice(collection):
+                        pass
+            self.failures.pop("sweep expired points", None)
 
-    def _now_unix_ms(self) -> int:
-        return max(self.clock.now_unix_ms(), self.state.time_unix_ms)
+    async def _expire_slice(self, collection: Collection) -> bool:
+        """Delete some of the points whose time has come; returns whether there may be more."""
+        await self.settled(collection)
+        ids = collection.expired_ids(self.now_unix_ms(), EXPIRY_SWEEP_POINTS)
+        if ids:
+            command = command_pb2.Command()
+            command.expire_points.collection_uid = collection.uid
+            command.expire_points.ids.extend(ids)
+            await self.write(command)
+        return len(ids) == EXPIRY_SWEEP_POINTS
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -146,9 +146,9 @@ class StateMachine:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
 
     def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
-        refused = self.creation_refusal(command.name)
-        if refused is not None:
-            return Changes(refused=refused)
+        # Not the limit on their number, which is checked before the log: a limit that changes must not change a replay.
+        if command.name in self.collections or command.name in self.damaged:
+            return Changes(refused=CollectionExistsError(f"collection {command.name!r} exists"))
         self.add(Collection(command.name, sequence, time_unix_ms, command.config))
         return Changes()
 

@@ -83,6 +83,26 @@ class GetServerInfoResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FailuresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HEADER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
@@ -94,6 +114,7 @@ class GetServerInfoResponse(_message.Message):
     RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     READ_ONLY_REASON_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     log_first_sequence: _builtins.int
@@ -122,6 +143,10 @@ class GetServerInfoResponse(_message.Message):
     def recovery(self) -> Global___RecoveryInfo:
         """How the server came up."""
 
+    @_builtins.property
+    def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Background work that failed when it last ran, and is tried again: graph building, expiry, checkpoints. By name: why."""
+
     def __init__(
         self,
         *,
@@ -136,10 +161,11 @@ class GetServerInfoResponse(_message.Message):
         resident_memory_bytes: _builtins.int = ...,
         read_only_reason: _builtins.str = ...,
         recovery: Global___RecoveryInfo | None = ...,
+        failures: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "recovery", b"recovery", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "header", b"header", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "failures", b"failures", "header", b"header", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,7 +155,7 @@ class ResponseHeader(_message.Message):
     """The server's wall clock when it answered, milliseconds since the Unix epoch."""
     @_builtins.property
     def position(self) -> Global___Position:
-        """What the reply reflects."""
+        """What the reply reflects. Of a reply gathered from several shards: the position in the shard with the smallest number."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class WriteOptions(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the write safe to retry: a repeat with the same request_id inside the deduplication
-    window (65,536 writes, 10 minutes) returns the first result and changes nothing. At most 128 bytes.
+    window (65,536 writes, 64 MiB of results, 10 minutes) returns the first result and changes nothing. At most 128 bytes.
     Empty: the write is not deduplicated. Errors: REQUEST_ID_REUSED when the same id comes back with
     another request.
     """
@@ -208,7 +208,7 @@ class ReadOptions(_message.Message):
     def min_position(self) -> Global___Position:
         """The reply reflects at least this position: pass the position of an earlier reply to read your own
         writes. Absent or 0: no demand beyond linearizability on the primary. Errors: POSITION_AHEAD
-        (OUT_OF_RANGE) when the log has not reached it.
+        (OUT_OF_RANGE) when the log has not reached it; INVALID_ARGUMENT for a shard that is not there.
         """
 
     def __init__(

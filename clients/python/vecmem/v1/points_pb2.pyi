@@ -62,8 +62,8 @@ class Point(_message.Message):
     payload_json: _builtins.bytes
     """A JSON object in UTF-8. Integers must fit int64. Stored and returned as these very bytes."""
     version: _builtins.int
-    """Output only, ignored on input. Sequence of the record that last changed the point: it grows with each change, also
-    across deletion and re-creation.
+    """Output only, ignored on input. Grows with each change of the point, also across deletion and re-creation; opaque
+    otherwise, and comparable only with other versions of the same point.
     """
     expected_version: _builtins.int
     """Input only: apply this point only if its stored version is this one; 0: only if no such point exists. Absent: in any case.
@@ -188,7 +188,7 @@ class UpsertResponse(_message.Message):
     UPDATED_COUNT_FIELD_NUMBER: _builtins.int
     CONFLICTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version of every point written."""
+    """The version of every point written. 0: none was, or they have several because several shards wrote them."""
     inserted_count: _builtins.int
     """Points that did not exist before."""
     updated_count: _builtins.int
@@ -685,7 +685,7 @@ class UpdatePayloadResponse(_message.Message):
     updated_count: _builtins.int
     """Points selected and now carrying the new payload."""
     version: _builtins.int
-    """The version of the points changed."""
+    """The version of the points changed. 0: there are none, or they have several."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -744,7 +744,7 @@ class SearchParams(_message.Message):
     EF_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     ef: _builtins.int
-    """Candidates considered in the graph, up to 10,000. 0: the collection's value. Raised to offset + limit when below."""
+    """Candidates considered in the graph, up to 10,000. 0: the collection's value. Raised where it is too small for offset + limit hits."""
     exact: _builtins.bool
     """True: compare with every vector that passes the filter."""
     def __init__(
@@ -780,7 +780,9 @@ class Query(_message.Message):
     collection: _builtins.str
     """The collection."""
     using: _builtins.str
-    """Name of the vector to compare with. Empty: the default vector."""
+    """Numbers 3 to 10 are meant for further kinds of query, 20 to 29 for prefetch, fusion and grouping.
+    Name of the vector to compare with. Empty: the default vector.
+    """
     limit: _builtins.int
     """Hits wanted, 1 to 10,000."""
     offset: _builtins.int

@@ -99,7 +99,7 @@ class PointServiceServicer:
     """
 
     def Upsert(self, request, context):
-        """Upsert inserts points or replaces them whole, all or none. A later point of one request replaces an earlier one
+        """Upsert inserts points or replaces them whole, all or none (of those that one shard holds). A later point of one request replaces an earlier one
         of the same id. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_ID,
         INVALID_PAYLOAD, LIMIT_EXCEEDED.
         """
@@ -140,14 +140,14 @@ class PointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Delete removes points by ids or by filter, atomically. Ids that do not exist are no error.
+        """Delete removes points by ids or by filter, atomically within a shard. Ids that do not exist are no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePayload(self, request, context):
-        """UpdatePayload changes payloads by ids or by filter, atomically; vectors and expiry stay. Ids that do not exist are no error.
+        """UpdatePayload changes payloads by ids or by filter, atomically within a shard; vectors and expiry stay. Ids that do not exist are no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

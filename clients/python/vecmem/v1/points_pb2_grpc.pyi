@@ -36,7 +36,7 @@ class PointServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PointServiceAsyncStub: ...
     Upsert: _grpc.UnaryUnaryMultiCallable[_points_pb2.UpsertRequest, _points_pb2.UpsertResponse]
-    """Upsert inserts points or replaces them whole, all or none. A later point of one request replaces an earlier one
+    """Upsert inserts points or replaces them whole, all or none (of those that one shard holds). A later point of one request replaces an earlier one
     of the same id. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_ID,
     INVALID_PAYLOAD, LIMIT_EXCEEDED.
     """
@@ -56,9 +56,9 @@ class PointServiceStub:
     number.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_points_pb2.DeleteRequest, _points_pb2.DeleteResponse]
-    """Delete removes points by ids or by filter, atomically. Ids that do not exist are no error."""
+    """Delete removes points by ids or by filter, atomically within a shard. Ids that do not exist are no error."""
     UpdatePayload: _grpc.UnaryUnaryMultiCallable[_points_pb2.UpdatePayloadRequest, _points_pb2.UpdatePayloadResponse]
-    """UpdatePayload changes payloads by ids or by filter, atomically; vectors and expiry stay. Ids that do not exist are no error."""
+    """UpdatePayload changes payloads by ids or by filter, atomically within a shard; vectors and expiry stay. Ids that do not exist are no error."""
     Query: _grpc.UnaryUnaryMultiCallable[_points_pb2.QueryRequest, _points_pb2.QueryResponse]
     """Query searches. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_FILTER,
     POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED.
@@ -80,7 +80,7 @@ class PointServiceAsyncStub(PointServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Upsert: _aio.UnaryUnaryMultiCallable[_points_pb2.UpsertRequest, _points_pb2.UpsertResponse]  # type: ignore[assignment]
-    """Upsert inserts points or replaces them whole, all or none. A later point of one request replaces an earlier one
+    """Upsert inserts points or replaces them whole, all or none (of those that one shard holds). A later point of one request replaces an earlier one
     of the same id. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_ID,
     INVALID_PAYLOAD, LIMIT_EXCEEDED.
     """
@@ -100,9 +100,9 @@ class PointServiceAsyncStub(PointServiceStub):
     number.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_points_pb2.DeleteRequest, _points_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Delete removes points by ids or by filter, atomically. Ids that do not exist are no error."""
+    """Delete removes points by ids or by filter, atomically within a shard. Ids that do not exist are no error."""
     UpdatePayload: _aio.UnaryUnaryMultiCallable[_points_pb2.UpdatePayloadRequest, _points_pb2.UpdatePayloadResponse]  # type: ignore[assignment]
-    """UpdatePayload changes payloads by ids or by filter, atomically; vectors and expiry stay. Ids that do not exist are no error."""
+    """UpdatePayload changes payloads by ids or by filter, atomically within a shard; vectors and expiry stay. Ids that do not exist are no error."""
     Query: _aio.UnaryUnaryMultiCallable[_points_pb2.QueryRequest, _points_pb2.QueryResponse]  # type: ignore[assignment]
     """Query searches. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_FILTER,
     POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED.
@@ -127,7 +127,7 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _points_pb2.UpsertRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_points_pb2.UpsertResponse, _abc.Awaitable[_points_pb2.UpsertResponse]]:
-        """Upsert inserts points or replaces them whole, all or none. A later point of one request replaces an earlier one
+        """Upsert inserts points or replaces them whole, all or none (of those that one shard holds). A later point of one request replaces an earlier one
         of the same id. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_ID,
         INVALID_PAYLOAD, LIMIT_EXCEEDED.
         """
@@ -177,7 +177,7 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _points_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_points_pb2.DeleteResponse, _abc.Awaitable[_points_pb2.DeleteResponse]]:
-        """Delete removes points by ids or by filter, atomically. Ids that do not exist are no error."""
+        """Delete removes points by ids or by filter, atomically within a shard. Ids that do not exist are no error."""
 
     @_abc_1.abstractmethod
     def UpdatePayload(
@@ -185,7 +185,7 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _points_pb2.UpdatePayloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_points_pb2.UpdatePayloadResponse, _abc.Awaitable[_points_pb2.UpdatePayloadResponse]]:
-        """UpdatePayload changes payloads by ids or by filter, atomically; vectors and expiry stay. Ids that do not exist are no error."""
+        """UpdatePayload changes payloads by ids or by filter, atomically within a shard; vectors and expiry stay. Ids that do not exist are no error."""
 
     @_abc_1.abstractmethod
     def Query(

@@ -1,0 +1,33 @@
+"""Limits that a replay meets keep their values: records that were acknowledged must replay to the same state."""
+
+from __future__ import annotations
+
+from vecmem import limits
+
+FIRST_RELEASE_FROZEN = {
+    "PAYLOAD_BYTES_MAX": 1_048_576,
+    "DEDUPLICATION_ENTRIES_MAX": 65_536,
+    "DEDUPLICATION_BYTES_MAX": 67_108_864,
+    "DEDUPLICATION_WINDOW_MS": 600_000,
+}
+FIRST_RELEASE_SMALLEST = {
+    "FILTER_DEPTH_MAX": 16,
+    "FILTER_NODES_MAX": 1_000,
+    "FILTER_VALUES_MAX": 10_000,
+    "FIELD_PATH_BYTES_MAX": 512,
+    "FIELD_PATH_SEGMENTS_MAX": 16,
+    "FIELD_PATHS_MAX": 256,
+    "POINT_ID_BYTES_MAX": 512,
+}
+
+
+def test_what_decides_the_outcome_of_records_never_changes() -> None:
+    """Another value would give another state from the same log."""
+    assert {name: getattr(limits, name) for name in limits.FROZEN} == FIRST_RELEASE_FROZEN
+
+
+def test_what_is_checked_again_when_applied_never_shrinks() -> None:
+    """A smaller value would refuse records that were acknowledged."""
+    assert set(limits.GROW_ONLY) == set(FIRST_RELEASE_SMALLEST)
+    for name, smallest in FIRST_RELEASE_SMALLEST.items():
+        assert getattr(limits, name) >= smallest

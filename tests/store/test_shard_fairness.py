@@ -1,0 +1,173 @@
+"""What is going on in a shard does not hold up what has nothing to do with it, and what fails is told and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.store.support import DIMENSION, create, delete_ids, drained, shard_at, upsert
+from vecmem.clock import ManualClock
+from vecmem.index.hnsw import HnswIndex
+from vecmem.store import search
+from vecmem.store import shard as shard_module
+from vecmem.store.search import CompiledQuery, compile_query, run_queries
+from vecmem.store.shard import Shard
+from vecmem.v1 import points_pb2
+
+IDS = [f"p{i:05d}" for i in range(4_000)]
+
+
+def nearest(shard: Shard, name: str) -> CompiledQuery:
+    query = points_pb2.Query(collection=name, limit=1)
+    query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
+    return compile_query(shard, query)
+
+
+async def test_a_collection_that_changes_holds_up_its_own_reads_alone(tmp_path: Path) -> None:
+    """While a large record is half applied to one collection, the other one is read at the position before."""
+    async with shard_at(tmp_path / "data") as shard:
+        await shard.write(create("large"))
+        await shard.write(create("small"))
+        await shard.write(upsert(2, {"a": b"{}"}))
+        large, small = shard.state.collections["large"], shard.state.collections["small"]
+        before = shard.applied_sequence
+        writing = asyncio.ensure_future(shard.write(upsert(1, dict.fromkeys(IDS, b"{}"))))
+        while not large.changing:
+            assert not writing.done(), "the record was applied in one step: nothing was tested"
+            await asyncio.sleep(0)
+        await shard.settled(small)
+        assert (large.changing, shard.applied_sequence) == (True, before)
+        assert small.find("a", shard.now_unix_ms()) is not None
+        await shard.settled(large)
+        assert (large.changing, len(large.row_of)) == (False, len(IDS))
+        await writing
+
+
+async def test_a_failure_of_the_maintenance_is_told_and_it_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tail is drained all the same, and the failure is forgotten when it is."""
+    monkeypatch.setattr(shard_module, "BACKGROUND_RETRY_SECONDS", 0.3)
+    maintain = HnswIndex.maintain
+    failures = [MemoryError("none left")]
+
+    def failing(self: HnswIndex, *, threads: int, slice_rows: int) -> bool:
+        if failures:
+            raise failures.pop()
+        return maintain(self, threads=threads, slice_rows=slice_rows)
+
+    monkeypatch.setattr(HnswIndex, "maintain", failing)
+    async with shard_at(tmp_path / "data") as shard:
+        await shard.write(create("c"))
+        await shard.write(upsert(1, dict.fromkeys(IDS[:500], b"{}")))
+        while not shard.failures:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
+        assert shard.failures == {"maintain indexes": "MemoryError('none left')"}
+        assert "background work failed: maintain indexes" in caplog.text
+        await drained(shard)
+        while shard.failures:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
+
+
+async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the chunks under way are searched to the end."""
+    searched: list[int] = []
+    release = threading.Event()
+    search_all = search._search_all
+
+    def held(snapshots: list[object]) -> object:
+        searched.append(len(snapshots))
+        release.wait(60)
+        return search_all(snapshots)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search, "_search_all", held)
+    with ThreadPoolExecutor(2) as executor:
+        async with shard_at(tmp_path / "data") as shard:
+            await shard.write(create("c"))
+            await shard.write(upsert(1, dict.fromkeys(IDS[:100], b"{}")))
+            queries = [(nearest(shard, "c"), points_pb2.QueryResponse().hits.add) for _ in range(320)]
+            batch = asyncio.ensure_future(run_queries(shard, executor, queries))
+            while len(searched) < 2:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.01)
+            batch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await batch
+            release.set()
+            # The readers are gone as well, so that rows can be reused.
+            await shard.write(delete_ids(1, IDS[:100]))
+            while shard.state.collections["c"].rows.awaits_reclaim:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.01)
+    assert sum(searched) <= search.CHUNKS_AT_ONCE * search.CHUNK_QUERIES
+
+
+async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> None:
+    """Chunks run side by side; every query gets its own hits or its own error."""
+    with ThreadPoolExecutor(2) as executor:
+        async with shard_at(tmp_path / "data") as shard:
+            await shard.write(create("c"))
+            await shard.write(upsert(1, dict.fromkeys(IDS[:200], b"{}")))
+            responses = [points_pb2.QueryResponse() for _ in range(100)]
+            queries = []
+            for number, response in enumerate(responses):
+                query = points_pb2.Query(collection="c", limit=1)
+                query.nearest.id = IDS[number] if number % 7 else "missing"
+                queries.append((compile_query(shard, query), response.hits.add))
+            _, errors = await run_queries(shard, executor, queries)
+    assert [error is not None for error in errors] == [number % 7 == 0 for number in range(100)]
+    assert all(len(response.hits) == (number % 7 != 0) for number, response in enumerate(responses))
+    assert all(hit.point.id != IDS[number] for number, response in enumerate(responses) for hit in response.hits)
+
+
+async def test_reads_and_writes_go_by_one_time_though_the_clock_was_mended(tmp_path: Path) -> None:
+    """A point that a read shows can be deleted; one that a record holds expired is not shown."""
+    clock = ManualClock()
+    async with shard_at(tmp_path / "data", clock=clock) as shard:
+        await shard.write(create("c"))
+        clock.advance(60_000)
+        await shard.write(upsert(1, {"a": b"{}"}))
+        clock.advance(-60_000)
+        expires_at_unix_ms = clock.now_unix_ms() + 30_000
+        await shard.write(upsert(1, {"b": b"{}"}, expires_at_unix_ms=expires_at_unix_ms))
+        shown = shard.state.collections["c"].find("b", shard.now_unix_ms()) is not None
+        result = await shard.write(delete_ids(1, ["b"]))
+        assert result.deleted_count == shown == 0
+
+
+async def test_more_points_than_a_slice_expire_in_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleted by bounded records, one after the other."""
+    monkeypatch.setattr(shard_module, "EXPIRY_SWEEP_SECONDS", 0.05)
+    clock = ManualClock()
+    async with shard_at(tmp_path / "data", clock=clock) as shard:
+        await shard.write(create("c"))
+        await shard.write(upsert(1, dict.fromkeys(IDS[:2_500], b"{}"), expires_at_unix_ms=clock.now_unix_ms() + 1_000))
+        before = shard.log.last_sequence
+        clock.advance(2_000)
+        while shard.state.collections["c"].row_of:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
+        assert shard.log.last_sequence - before == 3
+
+
+async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> None:
+    """One query may read more columns than are kept, and is answered right."""
+    with ThreadPoolExecutor(1) as executor:
+        async with shard_at(tmp_path / "data") as shard:
+            await shard.write(create("c"))
+            payloads = {f"p{number}": b'{"k%d":1}' % number for number in range(100)}
+            await shard.write(upsert(1, payloads))
+            response = points_pb2.QueryResponse()
+            query = points_pb2.Query(collection="c", limit=200)
+            query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
+            for number in range(0, 100, 2):
+                query.filter.any_of.filters.add().field.path = f"k{number}"
+                query.filter.any_of.filters[-1].field.exists = True
+            for number in range(1, 100, 2):
+                query.filter.any_of.filters.add().field.path = f"k{number}"
+                query.filter.any_of.filters[-1].field.match.integer = 2
+            _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
+            assert errors == [None]
+            assert {hit.point.id for hit in response.hits} == {f"p{number}" for number in range(0, 100, 2)}
