@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 
 from vecmem.errors import DeadlineExceededError, VecmemError
+from vecmem.log.group_commit import SLICE_SECONDS
 from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
 from vecmem.store.collection import Collection
@@ -21,6 +24,8 @@ from vecmem.v1 import common_pb2
 Context = grpc.aio.ServicerContext[Any, Any]
 Prepared = command_pb2.Command | command_pb2.CommandResult
 """A write before it is durable: what to log, or the first result of a request that came again."""
+Build = Callable[[command_pb2.Command], Iterator[None] | None]
+"""Checks a request and fills its command, at once or in steps."""
 S = TypeVar("S")
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -102,12 +107,13 @@ async def begin_read(shard: Shard, read: common_pb2.ReadOptions, name: str) -> t
     return collection, shard.applied_sequence
 
 
-async def write(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> command_pb2.CommandResult:
+async def write(shard: Shard, request: Any, build: Build) -> command_pb2.CommandResult:
     """Answer a repeated request from memory; else check it with `build`, which fills the command, and make it durable."""
-    return await commit(shard, await prepare(shard, request, build))
+    prepared = await prepare(shard, request, build)
+    return prepared if isinstance(prepared, command_pb2.CommandResult) else await shard.write(prepared)
 
 
-async def prepare(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> Prepared:
+async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
     """The first half of `write`: the result of a repeated request, or the command to make durable. Raises for a bad one."""
     request_id = request.write.request_id
     command = command_pb2.Command(request_id=request_id)
@@ -117,15 +123,19 @@ async def prepare(shard: Shard, request: Any, build: Callable[[command_pb2.Comma
         repeated = shard.repeated(request_id, command.request_fingerprint)
         if repeated is not None:
             return repeated
-    build(command)
+    steps = build(command)
+    if steps is not None:
+        await run_in_slices(steps)
     return command
 
 
-async def commit(shard: Shard, prepared: Prepared) -> command_pb2.CommandResult:
-    """The second half of `write`. Commands come into the log in the order in which the calls of this begin."""
-    if isinstance(prepared, command_pb2.CommandResult):
-        return prepared
-    return await shard.write(prepared)
+async def run_in_slices(steps: Iterator[None]) -> None:
+    """Take all steps; other work gets its turn when they have held the event loop for SLICE_SECONDS."""
+    held_since = time.perf_counter()
+    for _ in steps:
+        if time.perf_counter() - held_since > SLICE_SECONDS:
+            await asyncio.sleep(0)
+            held_since = time.perf_counter()
 
 
 async def _abort_unexpected(where: str, context: Context, error: Exception) -> None:
