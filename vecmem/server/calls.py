@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from vecmem.errors import DeadlineExceededError, VecmemError
+from vecmem.errors import DeadlineExceededError, InvalidArgumentError, VecmemError
 from vecmem.log.group_commit import SLICE_SECONDS
 from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
@@ -91,7 +91,14 @@ def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
 
 
 def check_position(shard: Shard, read: common_pb2.ReadOptions) -> int:
-    """The sequence that a reply reflects. Raises PositionAheadError where that is less than the request demands."""
+    """The sequence that a reply reflects.
+
+    Raises PositionAheadError where that is less than the request demands, InvalidArgumentError for another shard's position.
+    """
+    if read.min_position.shard:
+        raise InvalidArgumentError(
+            f"shard {read.min_position.shard} is not this node's, which is 0", field="read.min_position.shard"
+        )
     shard.at_least(read.min_position.sequence)
     return shard.applied_sequence
 
