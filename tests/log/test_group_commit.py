@@ -24,7 +24,7 @@ class GatedLog(RocksLog):
     batches: list[int]
     fail: bool
 
-    def append(self, records: Sequence[Record], after: int) -> int:
+    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         self.batches.append(len(records))
         assert self.gate.wait(20)
         return super().append(records, after)
