@@ -68,7 +68,9 @@ DEDUPLICATION_WINDOW_MS: Final = 10 * 60 * 1_000
 
 STREAM_BATCHES_OUTSTANDING_MAX: Final = 4
 """Batches of one UpsertStream that may wait for durability before the server stops reading."""
+STREAM_BYTES_OUTSTANDING_MAX: Final = 32 * 1024 * 1024
+"""Size of their records; one that is larger waits alone."""
 COMMIT_QUEUE_BYTES_MAX: Final = 256 * 1024 * 1024
-"""Records waiting for durability; beyond it writes are refused with OVERLOADED."""
+"""Records waiting for durability; beyond it streams wait and other writes are refused with OVERLOADED."""
 COMMIT_BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
 COMMIT_BATCH_RECORDS_MAX: Final = 1_024

@@ -46,7 +46,7 @@ def test_no_two_cases_are_one(refusing):
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES if case.method == "Query" and case.field],
+    [case for case in CASES if case.method == "Query" and case.field.startswith("query.")],
     ids=lambda case: case.name.replace(" ", "-"),
 )
 def test_a_batch_tells_of_a_bad_query_what_the_query_alone_would_be_told(refusing, case):

@@ -214,6 +214,30 @@ def test_a_repeated_update_returns_the_collection(api, collection_name):
     assert update(api, collection_name, description="one", write=write) == first
 
 
+def test_a_repeated_update_describes_the_collection_as_it_is_now(api, collection_name):
+    api.create(collection_name, params(2, DOT))
+    write = common_pb2.WriteOptions(request_id=f"update {collection_name}")
+    first = update(api, collection_name, description="one", write=write)
+    assert first.config.description == "one"
+    update(api, collection_name, description="two")
+    again = api.call(
+        "UpdateCollection",
+        collections_pb2.UpdateCollectionRequest(name=collection_name, description="one", write=write),
+    )
+    assert again.header.position.sequence < api.info().log_last_sequence
+    assert (again.collection.uid, again.collection.config.description) == (first.uid, "two")
+
+
+def test_a_repeated_update_does_not_describe_a_later_collection_of_the_same_name(api, collection_name):
+    api.create(collection_name, params(2, DOT))
+    write = common_pb2.WriteOptions(request_id=f"update {collection_name}")
+    update(api, collection_name, description="one", write=write)
+    delete(api, collection_name)
+    api.create(collection_name, params(3, COSINE))
+    refusal = expect_refusal(lambda: update(api, collection_name, description="one", write=write))
+    assert (refusal.code, refusal.reason) == ("NOT_FOUND", "COLLECTION_NOT_FOUND")
+
+
 def test_there_are_at_most_so_many_collections(own_server, own_api):
     small = collections_pb2.CollectionConfig(vector=params(2, DOT, flat=True))
     waiting = []

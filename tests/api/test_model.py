@@ -198,7 +198,8 @@ class ServerAgainstModel(RuleBasedStateMachine):
             request.remove.paths.extend(update)
         reply = self.api.call("UpdatePayload", request)
         assert reply.updated_count == len(chosen)
-        version = self.new_version(reply.version)
+        version = self.new_version(reply.version) if chosen else 0
+        assert reply.version == version
         for point_id in chosen:
             stored = self.model.points[point_id]
             kept = {key: value for key, value in stored.payload.items() if key not in update}

@@ -130,8 +130,14 @@ def test_conditions_on_versions_are_checked_point_by_point(api, stored):
         stored, [point("a", [3.0, 0.0], expected_version=version), point("b", [3.0, 0.0], expected_version=0)]
     )
     assert [(one.id, one.actual_version) for one in stale.conflicts] == [("a", reply.version), ("b", reply.version)]
-    assert (stale.inserted_count, stale.updated_count) == (0, 0)
+    assert (stale.inserted_count, stale.updated_count, stale.version) == (0, 0, 0)
     assert sorted(hit.score for hit in api.query(stored, [1.0, 0.0])) == [2.0, 2.0, 2.0]
+
+
+def test_an_update_of_no_point_has_no_version(api, stored):
+    reply = update_payload(api, stored, "missing", merge_json=b'{"k":1}')
+    assert (reply.updated_count, reply.version) == (0, 0)
+    assert reply.header.position.sequence > 0
 
 
 @pytest.mark.parametrize("size", [1, 512])

@@ -10,8 +10,9 @@ import threading
 import grpc
 import pytest
 
+from tests.api.tweaked import TweakedServer
 from tests.support import http2
-from tests.support.api import DOT, params, point, refusal_of
+from tests.support.api import DOT, connect, params, point, refusal_of
 from vecmem.v1 import collections_pb2, common_pb2, points_pb2
 
 BATCH_POINTS = 50
@@ -121,6 +122,61 @@ def test_a_batch_that_came_before_is_acknowledged_again_and_changes_nothing(api,
     assert api.info().log_last_sequence == before
 
 
+def test_batches_of_different_collections_are_told_apart_though_they_leave_the_collection_out(api, stored):
+    """The second batch of both streams has the same bytes; what it means is another thing in each."""
+    other = f"{stored}-other"
+    api.create(other, params(2, DOT))
+    same = batch(1, write=common_pb2.WriteOptions(request_id=f"{stored}-same"))
+    _, error = run(api, [batch(0, stored), same])
+    assert error is None
+    acknowledged, error = run(api, [batch(0, other), same])
+    assert len(acknowledged) == 1
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    assert (api.count(stored), api.count(other)) == (2 * BATCH_POINTS, BATCH_POINTS)
+    api.call("DeleteCollection", collections_pb2.DeleteCollectionRequest(name=other))
+
+
+@pytest.mark.parametrize("again", ["stream", "unary"])
+def test_a_batch_that_left_the_collection_out_is_known_when_it_comes_again_with_it(api, stored, again):
+    """A load that goes on over a new stream, or point by point, sends the same batch under its collection's name."""
+    write = common_pb2.WriteOptions(request_id=f"{stored}-1")
+    acknowledged, _ = run(api, [batch(0, stored), batch(1, write=write)])
+    before = api.info().log_last_sequence
+    named = batch(1, stored, write=write)
+    if again == "stream":
+        replies, error = run(api, [named])
+        assert error is None
+        sequence = replies[0].header.position.sequence
+    else:
+        upsert = points_pb2.UpsertRequest(collection=stored, points=named.points, write=write)
+        reply = api.call("Upsert", upsert)
+        assert reply.inserted_count == BATCH_POINTS
+        sequence = reply.header.position.sequence
+    assert sequence == acknowledged[1].header.position.sequence
+    assert api.info().log_last_sequence == before
+
+
+def test_a_request_id_used_twice_in_a_stream_ends_it_before_anything_behind_is_written(api, stored):
+    """The first batch under the id is large, so that it is not applied yet when the other one is looked at."""
+    write = common_pb2.WriteOptions(request_id=f"{stored}-twice")
+    requests = [batch(0, stored, size=5_000, write=write), batch(1, size=1, write=write), batch(2, size=1)]
+    acknowledged, error = run(api, requests)
+    assert [reply.acknowledged_batch_count for reply in acknowledged] == [1]
+    assert (error.code, error.reason, error.field) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED", "write.request_id")
+    assert counts_by_batch(api, stored) == {0: 5_000}
+
+
+def test_a_batch_sent_twice_in_a_stream_is_acknowledged_twice_and_written_once(api, stored):
+    twice = batch(0, stored, size=2_000, write=common_pb2.WriteOptions(request_id=f"{stored}-twice"))
+    acknowledged, error = run(api, [twice, twice, batch(1)])
+    assert error is None
+    assert [reply.acknowledged_batch_count for reply in acknowledged] == [1, 2, 3]
+    assert {point.version for point in api.scroll(stored)} == {
+        acknowledged[0].header.position.sequence,
+        acknowledged[2].header.position.sequence,
+    }
+
+
 def test_conflicts_of_a_batch_come_with_its_acknowledgement(api, stored):
     fresh = points_pb2.UpsertStreamRequest(collection=stored, points=[point("a", [1.0, 1.0], expected_version=0)])
     acknowledged, error = run(api, [fresh, fresh, batch(1)])
@@ -196,6 +252,29 @@ def test_a_client_that_gives_up_at_any_moment_finds_its_write_whole_or_not_at_al
     counts = counts_by_batch(api, stored)
     assert acknowledged <= set(counts)
     assert set(counts.values()) <= {BATCH_POINTS}
+
+
+def test_streams_wait_where_the_queue_of_writes_is_full(tmp_path):
+    """All streams together have far more outstanding than the queue holds; none is refused, and a batch larger than it gets in."""
+    tweaks = "from vecmem import limits; limits.COMMIT_QUEUE_BYTES_MAX = 100_000"
+    with TweakedServer(tmp_path / "data", tweaks) as server, connect(server.address) as api:
+        api.create("c", params(256, DOT, flat=True))
+        outcomes = {}
+
+        def load(worker):
+            sizes = [BATCH_POINTS, 1, 2 * BATCH_POINTS, 3 * BATCH_POINTS]
+            requests = [batch(worker * 100 + i, "c", size=sizes[i % 4], dimension=256) for i in range(24)]
+            outcomes[worker] = run(api, requests)
+
+        threads = [threading.Thread(target=load, args=(worker,)) for worker in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for acknowledged, error in outcomes.values():
+            assert error is None
+            assert len(acknowledged) == 24
+        assert api.count("c") == 6 * 6 * (6 * BATCH_POINTS + 1)
 
 
 def test_streams_side_by_side_do_not_mix(api, stored):

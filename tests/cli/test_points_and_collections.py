@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
+
+from vecmem.cli.session import points_table
+from vecmem_client import Hit
 
 POINTS = [
     {"id": "north", "vector": [0, 1], "kind": "pole", "rank": 1},
@@ -113,8 +118,32 @@ def test_people_get_tables(vecmem, server, filled):
     assert any("north" in line and "1.0000" in line and '"pole"' in line for line in hits)
     assert "hnsw m=16" in table("collections", "get", filled)
     assert any(filled in line and " 3 " in line for line in table("collections", "list").splitlines())
-    assert "in tail" in table("collections", "stats", filled)
+    assert "tail" in table("collections", "stats", filled)
     assert "log_last_sequence" in table("info")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_only_the_payload_is_cut_where_a_terminal_is_narrow(columns):
+    hits = [
+        Hit(f"a-rather-long-name-{number}", 123_456 + number, b'{"text": "%s"}' % (b"long " * 100), score=-0.5 - number)
+        for number in range(3)
+    ]
+    console = Console(width=columns, file=io.StringIO())
+    console.print(points_table(hits), crop=False)
+    heading, _, *lines = console.file.getvalue().splitlines()
+    assert heading.split() == ["id", "score", "version", "payload"]
+    assert len(lines) == len(hits)
+    for hit, line in zip(hits, lines, strict=True):
+        assert line.split()[:3] == [hit.id, f"{hit.score:.4f}", f"{hit.version:,}"]
+        assert line.split()[3].startswith('{"')
+        assert line.endswith("…")
+        assert len(line) == columns
+
+
+def test_ids_are_whole_even_where_the_terminal_is_narrower():
+    console = Console(width=40, file=io.StringIO())
+    console.print(points_table([Hit("x" * 60, 1, b'{"a": 1}', score=1.0)]), crop=False)
+    assert "x" * 60 + "   1.0000         1   " in console.file.getvalue()
 
 
 def test_info_and_checkpoint_tell_of_the_server(ask, filled):

@@ -46,7 +46,7 @@ def main() -> None:
         after = log.last_sequence
         records = [Record(7, payload_of(after + 1 + i)) for i in range(rng.randint(1, 20))]
         try:
-            print("ack", log.append(records, after), flush=True)
+            print("ack", log.append(records, after)[-1].sequence, flush=True)
             if mode == "trim" and rng.random() < 0.05:
                 log.trim(rng.randint(log.first_sequence, log.last_sequence + 1))
         except WritesStoppedError:

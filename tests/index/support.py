@@ -106,7 +106,9 @@ class MiniStore:
             self.table.kill(np.array(rows), self.sequence)
 
     def reclaim(self) -> None:
-        self.table.reclaim(self.index.forget)
+        """All that can be reclaimed now, slice by slice."""
+        while self.table.reclaim(self.index.forget):
+            pass
 
     def maintain(self, slice_rows: int = 256, threads: int = 1) -> bool:
         return self.index.maintain(threads=threads, slice_rows=slice_rows)

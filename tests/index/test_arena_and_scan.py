@@ -52,14 +52,27 @@ def test_what_was_written_is_read(rows: np.ndarray, metric: Metric) -> None:
     query = np.array([1, -2, 3, 4], dtype=np.float32)
     scores = oracle_scores(metric, query, expected) if rows.size else np.zeros(0)
     np.testing.assert_allclose(arena.scores(query, rows), scores, rtol=1e-6, atol=1e-7)
-    ranks = arena.ranks(query, rows)
-    assert ranks.shape == rows.shape
+    ranks, rank_errors = arena.ranks(query, rows)
+    assert ranks.shape == rank_errors.shape == rows.shape
     if metric is Metric.EUCLIDEAN:
         scores = float(query @ query) - scores**2
     elif metric is Metric.COSINE:
         scores = np.round(scores, 6)
         ranks = np.round(ranks, 6)
-    np.testing.assert_allclose(ranks, scores, rtol=1e-5, atol=arena.rank_slack(query))
+    np.testing.assert_allclose(ranks, scores, rtol=1e-5, atol=max(rank_errors, default=0))
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_scores_do_not_depend_on_how_many_are_taken_together(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows are scored part by part."""
+    rng = np.random.default_rng(9)
+    arena = Arena(DIMENSION, metric)
+    arena.write(np.arange(200), rng.normal(size=(200, DIMENSION)).astype(np.float32))
+    query, rows = rng.normal(size=DIMENSION).astype(np.float32), rng.permutation(200)
+    together = arena.scores(query, rows)
+    for values in (1, 7 * DIMENSION):
+        monkeypatch.setattr(arenas, "SCORE_VALUES", values)
+        assert np.array_equal(arena.scores(query, rows), together)
 
 
 def test_presence_is_counted_and_lasts_until_cleared() -> None:

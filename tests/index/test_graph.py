@@ -115,7 +115,12 @@ def test_load_brings_back_what_was_saved(metric: Metric, tmp_path: Path) -> None
     graph.delete(labels[::3])
     graph.save(tmp_path / "graph")
     loaded = Graph(16, metric, PARAMETERS)
-    loaded.load(tmp_path / "graph", deleted_count=graph.deleted_count, scale_exponent=graph.scale_exponent)
+    loaded.load(
+        tmp_path / "graph",
+        label_count=graph.label_count,
+        deleted_count=graph.deleted_count,
+        scale_exponent=graph.scale_exponent,
+    )
     queries = (clustered(20, seed=4) * 1e-5).astype(np.float32)
     for query in queries:
         assert loaded.search(query, 10, 80).tolist() == graph.search(query, 10, 80).tolist()

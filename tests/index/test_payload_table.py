@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import orjson
 import pytest
 
+from vecmem.index import payload
 from vecmem.index.column import Column
 from vecmem.index.field_path import FieldPath
-from vecmem.index.payload import SLICE_BYTES, PayloadTable
+from vecmem.index.payload import COLUMNS_MAX, SLICE_BYTES, PayloadTable
 
 
 def path(text: str) -> FieldPath:
@@ -133,6 +135,98 @@ def test_a_build_keeps_its_columns_from_being_dropped():
             pass
     assert sum(1 for _ in build) == 2
     assert sum(1 for _ in table.ensure_columns([A])) == 0
+
+
+def test_rows_are_cleared_without_a_look_at_their_payloads(monkeypatch: pytest.MonkeyPatch):
+    """In columns that are complete, half built and not begun; also rows without a payload, and beyond the last."""
+    table = filled(40, slice_rows=10)
+    table.set(7, b'{"a":[1,2,7],"b":5}')
+    table.set(8, b'{"a":"x"}')
+    table.column(A)
+    build = table.ensure_columns([B])
+    next(build)
+    monkeypatch.setattr(payload.orjson, "loads", None)
+    table.clear_rows(np.array([39, 7, 8, 3, 0, 60]))
+    table.clear_rows(np.array([7, 9]))
+    table.clear_rows(np.zeros(0, dtype=np.int64))
+    monkeypatch.undo()
+    for _ in build:
+        pass
+    gone = {0, 3, 7, 8, 9, 39}
+    assert column_values(table, A) == [None if row in gone else (row,) for row in range(40)]
+    assert column_values(table, B) == [None if row in gone else (row % 3,) for row in range(40)]
+    assert table.column(A).codes_with([(int, 7), "x", (int, 39)]) == []
+    assert table.column(B).distinct_count == 3
+    assert [row for row in range(40) if not table.get(row)] == sorted(gone)
+    assert table.payload_bytes == sum(len(table.get(row)) for row in range(40))
+    table.set(7, b'{"a":7}')
+    assert table.column(A).values(7) == (7,)
+
+
+def test_clearing_many_rows_at_once_is_clearing_each():
+    """Random values, several at a row, against a column that is cleared row by row."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    together, alone = Column(), Column()
+    for _ in range(200):
+        for row in rng.sample(range(60), 20):
+            values = tuple(rng.randrange(8) for _ in range(rng.randrange(4)))
+            together.set(row, values)
+            alone.set(row, values)
+        rows = rng.sample(range(70), 25)
+        together.clear(np.array(rows))
+        for row in rows:
+            alone.set(row, None)
+        assert [together.values(row) for row in range(60)] == [alone.values(row) for row in range(60)]
+        assert together.distinct_count == alone.distinct_count
+        for number in range(8):
+            found = [column.rows_with_codes(column.codes_with([(int, number)]), 60) for column in (together, alone)]
+            assert np.array_equal(*found)
+
+
+def test_many_filters_at_once_keep_their_columns_until_their_masks_are_taken():
+    """Two hundred paths in one call, nothing of which is built twice; they go when others are asked for."""
+    paths = [path(f"k{number}") for number in range(200)]
+    table = PayloadTable(slice_rows=2)
+    for row in range(3):
+        table.set(row, orjson.dumps({f"k{number}": number * row for number in range(200)}))
+    for _ in table.ensure_columns(paths):
+        pass
+    assert table.column_count == 200
+    kept = {one: table._columns[one].column for one in paths}
+    for one in paths:
+        assert table.column(one) is kept[one]
+    for _ in table.ensure_columns([paths[3]]):
+        pass
+    assert table.column_count == COLUMNS_MAX
+    assert table.column(paths[3]) is kept[paths[3]]
+
+
+def test_pinned_columns_outlast_other_builds_and_no_longer():
+    """Blocks may overlap, and end by errors."""
+    table = filled(6, columns_max=1, slice_rows=2)
+    with table.pinned([A, B]):
+        for _ in table.ensure_columns([A, B]):
+            pass
+        kept = [table.column(A), table.column(B)]
+        with table.pinned([B]):
+            for _ in table.ensure_columns([C]):
+                pass
+            table.column(path("d"))
+        assert [table.column(A), table.column(B)] == kept
+    assert table.column_count == 1
+
+    def build_and_fail() -> None:
+        for _ in table.ensure_columns([A, B]):
+            pass
+        assert table.column_count == 2
+        raise ValueError("gone")
+
+    with pytest.raises(ValueError, match="gone"), table.pinned([A, B]):
+        build_and_fail()
+    assert table.column_count == 1
+    assert not table._wanted
 
 
 def test_rows_with_equal_values_share_a_code_type_by_type():

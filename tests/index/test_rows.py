@@ -20,9 +20,10 @@ def forget_nothing(_rows: np.ndarray) -> None:
 
 
 def reclaimed(table: RowTable) -> list[int]:
-    """Rows that indexes are told to forget by one reclaim."""
+    """Rows that indexes are told to forget by reclaims until there is nothing to do."""
     forgotten: list[int] = []
-    table.reclaim(lambda rows: forgotten.extend(rows.tolist()))
+    while table.reclaim(lambda rows: forgotten.extend(rows.tolist())):
+        pass
     return forgotten
 
 

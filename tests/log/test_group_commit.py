@@ -13,7 +13,7 @@ import pytest
 
 from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
 from vecmem.log.group_commit import GroupCommit
-from vecmem.log.record import LogEntry, Record
+from vecmem.log.record import LogEntry, Record, frame_bytes
 from vecmem.log.rocks import RocksLog
 
 
@@ -24,7 +24,7 @@ class GatedLog(RocksLog):
     batches: list[int]
     fail: bool
 
-    def append(self, records: Sequence[Record], after: int) -> int:
+    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         self.batches.append(len(records))
         assert self.gate.wait(20)
         return super().append(records, after)
@@ -148,6 +148,44 @@ async def test_too_much_waiting_is_refused_and_taken_again_later(log: GatedLog) 
         log.gate.set()
         assert await first == 10
         assert await commit.submit(record(bytes(5_000))) == 20  # over the limit by itself, but nothing else waits
+
+
+async def test_those_who_wait_for_room_submit_in_their_order_and_are_never_refused(log: GatedLog) -> None:
+    state = State()
+    log.gate.clear()
+    async with committing(log, state.apply, queue_bytes_max=1_000, batch_records_max=2) as commit:
+        await commit.room(5_000)  # nothing else waits
+        first = commit.submit(record(bytes(900)))
+
+        async def write(number: int) -> int:
+            await commit.room(frame_bytes(record(bytes([number]) * 400)))
+            return await commit.submit(record(bytes([number]) * 400))
+
+        waiting = [asyncio.create_task(write(number)) for number in range(20)]
+        await until(lambda: len(log.batches) == 1)
+        assert commit.queue_bytes < 1_000
+        assert not any(task.done() for task in waiting)
+        log.gate.set()
+        assert await first == 10
+        assert await asyncio.gather(*waiting) == [n * 10 for n in range(2, 22)]
+        assert commit.queue_bytes == 0
+    assert [entry.record.payload[0] for entry in state.applied[1:]] == list(range(20))
+
+
+async def test_who_waits_for_room_when_writes_stop_is_told_why(log: GatedLog) -> None:
+    log.gate.clear()
+    log.fail = True
+    async with committing(log, State().apply, queue_bytes_max=1_000) as commit:
+        first = commit.submit(record(bytes(900)))
+        waiting = asyncio.create_task(commit.room(900))
+        await until(lambda: len(log.batches) == 1)
+        assert not waiting.done()
+        log.gate.set()
+        await waiting
+        with pytest.raises(WritesStoppedError, match="Input/output error"):
+            commit.submit(record(bytes(900)))
+        with pytest.raises(WritesStoppedError):
+            await first
 
 
 async def test_the_apply_of_a_batch_overlaps_the_append_of_the_next(log: GatedLog) -> None:

@@ -52,7 +52,7 @@ def write_log(path: Path, in_table: Iterable[bytes], in_log_file: Iterable[bytes
     log._flush()
     sizes = {log.last_sequence: 0}
     for payload in in_log_file:
-        last = log.append([Record(4, payload)], log.last_sequence)
+        last = log.append([Record(4, payload)], log.last_sequence)[-1].sequence
         sizes[last] = only(live, "*.log").stat().st_size
     entries = list(log.read(1))
     shutil.copytree(live, path)
@@ -122,7 +122,7 @@ def test_a_log_cut_at_every_byte_keeps_every_whole_record(written: Written, tmp_
                 assert log.report.file == str(log_file)
                 assert Path(log.report.copy).read_bytes() == content[written.sizes[whole] :]
                 assert str(written.sizes[whole]) in log.report.notes[0]
-            assert log.append([Record(1, b"on it goes")], log.last_sequence) == whole + 1
+            assert log.append([Record(1, b"on it goes")], log.last_sequence)[-1].sequence == whole + 1
         finally:
             log.close()
 

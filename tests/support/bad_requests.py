@@ -91,10 +91,9 @@ def query(
     return Case(name, "Query", request, reason, field, code)
 
 
-def ahead() -> list[Case]:
-    """Every read that waits for a position, given one beyond the log."""
-    read = common_pb2.ReadOptions(min_position=common_pb2.Position(sequence=10**6))
-    requests: dict[str, Any] = {
+def reads(read: common_pb2.ReadOptions) -> dict[str, Any]:
+    """Every read, by its method."""
+    return {
         "Get": points_pb2.GetRequest(collection=HOME, ids=["a"], read=read),
         "Query": points_pb2.QueryRequest(query=query_message(HOME, GOOD), read=read),
         "QueryBatch": points_pb2.QueryBatchRequest(queries=[query_message(HOME, GOOD)], read=read),
@@ -104,10 +103,44 @@ def ahead() -> list[Case]:
         "GetCollectionStats": collections_pb2.GetCollectionStatsRequest(name=HOME, read=read),
         "ListCollections": collections_pb2.ListCollectionsRequest(read=read),
     }
+
+
+def ahead() -> list[Case]:
+    """Every read that waits for a position, given one beyond the log, and one of another shard's log."""
+    beyond = common_pb2.ReadOptions(min_position=common_pb2.Position(sequence=10**6))
+    elsewhere = common_pb2.ReadOptions(min_position=common_pb2.Position(shard=1, sequence=1))
+    field = "read.min_position.shard"
     return [
-        Case(f"position ahead in {method}", method, request, "POSITION_AHEAD", code="OUT_OF_RANGE")
-        for method, request in requests.items()
+        *(
+            Case(f"position ahead in {method}", method, request, "POSITION_AHEAD", code="OUT_OF_RANGE")
+            for method, request in reads(beyond).items()
+        ),
+        *(
+            Case(f"position of another shard in {method}", method, request, "INVALID_ARGUMENT", field)
+            for method, request in reads(elsewhere).items()
+        ),
     ]
+
+
+def selectors() -> list[Case]:
+    """Bad selectors of what a reply carries, in every read that takes them."""
+    many = common_pb2.VectorNames(names=["dot"] * 65)
+    bad: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("too many vector names", "LIMIT_EXCEEDED", "with_vectors.include.names", {"include": many}),
+        ("unknown vector encoding", "INVALID_ARGUMENT", "with_vectors.encoding", {"all": True, "encoding": 9}),
+        ("unknown payload format", "INVALID_ARGUMENT", "with_payload.format", {"format": 9}),
+    ]
+    cases = []
+    for name, reason, field, content in bad:
+        kind, _, _ = field.partition(".")
+        selector = (common_pb2.VectorSelector if kind == "with_vectors" else common_pb2.PayloadSelector)(**content)
+        selected: dict[str, Any] = {kind: selector}
+        cases += [
+            Case(f"{name} in Get", "Get", points_pb2.GetRequest(collection=HOME, ids=["a"], **selected), reason, field),
+            Case(f"{name} in Scroll", "Scroll", points_pb2.ScrollRequest(collection=HOME, **selected), reason, field),
+            query(f"{name} in Query", reason, f"query.{field}", **selected),
+        ]
+    return cases
 
 
 def condition(path: str = "n", **test: Any) -> filter_pb2.Filter:
@@ -379,6 +412,7 @@ QUERIES = [
         "page_token",
     ),
     *ahead(),
+    *selectors(),
 ]
 FILTERS = [
     *filtered("no arm", filter_pb2.Filter(), "INVALID_FILTER", "filter"),

@@ -25,8 +25,20 @@ class Outcome:
     was_reset: bool
 
 
-def call(address: str, method: str, message: bytes, *, timeout: str, wait_seconds: float) -> Outcome:
-    """Make a unary call with a `grpc-timeout` header; the message follows its headers after `wait_seconds`."""
+def call(
+    address: str,
+    method: str,
+    message: bytes,
+    *,
+    timeout: str = "60S",
+    wait_seconds: float = 0.0,
+    encoding: str = "",
+    accept_encoding: str = "",
+) -> Outcome:
+    """Make a unary call with a `grpc-timeout` header; the message follows its headers after `wait_seconds`.
+
+    With an `encoding` the message is one compressed so; `accept_encoding` lists those that the reply may have.
+    """
     host, _, port = address.rpartition(":")
     headers = {
         ":method": "POST",
@@ -37,11 +49,15 @@ def call(address: str, method: str, message: bytes, *, timeout: str, wait_second
         "content-type": "application/grpc",
         "grpc-timeout": timeout,
     }
+    if encoding:
+        headers["grpc-encoding"] = encoding
+    if accept_encoding:
+        headers["grpc-accept-encoding"] = accept_encoding
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(PREFACE + _frame(SETTINGS, 0, 0))
         connection.sendall(_frame(HEADERS, END_HEADERS, 1, b"".join(_literal(*item) for item in headers.items())))
         time.sleep(wait_seconds)
-        connection.sendall(_frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))
+        connection.sendall(_frame(DATA, END_STREAM, 1, struct.pack(">BI", bool(encoding), len(message)) + message))
         return _read_outcome(connection)
 
 

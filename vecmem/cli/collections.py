@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
-from vecmem.cli.session import Session, confirm, facts, grid, plain, with_session
+from vecmem.cli.session import Grid, Session, confirm, facts, grid, with_session
 from vecmem_client import Flat, Hnsw, VectorConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def collections() -> None:
     """Manage collections."""
 
 
-def _vectors_table(collection: Collection) -> Table:
+def _vectors_table(collection: Collection) -> Grid:
     declared = ({"": collection.vector} if collection.vector else {}) | dict(collection.vectors)
     headings = {"vector": False, "dimension": True, "metric": False, "index": False}
     rows = [
@@ -193,13 +193,25 @@ def stats(session: Session, *, name: str) -> None:
     headings = {
         "vector": False,
         "vectors": True,
-        "in graph": True,
-        "in tail": True,
+        "graph": True,
+        "tail": True,
         "dead": True,
-        "rebuilding": False,
-        "arena bytes": True,
-        "graph bytes": True,
+        "rebuilds": False,
+        "arena MiB": True,
+        "graph MiB": True,
     }
-    rows = [[vector or "(default)", *plain(counts).values()] for vector, counts in found.vectors.items()]
+    rows = [
+        [
+            vector or "(default)",
+            counts.vector_count,
+            counts.graph_row_count,
+            counts.tail_row_count,
+            counts.graph_deleted_row_count,
+            counts.rebuilding,
+            f"{counts.arena_bytes / 2**20:,.1f}",
+            f"{counts.graph_bytes / 2**20:,.1f}",
+        ]
+        for vector, counts in found.vectors.items()
+    ]
     summary = facts({"point_count": found.point_count, "payload_bytes": found.payload_bytes})
     session.write(found, summary, grid(headings, rows))

@@ -10,14 +10,16 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 import click
 import grpc
 import numpy as np
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,14 +38,16 @@ from vecmem.errors import VecmemError
 from vecmem_client import Client, RetryPolicy, StoredPoint, VecmemClientError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType, RenderResult
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 ADDRESS_DEFAULT: Final = "127.0.0.1:7700"
-_PIPE_COLUMNS: Final = 200
-"""Width of tables where no terminal sets one: wide enough for a hit, so that grep and less see whole rows."""
+_PIPE_COLUMNS: Final = 160
+"""Width of tables where no terminal sets one."""
+_SEPARATOR_COLUMNS: Final = 3
+"""Between two columns of a grid: rich's padding on both sides of its blank divider."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Session:
             return
         console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False)
         for table in tables:
-            console.print(table, soft_wrap=isinstance(table, str), markup=False)
+            console.print(table, soft_wrap=isinstance(table, str), markup=False, crop=False)
 
     def note(self, text: str) -> None:
         """Tell people something beside the result."""
@@ -194,17 +198,43 @@ def shown(value: object) -> str:
     return str(value) or "-"
 
 
-def grid(headings: Mapping[str, bool], rows: Iterable[Iterable[object]]) -> Table:
-    """A table with one row each; `headings` says of each column whether it holds numbers."""
-    table = Table(header_style="bold")
-    for heading, numeric in headings.items():
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(Text(shown(value)) for value in row))
-    return table
+@dataclass(frozen=True)
+class Grid:
+    """A table with one row each. Where it is wider than the terminal its last column is cut, if that holds text.
+
+    The other columns keep their width, since half an id or score is none: a terminal narrower than they are wraps lines.
+    """
+
+    headings: Mapping[str, bool]
+    """Says of each column whether it holds numbers."""
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render it."""
+        table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        widths = [
+            max(map(cell_len, column))
+            for column in zip(*([[*self.headings], *self.rows]), strict=True)  # the headings are a row as well
+        ]
+        separators = (len(widths) - 1) * _SEPARATOR_COLUMNS
+        names = list(self.headings)
+        if not self.headings[names[-1]]:
+            left = options.max_width - separators - sum(widths[:-1])
+            widths[-1] = min(widths[-1], max(left, cell_len(names[-1])))
+        for (heading, numeric), width in zip(self.headings.items(), widths, strict=True):
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            table.add_column(heading, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        yield from console.render(table, options.update(width=sum(widths) + separators))
 
 
-def points_table(points: Iterable[StoredPoint]) -> Table:
+def grid(headings: Mapping[str, bool], rows: Iterable[Iterable[object]]) -> Grid:
+    """A table of values as people read them; `headings` says of each column whether it holds numbers."""
+    return Grid(headings, [[shown(value) for value in row] for row in rows])
+
+
+def points_table(points: Iterable[StoredPoint]) -> Grid:
     """Points or hits, one a row; the payload takes what room is left."""
     listed = [_plain_point(point) for point in points]
     scored = bool(listed) and "score" in listed[0]

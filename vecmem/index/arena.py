@@ -18,6 +18,8 @@ CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk. Pages that were never written take no memory."""
 GATHER_ONE_BY_ONE_MAX = 64
 """Up to so many rows, as the hits of a query, a loop is cheaper than sorting them by chunk."""
+SCORE_VALUES = 256 * 1024
+"""Vector elements scored together: 2 MiB in float64."""
 
 Rows = NDArray[np.int64]
 
@@ -34,7 +36,6 @@ class Arena:
         self._chunks: list[Float32Array] = []
         self._terms: list[Float32Array] = []
         self._present = np.zeros(0, dtype=np.bool_)
-        self._largest_norm = 0.0
 
     @property
     def allocated_bytes(self) -> int:
@@ -54,7 +55,6 @@ class Arena:
             return
         self._grow(int(rows.max()) + 1)
         terms = metrics.row_terms(self.metric, vectors)
-        self._largest_norm = max(self._largest_norm, float(metrics.norms(vectors).max()))
         for chunk, within, selected in self._by_chunk(rows):
             self._chunks[chunk][within] = vectors[selected]
             self._terms[chunk][within] = terms[selected]
@@ -78,22 +78,27 @@ class Arena:
             out[selected] = self._chunks[chunk][within]
         return out
 
-    def ranks(self, query: Float32Array, rows: Rows) -> Float32Array:
-        """Ranks of `rows` for `query` (float32, shape (dimension,)); shape (n,). Reads contiguous rows in place."""
-        scan = metrics.scan_query(self.metric, query)
-        out = np.empty(len(rows), dtype=np.float32)
-        for chunk, within, selected in self._by_chunk(rows):
-            products = self._chunks[chunk][within] @ scan
-            out[selected] = metrics.ranks(self.metric, products, self._terms[chunk][within])
-        return out
+    def ranks(self, query: Float32Array, rows: Rows) -> tuple[Float32Array, Float32Array]:
+        """Ranks of `rows` for `query` (float32, shape (dimension,)), and how far each may be from the true one; both of shape (n,).
 
-    def rank_slack(self, query: Float32Array) -> float:
-        """How far float32 ranks of equal vectors may lie apart."""
-        return metrics.rank_slack(self.metric, query, self._largest_norm)
+        Reads contiguous rows in place.
+        """
+        scan = metrics.scan_query(self.metric, query)
+        ranks = np.empty(len(rows), dtype=np.float32)
+        terms = np.empty(len(rows), dtype=np.float32)
+        for chunk, within, selected in self._by_chunk(rows):
+            terms[selected] = self._terms[chunk][within]
+            ranks[selected] = metrics.ranks(self.metric, self._chunks[chunk][within] @ scan, terms[selected])
+        return ranks, metrics.rank_errors(self.metric, query, terms)
 
     def scores(self, query: Float32Array, rows: Rows) -> Float32Array:
-        """Exact scores of `rows`; shape (n,)."""
-        return metrics.scores(self.metric, query, self.gather(rows))
+        """Exact scores of `rows`; shape (n,). Takes little memory, however many rows."""
+        out = np.empty(len(rows), dtype=np.float32)
+        step = max(1, SCORE_VALUES // self.dimension)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            out[start : start + step] = metrics.scores(self.metric, query, self.gather(part))
+        return out
 
     def chunks(self, row_count: int) -> Iterator[Float32Array]:
         """The first `row_count` rows as (n, dimension) arrays, for writing to disk. Absent rows hold anything."""

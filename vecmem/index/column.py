@@ -148,6 +148,15 @@ class Column:
         if old != ABSENT_CODE:
             self._release(old)
 
+    def clear(self, rows: NDArray[np.int64]) -> None:
+        """Take the path away from distinct rows; those that do not have it are passed over. One table lookup for each row."""
+        rows = rows[rows < len(self._codes)]
+        held, counts = np.unique(self._codes[rows], return_counts=True)
+        self._codes[rows] = ABSENT_CODE
+        for code, count in zip(held.tolist(), counts.tolist(), strict=True):
+            if code != ABSENT_CODE:
+                self._release(code, count)
+
     def _acquire(self, values: tuple[Scalar, ...]) -> int:
         # A lone value's key begins with a type or is a string, a tuple of keys does neither: they cannot be confused.
         key: Hashable = value_key(values[0]) if len(values) == 1 else tuple(map(value_key, values))
@@ -186,8 +195,8 @@ class Column:
         alone = isinstance(key, str) or (len(key) == 2 and isinstance(key[0], type))
         return (key,) if alone else key
 
-    def _release(self, code: int) -> None:
-        self._row_counts[code] -= 1
+    def _release(self, code: int, row_count: int = 1) -> None:
+        self._row_counts[code] -= row_count
         if self._row_counts[code]:
             return
         members = self._members(code)

@@ -9,6 +9,7 @@ Labels count up from 0 and are never used again; what a label stands for is the 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,21 +141,23 @@ class Graph:
         return int(self.label_count * (4 * self._dimension + 8 + LINK_BYTES * links))
 
     def add(self, vectors: Float32Array, threads: int) -> Labels:
-        """Insert the rows of an (n, dimension) array; returns their labels, shape (n,). Holds the graph alone meanwhile."""
+        """Insert the rows of an (n, dimension) array; returns their labels, shape (n,). Holds the graph alone meanwhile.
+
+        What hnswlib raises (RuntimeError, MemoryError) passes through. The graph goes on without any of these vectors: labels that it may
+        have used count as deleted.
+        """
         vectors = self._scaled(vectors)
         labels = np.arange(self.label_count, self.label_count + len(vectors))
         with self._lock.alone():
             needed = self.label_count + len(vectors)
-            if self._index is None:
-                index = self._new_index()
-                index.init_index(
-                    max(needed, INITIAL_CAPACITY), M=self.parameters.m, ef_construction=self.parameters.ef_construction
-                )
-                self._adopt(index)
-            assert self._index is not None
-            if needed > self._index.get_max_elements():
-                self._index.resize_index(max(needed, 2 * self._index.get_max_elements()))
-            self._index.add_items(vectors, labels, num_threads=threads)
+            index = self._index or self._first_index(needed)
+            if needed > index.get_max_elements():
+                index.resize_index(max(needed, 2 * index.get_max_elements()))
+            try:
+                index.add_items(vectors, labels, num_threads=threads)
+            except BaseException:
+                self._give_up(index, labels)
+                raise
             self.label_count = needed
         return labels
 
@@ -189,14 +192,33 @@ class Graph:
         assert self._index is not None, "an empty graph has nothing to save"
         self._index.save_index(str(path))
 
-    def load(self, path: Path, *, deleted_count: int, scale_exponent: int) -> None:
+    def load(self, path: Path, *, label_count: int, deleted_count: int, scale_exponent: int) -> None:
         """Replace an empty graph by what `save` wrote, deletions included. Raises RuntimeError for a file that is not one."""
         index = self._new_index()
         index.load_index(str(path), max_elements=0)
+        if not label_count - deleted_count <= index.get_current_count() <= label_count:
+            raise RuntimeError(f"{index.get_current_count()} nodes for {label_count} labels")
         self._adopt(index)
-        self.label_count = index.get_current_count()
+        self.label_count = label_count
         self.deleted_count = deleted_count
         self.scale_exponent = scale_exponent
+
+    def _first_index(self, capacity: int) -> hnswlib.Index:
+        index = self._new_index()
+        index.init_index(
+            max(capacity, INITIAL_CAPACITY), M=self.parameters.m, ef_construction=self.parameters.ef_construction
+        )
+        self._adopt(index)
+        return index
+
+    def _give_up(self, index: hnswlib.Index, labels: Labels) -> None:
+        """Count labels as deleted of which any number, with several threads in any order, got a node."""
+        self.label_count += len(labels)
+        self.deleted_count += len(labels)
+        for label in labels.tolist():
+            # hnswlib's only way to say that it does not know the label.
+            with contextlib.suppress(RuntimeError):
+                index.mark_deleted(label)
 
     def _scaled(self, vectors: Float32Array) -> Float32Array:
         """The rows as the graph holds them."""

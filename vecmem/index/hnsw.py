@@ -4,24 +4,23 @@
 - The *tail* lists rows that are not in the graph yet; every search scans it, so a point is found the moment it is published.
 - The *graph* holds the rest. `maintain` moves the tail into it in short slices.
 
-Dead rows leave the graph by losing their label (`forget`) and being marked deleted (`maintain`). Deleted nodes stay as stepping stones
-and cost time and memory, so when their share passes `REBUILD_SHARE` a second graph is built beside the first, slice by slice, and
-takes its place. Meanwhile new rows stay in the tail.
+Rows with equal vectors share a node of the graph. Dead rows leave it by losing their label (`forget`); a node that stands for no row
+any more is marked deleted (`maintain`). Deleted nodes stay as stepping stones and cost time and memory, so when their share passes
+`REBUILD_SHARE` a second graph is built beside the first, slice by slice, and takes its place. Meanwhile new rows stay in the tail.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vecmem import errors
 from vecmem.index import planner, scan
 from vecmem.index.arena import Arena, Rows
-from vecmem.index.graph import Graph, Labels
+from vecmem.index.labelled_graph import LabelledGraph
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
@@ -32,65 +31,6 @@ REBUILD_SHARE = 0.2
 """Share of deleted nodes that triggers a rebuild."""
 REBUILD_ROWS_MIN = 1_000
 """Graphs with fewer deleted nodes than this are left alone: they cost next to nothing."""
-NO_ROW = -1
-
-
-class LabelledGraph:
-    """A graph and what its labels stand for: `rows[label]` is a row, or NO_ROW once that row is forgotten."""
-
-    def __init__(self, parameters: VectorParameters) -> None:
-        assert parameters.hnsw is not None
-        self.graph = Graph(parameters.dimension, parameters.metric, parameters.hnsw)
-        self.rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.label_of: dict[int, int] = {}
-        self.unlabelled: list[int] = []
-
-    @property
-    def live_count(self) -> int:
-        """Rows in the graph that are not forgotten."""
-        return len(self.label_of)
-
-    def insert(self, rows: Rows, vectors: Float32Array, threads: int) -> Labels:
-        """Insert rows with their vectors; returns their labels. Searches find them from now on; `keep` completes it."""
-        start = self.graph.label_count
-        if self.rows.size < start + len(rows):
-            # A new array, not a resize: searches under way keep the one they have.
-            grown = np.full(max(start + len(rows), 2 * self.rows.size, 1024), NO_ROW, dtype=np.int64)
-            grown[: self.rows.size] = self.rows
-            self.rows = grown
-        self.rows[start : start + len(rows)] = rows
-        return self.graph.add(vectors, threads)
-
-    def keep(self, rows: Rows, labels: Labels, known: Container[int]) -> None:
-        """Note the labels of rows just inserted; those that are not in `known` were forgotten meanwhile."""
-        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
-            if row in known:
-                self.label_of[row] = label
-            else:
-                self.rows[label] = NO_ROW
-                self.unlabelled.append(label)
-
-    def forget(self, rows: Rows) -> None:
-        """Take the labels from dead rows; the nodes are marked deleted later."""
-        for row in rows.tolist():
-            label = self.label_of.pop(row, None)
-            if label is not None:
-                self.rows[label] = NO_ROW
-                self.unlabelled.append(label)
-
-    def mark_deleted(self, count_max: int) -> bool:
-        """Mark up to `count_max` nodes of forgotten rows; False when there are none."""
-        labels = self.unlabelled[:count_max]
-        del self.unlabelled[: len(labels)]
-        if labels:
-            self.graph.delete(np.array(labels))
-        return bool(labels)
-
-    def search(self, query: Float32Array, count: int, ef: int) -> Rows:
-        """Rows near `query`, forgotten ones left out."""
-        labels: Labels = self.graph.search(query, count, ef)
-        rows: Rows = self.rows[labels]
-        return np.asarray(rows[rows != NO_ROW])
 
 
 class HnswIndex:
@@ -158,7 +98,10 @@ class HnswIndex:
             # Nodes of dead rows that are not marked yet take places among the results.
             dead_count = len(current.unlabelled) + self._table.dead_count
             fetch = plan.fetch + min(dead_count, plan.fetch)
-            rows = self._passing(current.search(request.query, fetch, plan.ef), request, view)
+            found, groups = current.search(request.query, fetch, plan.ef)
+            rows = self._passing(found, request, view)
+            if groups:
+                rows = np.concatenate([rows, *(self._first_passing(group, request, view) for group in groups)])
             if len(rows) >= request.limit:
                 return rows
             plan = planner.widen(
@@ -172,6 +115,13 @@ class HnswIndex:
         if request.allowed is not None:
             passing &= request.allowed[rows]
         return rows[passing]
+
+    def _first_passing(self, group: Rows, request: SearchRequest, view: RowView) -> Rows:
+        """Of rows with equal vectors those that can be hits: they have one score, so ids decide."""
+        rows = self._passing(group, request, view)
+        if len(rows) <= request.limit:
+            return rows
+        return np.array(heapq.nsmallest(request.limit, rows.tolist(), key=view.ids.__getitem__), dtype=np.int64)
 
     # -- maintenance: one thread -----------------------------------------------------------------------------------------
 
@@ -197,8 +147,10 @@ class HnswIndex:
             # record that is being applied may have put rows here that are not published yet: their vectors are written.
             rows = self._tail.first(slice_rows)
             if rows.size:
-                labels = self._current.insert(rows, self.arena.gather(rows), threads)
+                labels = self._current.insert(rows, self.arena.gather(rows), self.arena, threads)
                 with self._forgetting:
+                    # Findable by the graph before it leaves the tail.
+                    self._current.attach(rows, labels)
                     self._current.keep(rows, labels, known=self._tail.discard(rows))
         return bool(rows.size)
 
@@ -221,8 +173,9 @@ class HnswIndex:
             # A row that lost its label is forgotten, and may be another's by now: that one is in the tail.
             rows = np.array([row for row in rows.tolist() if row in known], dtype=np.int64)
             if rows.size:
-                labels = rebuilt.insert(rows, self.arena.gather(rows), threads)
+                labels = rebuilt.insert(rows, self.arena.gather(rows), self.arena, threads)
                 with self._forgetting:
+                    rebuilt.attach(rows, labels)
                     rebuilt.keep(rows, labels, known)
         with self._forgetting:
             if not self._to_rebuild.size and self._rebuilt is rebuilt:
@@ -248,7 +201,7 @@ class HnswIndex:
             vector_count=self.arena.present_count,
             graph_row_count=current.live_count,
             tail_row_count=len(self._tail),
-            graph_deleted_row_count=current.graph.label_count - current.live_count,
+            graph_deleted_row_count=current.dead_node_count,
             rebuilding=self._rebuilt is not None or self._wants_rebuild(),
             arena_bytes=self.arena.allocated_bytes,
             graph_bytes=current.graph.size_bytes,
@@ -258,9 +211,7 @@ class HnswIndex:
         """See VectorIndex: the graph, and what its labels stand for. A rebuild under way is not saved: it begins again."""
         current = self._current
         if current.graph.label_count:
-            current.graph.save(directory / f"{name}.graph")
-            np.save(directory / f"{name}.labels.npy", current.rows[: current.graph.label_count])
-            np.save(directory / f"{name}.unlabelled.npy", np.array(current.unlabelled, dtype=np.int64))
+            current.save(directory, name)
         parameters = current.graph.parameters
         return {
             "label_count": current.graph.label_count,
@@ -274,39 +225,13 @@ class HnswIndex:
         """See VectorIndex."""
         current = LabelledGraph(self.parameters)
         if metadata["label_count"]:
-            self._load_graph(current, directory, name, metadata, live)
+            current.load(directory, name, metadata, live, self.arena)
         self._current = current
         hnsw = self._hnsw()
         self._parameters_changed = (metadata["m"], metadata["ef_construction"]) != (hnsw.m, hnsw.ef_construction)
         in_graph = np.zeros(live.size, dtype=np.bool_)
         in_graph[list(current.label_of)] = True
         self._tail.append(np.flatnonzero(self.arena.present(live.size) & live & ~in_graph))
-
-    @staticmethod
-    def _load_graph(
-        current: LabelledGraph, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]
-    ) -> None:
-        file = directory / f"{name}.graph"
-        try:
-            current.graph.load(file, deleted_count=metadata["deleted_count"], scale_exponent=metadata["scale_exponent"])
-        except RuntimeError as error:
-            raise errors.CorruptionError(f"hnswlib does not take it: {error}", path=str(file)) from error
-        current.rows = np.load(directory / f"{name}.labels.npy")
-        current.unlabelled = np.load(directory / f"{name}.unlabelled.npy").tolist()
-        if current.rows.size != current.graph.label_count:
-            raise errors.CorruptionError(
-                f"{current.rows.size} labels for {current.graph.label_count} nodes",
-                path=str(file),
-            )
-        for label, row in enumerate(current.rows.tolist()):
-            if row == NO_ROW:
-                continue
-            if live[row]:
-                current.label_of[row] = label
-            else:
-                # It had died, and its row was not forgotten yet when the checkpoint was taken.
-                current.rows[label] = NO_ROW
-                current.unlabelled.append(label)
 
     def _hnsw(self) -> HnswParameters:
         assert self.parameters.hnsw is not None

@@ -41,12 +41,12 @@ def norms(vectors: Float32Array) -> NDArray[np.float64]:
 
 
 def row_terms(metric: Metric, vectors: Float32Array) -> Float32Array:
-    """What a scan needs to know of each row beside the vector: inverse norm, nothing (ones) or squared norm; shape (n,)."""
+    """What a scan needs to know of each row beside the vector: inverse norm (cosine), norm (dot) or squared norm; shape (n,)."""
     if metric is Metric.COSINE:
         lengths = norms(vectors)
         return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0).astype(np.float32)
     if metric is Metric.DOT:
-        return np.ones(len(vectors), dtype=np.float32)
+        return norms(vectors).astype(np.float32)
     return np.square(norms(vectors)).astype(np.float32)
 
 
@@ -66,15 +66,23 @@ def ranks(metric: Metric, products: Float32Array, terms: Float32Array) -> Float3
     return np.asarray(2.0 * products - terms)
 
 
-def rank_slack(metric: Metric, query: Float32Array, largest_norm: float) -> float:
-    """How far two float32 ranks of equal vectors may lie apart, generously; `largest_norm` of the rows ranked."""
-    query_norm = float(norms(query[None, :])[0])
-    scale = {
-        Metric.COSINE: 1.0,
-        Metric.DOT: query_norm * largest_norm,
-        Metric.EUCLIDEAN: 2.0 * query_norm * largest_norm + largest_norm * largest_norm,
-    }[metric]
-    return scale * (1e-6 + 2.5e-7 * float(np.sqrt(query.size)))
+def rank_errors(metric: Metric, query: Float32Array, terms: Float32Array) -> Float32Array:
+    """How far the float32 rank of each row may lie from that of its score, generously; from their `row_terms`, shape (n,).
+
+    Each row's own: one long vector does not make the ranks of the others doubtful.
+    """
+    share = np.float32(5e-7 + 1.25e-7 * float(np.sqrt(query.size)))
+    # Products below the least normal number may vanish.
+    tiny = np.finfo(np.float32).tiny
+    least = np.float32(query.size) * tiny
+    if metric is Metric.COSINE:
+        return np.full(len(terms), share, dtype=np.float32)
+    query_norm = np.float32(norms(query[None, :])[0])
+    if metric is Metric.DOT:
+        return np.asarray(terms * (query_norm * share) + least)
+    lengths = np.sqrt(terms + tiny)
+    # The square of the query's length is not part of a rank, but of the score, whose rounding makes ties.
+    return np.asarray(np.square(query_norm + lengths) * share + least)
 
 
 def scores(metric: Metric, query: Float32Array, vectors: Float32Array) -> Float32Array:

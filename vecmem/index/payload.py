@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,12 +25,14 @@ from vecmem.index.column import Column
 from vecmem.index.field_path import Document, FieldPath, drop_paths, keep_paths, parse_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Iterator
+
+    from numpy.typing import NDArray
 
     from vecmem.v1 import common_pb2
 
 COLUMNS_MAX: Final = 64
-"""Columns kept of one table; more only while a single filter needs them."""
+"""Columns kept of one table; more only while filters need them together."""
 SLICE_ROWS: Final = 256
 SLICE_BYTES: Final = 256 * 1024
 """A slice of column building ends at whichever comes first: about 1 ms."""
@@ -226,7 +229,8 @@ class PayloadTable:
     """The payloads of one collection by row number, and columns over them for filters.
 
     A column is built at the first use of its path and follows every change from then on; the least recently used go
-    when there are more than `columns_max`. Not safe for threads: the store's event loop owns it.
+    when there are more than `columns_max`, but for those that somebody still needs (`ensure_columns`, `pinned`). Not safe for
+    threads: the store's event loop owns it.
     """
 
     def __init__(self, columns_max: int = COLUMNS_MAX, slice_rows: int = SLICE_ROWS) -> None:
@@ -235,7 +239,7 @@ class PayloadTable:
         self._columns_max = columns_max
         self._slice_rows = slice_rows
         self._columns: OrderedDict[FieldPath, _KeptColumn] = OrderedDict()
-        # How many running builds need a path: such a column is not dropped.
+        # How many running builds and blocks of `pinned` need a path: such a column is not dropped.
         self._wanted: Counter[FieldPath] = Counter()
 
     @property
@@ -272,25 +276,44 @@ class PayloadTable:
 
     def clear(self, row: int) -> None:
         """Take a row's payload away, if it has one."""
-        if row < len(self._payloads):
-            self.set(row, b"")
+        self.clear_rows(np.array([row], dtype=np.int64))
+
+    def clear_rows(self, rows: NDArray[np.int64]) -> None:
+        """Take the payloads of distinct rows away. Nothing is decoded; each column costs about a table lookup for each row."""
+        rows = rows[rows < len(self._payloads)]
+        for row in rows.tolist():
+            self._payload_bytes -= len(self._payloads[row])
+            self._payloads[row] = b""
+        for kept in self._columns.values():
+            # What is not built yet is absent.
+            kept.column.clear(rows)
 
     def ensure_columns(self, paths: Iterable[FieldPath]) -> Generator[None, None, None]:
         """Build the columns that are missing, a slice between two yields; anything may change meanwhile.
 
-        When the generator is exhausted the columns are complete, and stay so until the caller lets other work run.
+        When the generator is exhausted the columns are complete, however many, and stay so until the caller lets other work run; around
+        more than that, use `pinned`.
         """
         wanted = tuple(dict.fromkeys(paths))
-        self._wanted.update(wanted)
-        try:
+        with self._wanting(wanted):
+            self._drop_columns(room=0)
             for path in wanted:
                 self._keep(path)
             while missing := [path for path in wanted if self._columns[path].built_rows < len(self._payloads)]:
                 self._build_slice(missing)
                 yield
+
+    @contextmanager
+    def pinned(self, paths: Iterable[FieldPath]) -> Iterator[None]:
+        """Columns of these paths are not dropped inside the block once they are there, whatever else runs.
+
+        Those beyond `columns_max` go when it ends. It builds nothing: `ensure_columns` does.
+        """
+        try:
+            with self._wanting(tuple(dict.fromkeys(paths))):
+                yield
         finally:
-            self._wanted.subtract(wanted)
-            self._wanted = +self._wanted
+            self._drop_columns(room=0)
 
     def column(self, path: FieldPath) -> Column:
         """The complete column of a path; what is missing of it is built at once."""
@@ -303,12 +326,26 @@ class PayloadTable:
         """The column of a path, now the most recently used; made if need be, which may drop others."""
         kept = self._columns.get(path)
         if kept is None:
-            droppable = [other for other in self._columns if not self._wanted[other]]
-            for other in droppable[: max(0, len(self._columns) + 1 - self._columns_max)]:
-                del self._columns[other]
+            self._drop_columns(room=1)
             kept = self._columns[path] = _KeptColumn(Column(), 0)
         self._columns.move_to_end(path)
         return kept
+
+    @contextmanager
+    def _wanting(self, paths: tuple[FieldPath, ...]) -> Iterator[None]:
+        self._wanted.update(paths)
+        try:
+            yield
+        finally:
+            self._wanted.subtract(paths)
+            self._wanted = +self._wanted
+
+    def _drop_columns(self, room: int) -> None:
+        """Drop what nobody wants, least recently used first, until there is room for so many more, if that is possible."""
+        excess = len(self._columns) + room - self._columns_max
+        if excess > 0:
+            for path in [path for path in self._columns if not self._wanted[path]][:excess]:
+                del self._columns[path]
 
     def _build_slice(self, paths: list[FieldPath]) -> None:
         """Take a slice of rows into those of the columns that have come least far; new ones go on together."""

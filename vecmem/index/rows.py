@@ -148,7 +148,12 @@ class RowTable:
         self._born[row] = sequence
 
     def kill(self, rows: Rows, sequence: int) -> None:
-        """End the life of rows at `sequence`; searches at earlier snapshots go on seeing them."""
+        """End the life of rows at `sequence`; searches at earlier snapshots that have begun go on seeing them.
+
+        Those that begin later must be at `sequence` or after it: they do not keep these rows from being reclaimed, and at an earlier
+        sequence would see some of them go. So no search may begin between the kill and the moment when the record that killed them counts
+        as applied (`settled` of the store sees to it).
+        """
         self._died[rows] = sequence
         self.dead_count += len(rows)
         ticket = self.readers.next_ticket()

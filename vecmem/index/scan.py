@@ -31,11 +31,12 @@ def nearest(arena: Arena, request: SearchRequest, rows: Rows, row_count: int) ->
         return rows
     if len(rows) > GATHER_SHARE_MAX * row_count:
         # Not all of row_count: the arena ends with the last row that has a vector. Rows of the tail are in no order.
-        ranks = arena.ranks(request.query, np.arange(rows.max() + 1))[rows]
+        ranks, rank_errors = (array[rows] for array in arena.ranks(request.query, np.arange(rows.max() + 1)))
     else:
-        ranks = arena.ranks(request.query, rows)
-    threshold = np.partition(ranks, len(ranks) - request.limit)[len(ranks) - request.limit]
-    return np.asarray(rows[ranks >= threshold - arena.rank_slack(request.query)])
+        ranks, rank_errors = arena.ranks(request.query, rows)
+    # So many rows are at least as near as this; who may be as near is a candidate.
+    least = np.partition(ranks - rank_errors, len(ranks) - request.limit)[len(ranks) - request.limit]
+    return np.asarray(rows[ranks + rank_errors >= least])
 
 
 def best(arena: Arena, request: SearchRequest, candidates: Rows, ids: list[str]) -> tuple[list[int], list[float]]:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from vecmem import limits
-from vecmem.errors import OverloadedError, ShuttingDownError, VecmemError, WritesStoppedError
-from vecmem.log.record import LogEntry, Record, chain, frame_bytes
+from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
+from vecmem.log.record import LogEntry, Record, frame_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -79,6 +79,7 @@ class GroupCommit(Generic[R]):
         self._unfinished = 0
         self._idle: list[asyncio.Future[None]] = []
         self._settling: list[asyncio.Future[None]] = []
+        self._wanting_room: list[asyncio.Future[None]] = []
         self._half_applied = False
         self._apply_failed = False
         self._draining = False
@@ -139,6 +140,17 @@ class GroupCommit(Generic[R]):
         self._arrived.set()
         return result
 
+    async def room(self, size_bytes: int) -> None:
+        """Return when a record of at most this size, frame included, may be submitted without waiting in between.
+
+        Callers are let in in the order of their calls, but for smaller records that fit where a larger one does not.
+        Returns as well when writes have stopped: `submit` then tells why.
+        """
+        while self._queue_bytes and self._queue_bytes + size_bytes > self._queue_bytes_max:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._wanting_room.append(waiter)
+            await waiter
+
     async def settled(self) -> None:
         """Return when no record is half applied; the state may then be read until the next await.
 
@@ -182,7 +194,7 @@ class GroupCommit(Generic[R]):
                 self._stop(f"an append to the log failed: {error}", error, batch)
                 return
             if not self._stopped_reason:
-                self._queue_bytes -= sum(waiting.size_bytes for waiting in batch)
+                self._leave_queue(sum(waiting.size_bytes for waiting in batch))
             await self._durable.put(list(zip(entries, batch, strict=True)))
 
     def _take_batch(self) -> list[_Waiting[R]]:
@@ -193,7 +205,7 @@ class GroupCommit(Generic[R]):
             waiting = self._queue[0]
             if waiting.result.done():
                 self._queue.popleft()
-                self._queue_bytes -= waiting.size_bytes
+                self._leave_queue(waiting.size_bytes)
                 self._finish(1)
                 continue
             if batch and batch_bytes + waiting.size_bytes > self._batch_bytes_max:
@@ -206,12 +218,7 @@ class GroupCommit(Generic[R]):
 
     def _append(self, records: list[Record]) -> list[LogEntry]:
         """In the thread: make a batch durable."""
-        after = self._log.last_sequence
-        entries = chain(records, after, self._log.running_crc)
-        last = self._log.append(records, after)
-        if last != entries[-1].sequence or self._log.running_crc != entries[-1].running_crc:
-            raise VecmemError(f"the log ended at sequence {last} after an append that should end at {entries[-1]}")
-        return entries
+        return self._log.append(records, self._log.last_sequence)
 
     async def _apply_batches(self) -> None:
         held_since = time.perf_counter()
@@ -260,7 +267,7 @@ class GroupCommit(Generic[R]):
             _logger.critical("writes stop: %s", reason)
         failed = [*batch, *self._queue]
         self._queue.clear()
-        self._queue_bytes = 0
+        self._leave_queue(self._queue_bytes)
         for waiting in failed:
             if not waiting.result.done():
                 error = WritesStoppedError(f"writes have stopped: {self._stopped_reason}")
@@ -268,6 +275,10 @@ class GroupCommit(Generic[R]):
                 waiting.result.set_exception(error)
         self._wake(self._settling)
         self._finish(len(failed))
+
+    def _leave_queue(self, size_bytes: int) -> None:
+        self._queue_bytes -= size_bytes
+        self._wake(self._wanting_room)
 
     def _finish(self, count: int) -> None:
         self._unfinished -= count

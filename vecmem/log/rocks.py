@@ -146,18 +146,20 @@ class RocksLog:
         """Why appends are refused until the log is opened again; empty: they are not."""
         return self._stopped_reason
 
-    def append(self, records: Sequence[Record], after: int) -> int:
+    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """See TransactionLog."""
         with self._append_lock:
             self._check_writable()
             if after != self._last:
                 raise LogConflictError(f"an append after sequence {after}, but the last is {self._last}")
-            sequence, running_crc = after, self._running_crc
+            running_crc = self._running_crc
+            entries: list[LogEntry] = []
             frames = []
-            for record in records:
-                entry, frame = encode(record, sequence + 1, running_crc)
+            for sequence, record in enumerate(records, after + 1):
+                entry, frame = encode(record, sequence, running_crc)
+                running_crc = entry.running_crc
+                entries.append(entry)
                 frames.append(frame)
-                sequence, running_crc = entry.sequence, entry.running_crc
             try:
                 piece = self._database.new_batch()
                 for place, frame in enumerate(frames, after + 1):
@@ -168,10 +170,10 @@ class RocksLog:
                 self._write(piece)
             except Exception as error:
                 raise self._stop("append", error) from error
-            self._last, self._running_crc = sequence, running_crc
+            self._last, self._running_crc = after + len(entries), running_crc
         with self._grown:
             self._grown.notify_all()
-        return sequence
+        return entries
 
     def read(self, start: int, stop: int | None = None) -> Iterator[LogEntry]:
         """See TransactionLog."""

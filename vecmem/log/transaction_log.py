@@ -36,8 +36,8 @@ class TransactionLog(Protocol):
     def size_bytes(self) -> int:
         """Estimate of the space that the records kept take."""
 
-    def append(self, records: Sequence[Record], after: int) -> int:
-        """Make records durable behind `after`, in order. Returns the new last sequence.
+    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+        """Make records durable behind `after`, in order. Returns them in their places.
 
         After a crash in the middle the log holds a prefix of them, each wholly.
 

@@ -44,6 +44,10 @@ from vecmem.v1 import (
 
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 KEEPALIVE_INTERVAL_MS_MIN = 10_000
+CONNECTION_AGE_MS_MAX = 30 * 60 * 1_000
+"""Then a connection takes no new calls and clients open another, which lets a load balancer spread them anew."""
+CONNECTION_AGE_GRACE_MS = 30 * 1_000
+"""For the calls in flight on such a connection; a stream that goes on longer ends with UNAVAILABLE and is taken up again."""
 GC_THRESHOLDS = (50_000, 50, 100)
 """Points live in few large containers; the collector's default pace would walk over them for nothing."""
 
@@ -131,6 +135,8 @@ def _options() -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_INTERVAL_MS_MIN),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
+        ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
     ]
 
 

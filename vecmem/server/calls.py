@@ -6,12 +6,12 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 
-from vecmem.errors import DeadlineExceededError, VecmemError
+from vecmem.errors import DeadlineExceededError, InvalidArgumentError, VecmemError
 from vecmem.log.group_commit import SLICE_SECONDS
 from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
@@ -24,6 +24,8 @@ from vecmem.v1 import common_pb2
 Context = grpc.aio.ServicerContext[Any, Any]
 Prepared = command_pb2.Command | command_pb2.CommandResult
 """A write before it is durable: what to log, or the first result of a request that came again."""
+Build = Callable[[command_pb2.Command], Iterator[None] | None]
+"""Checks a request and fills its command, at once or in steps."""
 S = TypeVar("S")
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -89,7 +91,14 @@ def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
 
 
 def check_position(shard: Shard, read: common_pb2.ReadOptions) -> int:
-    """The sequence that a reply reflects. Raises PositionAheadError where that is less than the request demands."""
+    """The sequence that a reply reflects.
+
+    Raises PositionAheadError where that is less than the request demands, InvalidArgumentError for another shard's position.
+    """
+    if read.min_position.shard:
+        raise InvalidArgumentError(
+            f"shard {read.min_position.shard} is not this node's, which is 0", field="read.min_position.shard"
+        )
     shard.at_least(read.min_position.sequence)
     return shard.applied_sequence
 
@@ -105,12 +114,12 @@ async def begin_read(shard: Shard, read: common_pb2.ReadOptions, name: str) -> t
     return collection, shard.applied_sequence
 
 
-async def write(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> command_pb2.CommandResult:
+async def write(shard: Shard, request: Any, build: Build) -> command_pb2.CommandResult:
     """Answer a repeated request from memory; else check it with `build`, which fills the command, and make it durable."""
     return await commit(shard, await prepare(shard, request, build))
 
 
-async def prepare(shard: Shard, request: Any, build: Callable[[command_pb2.Command], None]) -> Prepared:
+async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
     """The first half of `write`: the result of a repeated request, or the command to make durable. Raises for a bad one."""
     request_id = request.write.request_id
     command = command_pb2.Command(request_id=request_id)
@@ -120,15 +129,22 @@ async def prepare(shard: Shard, request: Any, build: Callable[[command_pb2.Comma
         repeated = shard.repeated(request_id, command.request_fingerprint)
         if repeated is not None:
             return repeated
-    build(command)
+    steps = build(command)
+    if steps is not None:
+        await run_in_slices(steps)
     return command
 
 
 async def commit(shard: Shard, prepared: Prepared) -> command_pb2.CommandResult:
     """The second half of `write`. Commands come into the log in the order in which the calls of this begin."""
-    if isinstance(prepared, command_pb2.CommandResult):
-        return prepared
-    return await shard.write(prepared)
+    return prepared if isinstance(prepared, command_pb2.CommandResult) else await shard.write(prepared)
+
+
+async def run_in_slices(steps: Iterator[None]) -> None:
+    """Take all steps; other work gets its turn when they have held the event loop for SLICE_SECONDS."""
+    pause = Pause()
+    for _ in steps:
+        await pause.when_due()
 
 
 class Pause:

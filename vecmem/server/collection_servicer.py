@@ -96,7 +96,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
         result = await asyncio.shield(self._update(request))
         return api.UpdateCollectionResponse(
             header=calls.header(self._shard, result.sequence),
-            collection=_describe(self._shard.state.collection(request.name)),
+            collection=self._updated(request.name, result.sequence),
         )
 
     @unary
@@ -152,6 +152,13 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
 
         async with self._updating:
             return await calls.write(self._shard, request, build)
+
+    def _updated(self, name: str, sequence: int) -> api.Collection:
+        """The collection that a record updated, as it is now. Its uid is the sequence of its creation, so a later one is another."""
+        collection = self._shard.state.collection(name)
+        if collection.uid > sequence:
+            raise CollectionNotFoundError(f"collection {name!r} was updated and has been deleted since")
+        return _describe(collection)
 
     def _by_uid(self, uid: int, name: str) -> api.Collection:
         collection = self._shard.state.by_uid.get(uid)

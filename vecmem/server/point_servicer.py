@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sized
+from collections.abc import AsyncIterator, Iterator, Sized
 from concurrent.futures import Executor
+from typing import Any
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, LimitExceededError, VecmemError
@@ -12,6 +13,7 @@ from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.server import calls
 from vecmem.server.calls import Context, streaming, unary
 from vecmem.server.error_table import error_message
+from vecmem.server.stream_window import OutstandingBatch, StreamWindow
 from vecmem.store import reading, search, validation
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
@@ -71,17 +73,16 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         context: Context,
     ) -> AsyncIterator[api.UpsertStreamResponse]:
         """See the proto. Batches become durable while later ones are read; replies come in the order of the batches."""
-        outstanding: asyncio.Queue[tuple[int, asyncio.Task[command_pb2.CommandResult]] | None] = asyncio.Queue(
-            limits.STREAM_BATCHES_OUTSTANDING_MAX
-        )
-        reader = asyncio.create_task(self._read_batches(requests, outstanding))
+        window = StreamWindow()
+        reader = asyncio.create_task(self._read_batches(requests, window))
+        reader.add_done_callback(_look_at)
         batch_count = point_count = 0
         try:
-            while (item := await outstanding.get()) is not None:
-                size, task = item
-                result = await task
+            while (batch := await window.oldest()) is not None:
+                result = await batch.result
+                window.remove_oldest()
                 batch_count += 1
-                point_count += size
+                point_count += batch.point_count
                 yield api.UpsertStreamResponse(
                     header=calls.header(self._shard, result.sequence),
                     acknowledged_batch_count=batch_count,
@@ -90,10 +91,8 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
                 )
             await reader
         finally:
+            # What it has queued is decided one way or the other; nobody is left to hear of it.
             reader.cancel()
-            # Room for the reader's last word. What it has read is decided one way or the other; nobody is left to hear of it.
-            while not outstanding.empty():
-                outstanding.get_nowait()
 
     @unary
     async def Delete(self, request: api.DeleteRequest, context: Context) -> api.DeleteResponse:
@@ -124,7 +123,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         return api.UpdatePayloadResponse(
             header=calls.header(self._shard, result.sequence),
             updated_count=result.updated_count,
-            version=result.sequence,
+            version=result.sequence if result.updated_count else 0,
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------------
@@ -245,9 +244,16 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
 
     # -- inside -----------------------------------------------------------------------------------------------------------
 
+    async def _prepare_upsert(self, request: api.UpsertRequest) -> calls.Prepared:
+        def build(command: command_pb2.Command) -> Iterator[None]:
+            collection = self._shard.state.collection(request.collection)
+            return validation.upsert_command(collection, request.points, command.upsert_points)
+
+        return await calls.prepare(self._shard, request, build)
+
     def _fill_upsert(self, response: api.UpsertResponse, result: command_pb2.CommandResult) -> None:
         response.header.CopyFrom(calls.header(self._shard, result.sequence))
-        response.version = result.sequence
+        response.version = result.sequence if result.inserted_count or result.updated_count else 0
         response.inserted_count = result.inserted_count
         response.updated_count = result.updated_count
         response.conflicts.extend(_conflicts(result))
@@ -264,36 +270,43 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         now_unix_ms = self._shard.now_unix_ms()
         reading.get(collection, list(request.ids), selection, now_unix_ms, response.points.add, reply)
 
-    async def _prepare_upsert(
-        self, request: api.UpsertRequest | api.UpsertStreamRequest, collection_name: str = ""
-    ) -> calls.Prepared:
-        """Check an upsert, of the collection named in it or, for a stream's later batches, of `collection_name`."""
+    async def _read_batches(self, requests: AsyncIterator[api.UpsertStreamRequest], window: StreamWindow) -> None:
+        """Start writing batches in the order of their arrival; the window's bound holds the sender back.
 
-        def build(command: command_pb2.Command) -> None:
-            collection = self._shard.state.collection(request.collection or collection_name)
-            validation.upsert_command(collection, request.points, command.upsert_points)
-
-        return await calls.prepare(self._shard, request, build)
-
-    async def _read_batches(
-        self,
-        requests: AsyncIterator[api.UpsertStreamRequest],
-        outstanding: asyncio.Queue[tuple[int, asyncio.Task[command_pb2.CommandResult]] | None],
-    ) -> None:
-        """Start writing batches in the order of their arrival; the queue's bound holds the sender back.
-
-        Each is checked before the next one is looked at, so nothing behind a refused batch is written.
+        Each is checked before the next one is looked at, so nothing behind a batch refused here is written. What can be
+        refused only when it is applied (its collection was deleted, or its request_id used by another call, since it was
+        checked) ends the stream as well, but the batches in the window behind it are written all the same.
         """
         collection_name = ""
         try:
             async for request in requests:
-                collection_name = request.collection or collection_name
-                prepared = await self._prepare_upsert(request, collection_name)
-                task = asyncio.create_task(calls.commit(self._shard, prepared))
-                task.add_done_callback(_look_at)
-                await outstanding.put((len(request.points), task))
+                # A batch is the same request whether or not it names its collection, and another one in another collection.
+                collection_name = request.collection = request.collection or collection_name
+                window.add(await self._begin_batch(request, window))
         finally:
-            await outstanding.put(None)
+            window.end()
+
+    async def _begin_batch(self, request: api.UpsertStreamRequest, window: StreamWindow) -> OutstandingBatch:
+        """Check a batch and queue it when there is room. Raises for a bad one."""
+
+        def build(command: command_pb2.Command) -> Iterator[None]:
+            window.check_request_id(command)
+            collection = self._shard.state.collection(request.collection)
+            return validation.upsert_command(collection, request.points, command.upsert_points)
+
+        prepared = await calls.prepare(self._shard, request, build)
+        if isinstance(prepared, command_pb2.CommandResult):
+            await window.room(0)
+            known: asyncio.Future[command_pb2.CommandResult] = asyncio.get_running_loop().create_future()
+            known.set_result(prepared)
+            return OutstandingBatch(len(request.points), 0, "", 0, known)
+        size_bytes = prepared.ByteSize()
+        await window.room(size_bytes)
+        task = await self._shard.write_in_turn(prepared)
+        task.add_done_callback(_look_at)
+        return OutstandingBatch(
+            len(request.points), size_bytes, prepared.request_id, prepared.request_fingerprint, task
+        )
 
     async def _prepare_selection(self, request: api.DeleteRequest | api.UpdatePayloadRequest) -> None:
         """Build what a filter reads before its record is applied, where it can be done in slices beside other calls."""
@@ -311,8 +324,8 @@ def _check_batch(requests: Sized) -> None:
         )
 
 
-def _look_at(task: asyncio.Task[command_pb2.CommandResult]) -> None:
-    """Keep asyncio from reporting the error of a batch that a broken stream left behind."""
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from reporting the error of a batch, or of the reader, that a broken stream left behind."""
     if not task.cancelled():
         task.exception()
 

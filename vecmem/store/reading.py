@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from vecmem import limits
-from vecmem.errors import InvalidPageTokenError, LimitExceededError
+from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExceededError
 from vecmem.index.filter import CompiledFilter
 from vecmem.index.payload import PayloadSelection, compile_selector, payload_to_struct
 from vecmem.index.rows import NEVER, row_array
@@ -22,9 +22,11 @@ from vecmem.store.collection import Collection
 from vecmem.store.validation import request_fingerprint, vector_of
 from vecmem.v1 import common_pb2, filter_pb2, points_pb2
 
-POINT_OVERHEAD_BYTES = 64
+POINT_OVERHEAD_BYTES = 32
+"""More than what frames a point in a reply, as a hit with its score."""
 PAGE_BYTES_MAX = limits.MESSAGE_BYTES_MAX // 4
-"""A page of scroll ends early when it has grown to this: one more point, of 1 MiB payload and 64 vectors, still fits."""
+"""A page of scroll ends early when it has grown to this: one more point, of 1 MiB payload (6 MiB as a Struct) and 64 vectors,
+still fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,13 @@ class PointSelection:
     as_values: bool
 
     def fill(self, point: points_pb2.Point, collection: Collection, row: int) -> int:
-        """Fill an empty message from a row; returns about how many bytes that added."""
-        size_bytes = POINT_OVERHEAD_BYTES
+        """Fill an empty message from a row; returns how many bytes that added at most."""
         table = collection.rows
         point.id = table.ids[row]
         point.version = int(table.versions[row])
         stored = collection.payloads.get(row)
         if stored:
             payload = stored if self.payload is None else self.payload.apply(stored)
-            size_bytes += len(payload)
             if self.as_struct:
                 point.payload_struct.CopyFrom(payload_to_struct(payload))
             elif payload:
@@ -55,13 +55,14 @@ class PointSelection:
             if expires_at_unix_ms != NEVER:
                 point.expires_at.FromMilliseconds(expires_at_unix_ms)
         for name in self.vector_names:
-            size_bytes += self._fill_vector(point, collection, name, row)
-        return size_bytes
+            self._fill_vector(point, collection, name, row)
+        # Counted, not added up: a Struct is several times as large as its JSON, and small vectors are mostly names and tags.
+        return point.ByteSize() + POINT_OVERHEAD_BYTES
 
-    def _fill_vector(self, point: points_pb2.Point, collection: Collection, name: str, row: int) -> int:
+    def _fill_vector(self, point: points_pb2.Point, collection: Collection, name: str, row: int) -> None:
         arena = collection.vectors[name].arena
         if not arena.present(row + 1)[row]:
-            return 0
+            return
         values = arena.gather(row_array(row))[0]
         dense = (point.vectors[name] if name else point.vector).dense
         if self.as_values:
@@ -69,7 +70,6 @@ class PointSelection:
         else:
             dense.packed = values.astype("<f4").tobytes()
             dense.data_type = common_pb2.DATA_TYPE_FLOAT32
-        return int(values.nbytes)
 
 
 def compile_selection(
@@ -83,7 +83,9 @@ def compile_selection(
     """Check the selectors of a request; None: absent from it.
 
     Raises:
+        InvalidArgumentError: a format or an encoding is not known.
         InvalidFilterError: a payload path is malformed.
+        LimitExceededError: too many names.
         UnknownVectorError: a vector is not the collection's.
     """
     names: tuple[str, ...] = ()
@@ -91,11 +93,22 @@ def compile_selection(
     if vectors is not None:
         if vectors.WhichOneof("names") == "include":
             names = tuple(dict.fromkeys(vectors.include.names))
+            if len(vectors.include.names) > limits.VECTORS_PER_COLLECTION_MAX:
+                raise LimitExceededError(
+                    f"{len(vectors.include.names)} names, more than {limits.VECTORS_PER_COLLECTION_MAX}",
+                    field=f"{field}with_vectors.include.names",
+                )
             for index, name in enumerate(names):
                 vector_of(collection, name, f"{field}with_vectors.include.names[{index}]")
         elif vectors.all:
             names = tuple(collection.vectors)
+        if vectors.encoding not in common_pb2.VectorEncoding.values():
+            raise InvalidArgumentError(
+                f"{vectors.encoding} is not a vector encoding", field=f"{field}with_vectors.encoding"
+            )
         encoding = vectors.encoding or request_encoding
+    if payload is not None and payload.format not in common_pb2.PayloadFormat.values():
+        raise InvalidArgumentError(f"{payload.format} is not a payload format", field=f"{field}with_payload.format")
     return PointSelection(
         payload=None if payload is None else compile_selector(payload, f"{field}with_payload"),
         as_struct=payload is not None and payload.format == common_pb2.PAYLOAD_FORMAT_STRUCT,

@@ -48,6 +48,8 @@ CHECKPOINT_WORTH_SHARE = 0.02
 CHECKPOINT_WORTH_ROWS = 2_000
 BACKGROUND_RETRY_SECONDS = 1.0
 BACKGROUND_RETRY_SECONDS_MAX = 60.0
+RECORD_OVERHEAD_BYTES = 64
+"""More than a record's frame and the time that is put into its command."""
 MAINTENANCE_POLL_SECONDS = 0.05
 SEARCHING_SECONDS = 1.0
 """For so long after a search there are thought to be more."""
@@ -124,12 +126,30 @@ class Shard:
         Raises what the command was refused for, OverloadedError, ShuttingDownError, or WritesStoppedError, after which the
         outcome is known when the server has restarted.
         """
+        return await self._written(*self._submit(command))
+
+    async def write_in_turn(self, command: command_pb2.Command) -> asyncio.Task[command_pb2.CommandResult]:
+        """Like write, but wait for room in the queue, and return when the command is queued, with its result to come.
+
+        So commands that one caller writes one after the other come into the log in that order. Raises ShuttingDownError or
+        WritesStoppedError.
+        """
+        await self._commit.room(command.ByteSize() + RECORD_OVERHEAD_BYTES)
+        return asyncio.create_task(self._written(*self._submit(command)))
+
+    def _submit(self, command: command_pb2.Command) -> tuple[asyncio.Future[command_pb2.CommandResult], int]:
+        """Queue a command; its result to come, and the size of its record."""
         # Never smaller than in a record before, those included that are not applied yet.
         command.time_unix_ms = self._last_time_unix_ms = max(self.now_unix_ms(), self._last_time_unix_ms)
         payload = command.SerializeToString()
-        result = await self._commit.submit(Record(COMMAND_RECORD, payload))
+        return self._commit.submit(Record(COMMAND_RECORD, payload)), len(payload)
+
+    async def _written(
+        self, queued: asyncio.Future[command_pb2.CommandResult], size_bytes: int
+    ) -> command_pb2.CommandResult:
+        result = await queued
         self._last_write = time.monotonic()
-        self._checkpoint_bytes += len(payload)
+        self._checkpoint_bytes += size_bytes
         self._work.set()
         return _accepted(result)
 

@@ -6,7 +6,7 @@ InvalidArgumentError of the fitting class that names the offending field, and ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
@@ -36,12 +36,20 @@ from vecmem.v1 import common_pb2, points_pb2
 
 EXPIRED_LONG_AGO_UNIX_MS = 1
 """Stands for every expiry before 1970; 0 means never."""
+CHECK_ROWS = 64
+"""Vectors checked in one step."""
+
+
+_KIND_IN_FINGERPRINT = {"vecmem.v1.UpsertStreamRequest": "vecmem.v1.UpsertRequest"}
+"""Kinds of request that count as another one: the fields of a stream's batch are those of Upsert."""
 
 
 def request_fingerprint(request: Message) -> int:
-    """Tells two requests under one request_id apart: 64 bits of size and CRC32C."""
+    """Tells two requests under one request_id apart: 64 bits of size and CRC32C, the kind of the request included."""
     content = request.SerializeToString(deterministic=True)
-    return (len(content) & 0xFFFFFFFF) << 32 | int(google_crc32c.value(content))
+    kind = request.DESCRIPTOR.full_name
+    crc = google_crc32c.value(_KIND_IN_FINGERPRINT.get(kind, kind).encode())
+    return (len(content) & 0xFFFFFFFF) << 32 | int(google_crc32c.extend(crc, content))
 
 
 def check_request_id(request_id: str) -> None:
@@ -123,18 +131,24 @@ class _Column:
     indexes: list[int] = dataclass_field(default_factory=list)
     rows: list[bytes] = dataclass_field(default_factory=list)
 
-    def check(self) -> None:
-        matrix = np.frombuffer(b"".join(self.rows), dtype="<f4").reshape(-1, self.parameters.dimension)
-        found = invalid_vector(matrix, self.parameters.metric)
-        if found is not None:
-            index, problem = found
-            raise InvalidVectorError(problem, field=f"points[{self.indexes[index]}].{self.label}")
+    def check(self) -> Iterator[None]:
+        for start in range(0, len(self.rows), CHECK_ROWS):
+            rows = b"".join(self.rows[start : start + CHECK_ROWS])
+            matrix = np.frombuffer(rows, dtype="<f4").reshape(-1, self.parameters.dimension)
+            found = invalid_vector(matrix, self.parameters.metric)
+            if found is not None:
+                index, problem = found
+                raise InvalidVectorError(problem, field=f"points[{self.indexes[start + index]}].{self.label}")
+            yield
 
 
 def upsert_command(
     collection: Collection, points: Sequence[points_pb2.Point], command: command_pb2.UpsertPoints
-) -> None:
-    """Check points against the collection and fill a command; the last of several points with the same id stays."""
+) -> Iterator[None]:
+    """Check points against the collection and fill a command; the last of several points with the same id stays.
+
+    In steps, between which other work may be done: of the collection only what never changes is looked at.
+    """
     if not points:
         raise InvalidArgumentError("carries no point", field="points")
     if len(points) > limits.POINTS_PER_REQUEST_MAX:
@@ -152,8 +166,9 @@ def upsert_command(
             stored.expires_at_unix_ms = _expiry(point.expires_at, f"points[{index}].expires_at")
         if point.HasField("expected_version"):
             stored.expected_version = point.expected_version
+        yield
     for column in columns.values():
-        column.check()
+        yield from column.check()
     if len(last_index) < len(points):
         _drop_superseded(command, columns, sorted(last_index.values()))
     for name, column in columns.items():
