@@ -275,8 +275,13 @@ class PayloadTable:
                 kept.column.set(row, path.values(document))
 
     def clear(self, row: int) -> None:
-        """Take a row's payload away, if it has one."""
-        self.clear_rows(np.array([row], dtype=np.int64))
+        """Take a row's payload away, if it has one; for many rows there is `clear_rows`."""
+        if row < len(self._payloads):
+            self._payload_bytes -= len(self._payloads[row])
+            self._payloads[row] = b""
+            for kept in self._columns.values():
+                if row < kept.built_rows:
+                    kept.column.set(row, None)
 
     def clear_rows(self, rows: NDArray[np.int64]) -> None:
         """Take the payloads of distinct rows away. Nothing is decoded; each column costs about a table lookup for each row."""
