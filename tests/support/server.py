@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from bench.server import dying_with_parent
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -65,7 +63,7 @@ class ServerProcess:
             raise RuntimeError("the server runs already")
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                dying_with_parent(self.command()),
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

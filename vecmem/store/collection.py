@@ -284,8 +284,7 @@ class Collection:
     def _forget(self, rows: Rows) -> None:
         for index in self.vectors.values():
             index.forget(rows)
-        for row in rows.tolist():
-            self.payloads.clear(row)
+        self.payloads.clear_rows(rows)
 
     def _rebuild_expiring(self) -> None:
         rows = self.rows.live_rows()

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vecmem import limits
@@ -156,43 +157,53 @@ async def _run_chunk(
 ) -> tuple[int, list[VecmemError | None]]:
     """Run queries at one snapshot."""
     shard.note_search()
-    for attempt in range(ATTEMPTS_IN_THREADS + 1):
-        await _prepare(shard, queries)
-        sequence = shard.applied_sequence
-        now_unix_ms = shard.now_unix_ms()
-        tickets = [(query.collection.rows.readers, query.collection.rows.readers.begin()) for query, _ in queries]
-        try:
-            snapshots = [_take_snapshot(query, sequence, now_unix_ms) for query, _ in queries]
-            if attempt < ATTEMPTS_IN_THREADS:
-                results = await asyncio.get_running_loop().run_in_executor(executor, _search_all, snapshots)
-                await _settled(shard, queries)
-            else:
-                results = _search_all(snapshots)
-            if any(map(_was_overtaken, snapshots, results)):
-                continue
-            errors = [
-                _fill(snapshot, result, add_hit, reply)
-                for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
-            ]
-            return sequence, errors
-        finally:
-            for readers, ticket in tickets:
-                readers.end(ticket)
-    raise AssertionError("the last attempt cannot be overtaken")
-
-
-async def _prepare(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
-    """Return with every column that the filters read complete, and none of the collections changed in part."""
     paths: dict[Collection, set[FieldPath]] = {}
     for query, _ in queries:
         if query.compiled is not None:
             paths.setdefault(query.collection, set()).update(query.compiled.paths)
-    for collection, wanted in paths.items():
-        await shard.ensure_columns(collection, wanted)
-    await _settled(shard, queries)
+    with ExitStack() as pinned:
+        for collection, wanted in paths.items():
+            pinned.enter_context(collection.payloads.pinned(wanted))
+        for attempt in range(ATTEMPTS_IN_THREADS + 1):
+            for collection, wanted in paths.items():
+                await shard.ensure_columns(collection, wanted)
+            await _settled(shard, queries)
+            # From here to the search nothing else runs.
+            searcher = executor if attempt < ATTEMPTS_IN_THREADS else None
+            done = await _run_at_snapshot(shard, searcher, queries, reply)
+            if done is not None:
+                return done
+    raise AssertionError("the last attempt cannot be overtaken")
+
+
+async def _run_at_snapshot(
+    shard: Shard, executor: Executor | None, queries: Sequence[tuple[CompiledQuery, AddHit]], reply: ReplySize
+) -> tuple[int, list[VecmemError | None]] | None:
+    """Run queries at the snapshot of now; None when a write overtook them. Without an executor none can."""
+    sequence = shard.applied_sequence
+    now_unix_ms = shard.now_unix_ms()
+    tickets = [(query.collection.rows.readers, query.collection.rows.readers.begin()) for query, _ in queries]
+    try:
+        snapshots = [_take_snapshot(query, sequence, now_unix_ms) for query, _ in queries]
+        if executor is None:
+            results = _search_all(snapshots)
+        else:
+            results = await asyncio.get_running_loop().run_in_executor(executor, _search_all, snapshots)
+            await _settled(shard, queries)
+        if any(map(_was_overtaken, snapshots, results)):
+            return None
+        errors = [
+            _fill(snapshot, result, add_hit, reply)
+            for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
+        ]
+        return sequence, errors
+    finally:
+        for readers, ticket in tickets:
+            readers.end(ticket)
 
 
 async def _settled(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
+    """Return when none of the queries' collections is changed in part."""
     while changing := [query.collection for query, _ in queries if query.collection.changing]:
         await shard.settled(changing[0])
 

@@ -51,6 +51,7 @@ BACKGROUND_RETRY_SECONDS_MAX = 60.0
 RECORD_OVERHEAD_BYTES = 64
 """More than a record's frame and the time that is put into its command."""
 MAINTENANCE_POLL_SECONDS = 0.05
+MAINTENANCE_GATHER_SECONDS = 0.02
 SEARCHING_SECONDS = 1.0
 """For so long after a search there are thought to be more."""
 SLICE_SECONDS_SEARCHING = 0.005
@@ -300,6 +301,8 @@ class Shard:
                 # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
                 async with asyncio.timeout(MAINTENANCE_POLL_SECONDS if waiting else None):
                     await self._work.wait()
+            # Single writes gather: a graph thread for each of them would only stand in its way.
+            await asyncio.sleep(MAINTENANCE_GATHER_SECONDS)
 
     async def _maintain_slice(self, index: VectorIndex) -> bool:
         """One slice of background work, as long as searches can wait for it; False when there was none."""

@@ -589,7 +589,7 @@ class VectorStats(_message.Message):
     ARENA_BYTES_FIELD_NUMBER: _builtins.int
     GRAPH_BYTES_FIELD_NUMBER: _builtins.int
     vector_count: _builtins.int
-    """Points that carry this vector."""
+    """Points that carry this vector; for a moment also those just deleted or replaced."""
     graph_row_count: _builtins.int
     """Live rows in the graph; 0 for a flat index."""
     tail_row_count: _builtins.int

@@ -95,7 +95,8 @@ class CollectionServiceServicer:
 
     def UpdateCollection(self, request, context):
         """UpdateCollection changes what may change after creation. Changed graph parameters take effect by
-        a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it is now. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
+        a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it
+        is now; COLLECTION_NOT_FOUND if it has been deleted since, even where another one has its name. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,8 @@ class CollectionServiceStub:
     """ListCollections returns the collections in order of their names, page by page."""
     UpdateCollection: _grpc.UnaryUnaryMultiCallable[_collections_pb2.UpdateCollectionRequest, _collections_pb2.UpdateCollectionResponse]
     """UpdateCollection changes what may change after creation. Changed graph parameters take effect by
-    a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it is now. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
+    a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it
+    is now; COLLECTION_NOT_FOUND if it has been deleted since, even where another one has its name. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
     """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectionRequest, _collections_pb2.DeleteCollectionResponse]
     """DeleteCollection removes a collection with all its points. Errors: COLLECTION_NOT_FOUND."""
@@ -65,7 +66,8 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """ListCollections returns the collections in order of their names, page by page."""
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_collections_pb2.UpdateCollectionRequest, _collections_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
     """UpdateCollection changes what may change after creation. Changed graph parameters take effect by
-    a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it is now. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
+    a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it
+    is now; COLLECTION_NOT_FOUND if it has been deleted since, even where another one has its name. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
     """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectionRequest, _collections_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """DeleteCollection removes a collection with all its points. Errors: COLLECTION_NOT_FOUND."""
@@ -108,7 +110,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.UpdateCollectionResponse, _abc.Awaitable[_collections_pb2.UpdateCollectionResponse]]:
         """UpdateCollection changes what may change after creation. Changed graph parameters take effect by
-        a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it is now. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
+        a rebuild in the background; searches stay complete meanwhile. The reply, also to a repeat, describes the collection as it
+        is now; COLLECTION_NOT_FOUND if it has been deleted since, even where another one has its name. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR.
         """
 
     @_abc_1.abstractmethod

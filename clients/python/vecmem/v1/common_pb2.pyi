@@ -126,7 +126,7 @@ class Position(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
-    """Shard whose log is meant. 0 on a single node."""
+    """Shard whose log is meant. 0 on a single node, where every other one is refused."""
     sequence: _builtins.int
     """Sequence number of the last log record reflected. 0: the empty log."""
     def __init__(

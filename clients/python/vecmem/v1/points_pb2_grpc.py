@@ -118,7 +118,9 @@ class PointServiceServicer:
     def UpsertStream(self, request_iterator, context):
         """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
         the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
-        the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay.
+        the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay. A batch that is
+        refused only when it is applied, because its collection was deleted or its request_id used by another call meanwhile, ends
+        the stream as well, but batches sent behind it may have been written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,9 @@ class PointServiceStub:
     UpsertStream: _grpc.StreamStreamMultiCallable[_points_pb2.UpsertStreamRequest, _points_pb2.UpsertStreamResponse]
     """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
     the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
-    the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay.
+    the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay. A batch that is
+    refused only when it is applied, because its collection was deleted or its request_id used by another call meanwhile, ends
+    the stream as well, but batches sent behind it may have been written.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_points_pb2.GetRequest, _points_pb2.GetResponse]
     """Get returns points by id, in the order asked for. Missing ones are left out. Errors: COLLECTION_NOT_FOUND."""
@@ -91,7 +93,9 @@ class PointServiceAsyncStub(PointServiceStub):
     UpsertStream: _aio.StreamStreamMultiCallable[_points_pb2.UpsertStreamRequest, _points_pb2.UpsertStreamResponse]  # type: ignore[assignment]
     """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
     the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
-    the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay.
+    the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay. A batch that is
+    refused only when it is applied, because its collection was deleted or its request_id used by another call meanwhile, ends
+    the stream as well, but batches sent behind it may have been written.
     """
     Get: _aio.UnaryUnaryMultiCallable[_points_pb2.GetRequest, _points_pb2.GetResponse]  # type: ignore[assignment]
     """Get returns points by id, in the order asked for. Missing ones are left out. Errors: COLLECTION_NOT_FOUND."""
@@ -150,7 +154,9 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_points_pb2.UpsertStreamResponse], _abc.AsyncIterator[_points_pb2.UpsertStreamResponse]]:
         """UpsertStream is Upsert for bulk loads. Each request is one atomic batch; each reply acknowledges, in order,
         the batches that have become durable. The server reads on only while few batches are outstanding, so gRPC's flow control slows
-        the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay.
+        the sender down. The first refused batch ends the stream with its error; batches acknowledged before stay. A batch that is
+        refused only when it is applied, because its collection was deleted or its request_id used by another call meanwhile, ends
+        the stream as well, but batches sent behind it may have been written.
         """
 
     @_abc_1.abstractmethod
