@@ -32,6 +32,7 @@ GROUPS: dict[str, dict[str, Told]] = {
         "POINTS_PER_REQUEST_MAX": Told("points", "points of one upsert or one batch of a stream", TOO_MUCH),
         "IDS_PER_REQUEST_MAX": Told("ids", "ids of one get, delete or payload change", TOO_MUCH),
         "QUERIES_PER_BATCH_MAX": Told("queries", "queries of one QueryBatch", TOO_MUCH),
+        "REQUESTS_PER_BATCH_MAX": Told("requests", "requests of one UpsertBatch or GetBatch", TOO_MUCH),
         "HITS_MAX": Told("hits", "offset + limit of a query", TOO_MUCH),
         "PAGE_SIZE_MAX": Told("points", "page of a scroll", TOO_MUCH),
         "PAGE_SIZE_DEFAULT": Told("entries", "page where the request names no size"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
+
 from vecmem import limits
 from vecmem.errors import CollectionNotFoundError
 from vecmem.server import calls
@@ -127,11 +129,12 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
             point_count=reading.count(collection, None, sequence, self._shard.now_unix_ms()),
             payload_bytes=collection.payloads.payload_bytes,
         )
+        visible = collection.matching(None, sequence, self._shard.now_unix_ms())
         for name, index in collection.vectors.items():
             counts = index.statistics()
             stats.vectors[name].CopyFrom(
                 api.VectorStats(
-                    vector_count=counts.vector_count,
+                    vector_count=int(np.count_nonzero(visible & index.arena.present(visible.size))),
                     graph_row_count=counts.graph_row_count,
                     tail_row_count=counts.tail_row_count,
                     graph_deleted_row_count=counts.graph_deleted_row_count,

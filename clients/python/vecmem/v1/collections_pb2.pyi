@@ -589,11 +589,11 @@ class VectorStats(_message.Message):
     ARENA_BYTES_FIELD_NUMBER: _builtins.int
     GRAPH_BYTES_FIELD_NUMBER: _builtins.int
     vector_count: _builtins.int
-    """Points that carry this vector; for a moment also those just deleted or replaced."""
+    """Points that carry this vector."""
     graph_row_count: _builtins.int
-    """Live rows in the graph; 0 for a flat index."""
+    """Rows in the graph, for a moment also those just deleted or replaced; 0 for a flat index."""
     tail_row_count: _builtins.int
-    """Live rows not yet in the graph, scanned exactly by every search."""
+    """Rows not yet in the graph, scanned exactly by every search."""
     graph_deleted_row_count: _builtins.int
     """Dead rows that the graph still holds until its next rebuild."""
     rebuilding: _builtins.bool
