@@ -12,7 +12,7 @@ from vecmem.index.arena import Arena, Rows
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import VectorParameters
 from vecmem.index.rows import RowView
-from vecmem.index.vector_index import IndexStatistics, SearchRequest, SearchResult
+from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchRequest, SearchResult
 
 
 class FlatIndex:
@@ -35,6 +35,10 @@ class FlatIndex:
         rows = scan.wanted_rows(self.arena, request, view)
         candidates = scan.nearest(self.arena, request, rows, view.row_count)
         return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan="scan")
+
+    def is_quick(self, request: SearchRequest) -> bool:  # noqa: ARG002
+        """See VectorIndex."""
+        return self.arena.present_count * self.parameters.dimension <= QUICK_ELEMENTS
 
     def maintain(self, *, threads: int, slice_rows: int) -> bool:  # noqa: ARG002 (the protocol's parameters)
         """See VectorIndex: nothing to do."""

@@ -25,7 +25,7 @@ from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
 from vecmem.index.tail import Tail
-from vecmem.index.vector_index import IndexStatistics, SearchRequest, SearchResult
+from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchRequest, SearchResult
 
 REBUILD_SHARE = 0.2
 """Share of deleted nodes that triggers a rebuild."""
@@ -76,6 +76,16 @@ class HnswIndex:
             rows = self._passing(tail, request, view)
             candidates, plan = np.concatenate([found, scan.nearest(self.arena, request, rows, view.row_count)]), "graph"
         return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan=plan)
+
+    def is_quick(self, request: SearchRequest) -> bool:
+        """See VectorIndex. While there is background work the graph may be held by an insertion."""
+        if self.has_work():
+            return False
+        compared = self.arena.present_count
+        if not request.exact and request.allowed is None:
+            effort = max(request.ef or self._hnsw().ef, request.limit)
+            compared = min(compared, effort * planner.GRAPH_COMPARISONS_PER_EF)
+        return compared * self.parameters.dimension <= QUICK_ELEMENTS
 
     def _search_graph(self, request: SearchRequest, view: RowView, tail_count: int) -> Rows | None:
         """Rows of the graph that pass, at least `limit` of them where the graph holds so many; None: scan instead."""

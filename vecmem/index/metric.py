@@ -7,6 +7,7 @@ scores are therefore computed again, row by row in float64, so that equal vector
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -35,9 +36,18 @@ class Metric(IntEnum):
 
 def norms(vectors: Float32Array) -> NDArray[np.float64]:
     """Euclidean norms of the rows of an (n, dimension) array, in float64."""
-    with np.errstate(over="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    return np.asarray(np.sqrt(squares))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)))
+
+
+def norm(vector: Float32Array) -> float:
+    """Euclidean norm of one vector, in float64; NaN or infinite if an element is."""
+    wide = vector.astype(np.float64)
+    return math.sqrt(float(wide @ wide))
+
+
+def is_valid_norm(metric: Metric, length: float) -> bool:
+    """Whether a vector of this norm may be stored and searched for; False for NaN and infinity."""
+    return (NORM_MIN_COSINE if metric is Metric.COSINE else 0.0) <= length <= NORM_MAX
 
 
 def row_terms(metric: Metric, vectors: Float32Array) -> Float32Array:
@@ -54,7 +64,7 @@ def scan_query(metric: Metric, query: Float32Array) -> Float32Array:
     """The query as scans and graphs want it: of unit length under cosine. Shape (dimension,)."""
     if metric is not Metric.COSINE:
         return query
-    return np.asarray((query / norms(query[None, :])[0]).astype(np.float32))
+    return np.asarray((query / np.float64(norm(query))).astype(np.float32))
 
 
 def ranks(metric: Metric, products: Float32Array, terms: Float32Array) -> Float32Array:
@@ -99,4 +109,4 @@ def scores(metric: Metric, query: Float32Array, vectors: Float32Array) -> Float3
     if metric is Metric.DOT:
         return np.asarray(products.astype(np.float32))
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide)) * np.sqrt(wide_query @ wide_query)
-    return np.asarray(np.clip(products / lengths, -1.0, 1.0).astype(np.float32))
+    return np.asarray(np.minimum(np.maximum(products / lengths, -1.0), 1.0).astype(np.float32))

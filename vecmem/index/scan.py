@@ -12,6 +12,8 @@ from vecmem.index.arena import Arena, Rows
 from vecmem.index.rows import RowView
 from vecmem.index.vector_index import SearchRequest
 
+SORT_IN_PYTHON_MAX = 64
+"""Up to so many candidates, as of a common query, Python's sort is over before numpy's has begun."""
 GATHER_SHARE_MAX = 0.5
 """Above this share of the rows it is cheaper to scan them all than to pick the wanted ones."""
 
@@ -43,7 +45,9 @@ def best(arena: Arena, request: SearchRequest, candidates: Rows, ids: list[str])
     """Rows and exact scores of the `request.limit` best distinct candidates, best first, ties in order of ids."""
     if not candidates.size:
         return [], []
-    rows = np.unique(candidates)
+    rows = (
+        np.array(sorted(set(candidates.tolist()))) if candidates.size <= SORT_IN_PYTHON_MAX else np.unique(candidates)
+    )
     scores = arena.scores(request.query, rows)
     ordering = -scores if arena.metric.higher_is_nearer else scores
     if len(rows) > request.limit:

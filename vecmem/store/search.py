@@ -64,6 +64,9 @@ class _Snapshot:
     request: SearchRequest | None
     error: VecmemError | None = None
 
+    def is_quick(self) -> bool:
+        return self.request is None or self.query.index.is_quick(self.request)
+
     def search(self) -> SearchResult | VecmemError:
         if self.error is not None or self.request is None or self.view is None:
             return self.error or VecmemError("a snapshot without a request")
@@ -185,7 +188,7 @@ async def _run_at_snapshot(
     tickets = [(query.collection.rows.readers, query.collection.rows.readers.begin()) for query, _ in queries]
     try:
         snapshots = [_take_snapshot(query, sequence, now_unix_ms) for query, _ in queries]
-        if executor is None:
+        if executor is None or (len(snapshots) == 1 and snapshots[0].is_quick()):
             results = _search_all(snapshots)
         else:
             results = await asyncio.get_running_loop().run_in_executor(executor, _search_all, snapshots)

@@ -221,9 +221,9 @@ def query_vector(values: bytes, parameters: VectorParameters, field: str) -> Flo
     """A vector to search for, from float32 bytes; shape (dimension,)."""
     check_dimension(values, parameters, field)
     vector = np.frombuffer(values, dtype="<f4")
-    found = invalid_vector(vector[None, :], parameters.metric)
-    if found is not None:
-        raise InvalidVectorError(found[1], field=field)
+    if not metrics.is_valid_norm(parameters.metric, metrics.norm(vector)):
+        found = invalid_vector(vector[None, :], parameters.metric)
+        raise InvalidVectorError(found[1] if found else "its length is at the edge of what is allowed", field=field)
     return vector
 
 
