@@ -28,6 +28,7 @@ DOT_NORM_EXPONENT = 20
 """hnswlib's distance under dot is 1 - product in float32, in which products below 1e-7 drown. Vectors go into the graph scaled by a power
 of two, so that their norms are about 2 to this power; and queries are of unit length: the order of results does not change."""
 LINK_BYTES = 4
+PARALLEL_ROWS_MIN = 64
 # Cosine becomes a dot product of unit vectors here: hnswlib's own normalisation is in float32 and bends short vectors.
 _SPACES = {Metric.COSINE: "ip", Metric.DOT: "ip", Metric.EUCLIDEAN: "l2"}
 
@@ -154,7 +155,8 @@ class Graph:
             if needed > index.get_max_elements():
                 index.resize_index(max(needed, 2 * index.get_max_elements()))
             try:
-                index.add_items(vectors, labels, num_threads=threads)
+                # Trickles are inserted by one thread: the other cores belong to those whose writes they are.
+                index.add_items(vectors, labels, num_threads=threads if len(vectors) >= PARALLEL_ROWS_MIN else 1)
             except BaseException:
                 self._give_up(index, labels)
                 raise
