@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.store.support import apply, create, delete_collection, dump, shard_at, upsert
+from tests.store.support import apply, create, delete_collection, drained, dump, shard_at, upsert
 from vecmem.errors import (
     CheckpointError,
     CollectionDamagedError,
@@ -38,6 +38,7 @@ async def fill(data_dir: Path, *, retention_bytes: int, checkpoint_count: int = 
                 points = {f"p{i}": b'{"n":%d}' % number for i in range(number, number + 30)}
                 await shard.write(upsert(uid, points, seed=10 * number + uid, request_id=f"r{number}-{uid}"))
             if number < checkpoint_count:
+                await drained(shard)
                 await shard.checkpoint()
         return dump(shard.state)
 

@@ -44,7 +44,7 @@ class FlatIndex:
         """See VectorIndex: nothing to do."""
         return False
 
-    def has_work(self) -> bool:
+    def has_work(self, *, tail_rows_min: int = 1) -> bool:  # noqa: ARG002
         """See VectorIndex: never."""
         return False
 

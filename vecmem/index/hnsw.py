@@ -135,9 +135,12 @@ class HnswIndex:
 
     # -- maintenance: one thread -----------------------------------------------------------------------------------------
 
-    def has_work(self) -> bool:
+    def has_work(self, *, tail_rows_min: int = 1) -> bool:
         """See VectorIndex."""
-        return bool(self._current.unlabelled or self._rebuilt is not None or len(self._tail)) or self._wants_rebuild()
+        return (
+            bool(self._current.unlabelled or self._rebuilt is not None or len(self._tail) >= tail_rows_min)
+            or self._wants_rebuild()
+        )
 
     def maintain(self, *, threads: int, slice_rows: int) -> bool:
         """See VectorIndex."""

@@ -87,8 +87,8 @@ class VectorIndex(Protocol):
         """Do one short slice of background work; False when there is none left."""
         ...
 
-    def has_work(self) -> bool:
-        """Whether `maintain` has something to do."""
+    def has_work(self, *, tail_rows_min: int = 1) -> bool:
+        """Whether `maintain` has something to do, a tail of fewer rows than that aside."""
         ...
 
     def configure(self, parameters: VectorParameters) -> None:

@@ -34,6 +34,8 @@ from vecmem.store.state_machine import StateMachine
 
 CHECKPOINTS_KEPT = 2
 """The newest may turn out damaged; the one before it and the log between them stand in for it."""
+CHILD_NICENESS = 10
+"""Nobody waits for a checkpoint; calls are served beside it."""
 _ERROR_FILE = "error.txt"
 _PR_SET_PDEATHSIG = 1
 _logger = logging.getLogger(__name__)
@@ -121,6 +123,7 @@ def _run_child(state: StateMachine, temporary: Path, sequence: int, running_crc:
         gc.disable()
         # A crash in a library says where on standard error; the parent sees only the signal.
         faulthandler.enable()
+        os.nice(CHILD_NICENESS)
         _die_with(parent)
         metadata = image.write_image(state, temporary)
         manifest = checkpoints.seal(temporary, sequence=sequence, running_crc=running_crc, metadata=metadata)

@@ -52,6 +52,8 @@ RECORD_OVERHEAD_BYTES = 64
 """More than a record's frame and the time that is put into its command."""
 MAINTENANCE_POLL_SECONDS = 0.05
 MAINTENANCE_GATHER_SECONDS = 0.02
+TRICKLE_SECONDS = 0.2
+TRICKLE_ROWS = 256
 SEARCHING_SECONDS = 1.0
 """For so long after a search there are thought to be more."""
 SLICE_SECONDS_SEARCHING = 0.005
@@ -282,13 +284,17 @@ class Shard:
     async def _maintain(self) -> None:
         while True:
             worked = False
+            # While single writes come in, a short tail waits: scanning it costs a search next to nothing, and inserting each row
+            # at once would cost the next write more. It goes into the graph in one piece, or when the writes pause.
+            writing = time.monotonic() - self._last_write < TRICKLE_SECONDS
+            tail_rows_min = TRICKLE_ROWS if writing else 1
             for collection in list(self.state.collections.values()):
                 await self.settled(collection)
                 while collection.reclaim():
                     await asyncio.sleep(0)
                     await self.settled(collection)
                 for index in collection.vectors.values():
-                    if not index.has_work():
+                    if not index.has_work(tail_rows_min=tail_rows_min):
                         continue
                     worked |= await self._maintain_slice(index)
             self.failures.pop("maintain indexes", None)
@@ -296,12 +302,13 @@ class Shard:
                 continue
             self._work.clear()
             # Rows wait for searches to end, which nobody announces; everything else begins with a write.
-            waiting = any(collection.rows.awaits_reclaim for collection in self.state.collections.values())
+            waiting = self._has_work() or any(
+                collection.rows.awaits_reclaim for collection in self.state.collections.values()
+            )
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
                 async with asyncio.timeout(MAINTENANCE_POLL_SECONDS if waiting else None):
                     await self._work.wait()
-            # Single writes gather: a graph thread for each of them would only stand in its way.
             await asyncio.sleep(MAINTENANCE_GATHER_SECONDS)
 
     async def _maintain_slice(self, index: VectorIndex) -> bool:
