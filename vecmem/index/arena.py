@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from vecmem.index import _kernel
 from vecmem.index import metric as metrics
 from vecmem.index.metric import Float32Array, Metric
 
@@ -33,6 +34,18 @@ class Arena:
         self._terms: list[Float32Array] = []
         self._present = np.zeros(0, dtype=np.bool_)
         self._largest_norm = 0.0
+        self.native = _kernel.Arena(int(metric), dimension, self._chunk_shift)
+        """The same rows for native code: the chunks, by reference."""
+
+    @property
+    def row_count(self) -> int:
+        """Rows that there is room for, from 0."""
+        return int(self._present.size)
+
+    @property
+    def largest_norm(self) -> float:
+        """Euclidean norm of the longest vector ever written."""
+        return self._largest_norm
 
     @property
     def allocated_bytes(self) -> int:
@@ -110,6 +123,7 @@ class Arena:
         while len(self._chunks) * self._chunk_rows < row_count:
             self._chunks.append(np.zeros((self._chunk_rows, self.dimension), dtype=np.float32))
             self._terms.append(np.zeros(self._chunk_rows, dtype=np.float32))
+            self.native.append(self._chunks[-1], self._terms[-1])
         if self._present.size < row_count:
             # A new array, not a resize: searches under way keep the one they have.
             present = np.zeros(max(row_count, 2 * self._present.size), dtype=np.bool_)

@@ -4,7 +4,7 @@ hnswlib allows many searches at once, or one insertion, never both; and its `ef`
 share it as long as they agree on `ef`, insertion and deletion hold it alone. Someone who waits to hold it alone keeps later
 searches out, so neither side starves: insertions come in short slices, with searches in between.
 
-Labels count up from 0 and are never used again; what a label stands for is the business of `vecmem.index.hnsw`.
+Labels count up from 0 and are never used again; what a label stands for is the business of `vecmem.index.labelled_graph`.
 """
 
 from __future__ import annotations

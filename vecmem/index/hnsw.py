@@ -1,115 +1,27 @@
-"""The HNSW index: arena, tail and graph.
+"""The index over hnswlib's own graph of float32 vectors: the second implementation beside `vecmem.index.kernel_index`.
 
-- The *arena* holds every vector and answers for exact scores.
-- The *tail* lists rows that are not in the graph yet; every search scans it, so a point is found the moment it is published.
-- The *graph* holds the rest. `maintain` moves the tail into it in short slices.
-
-Dead rows leave the graph by losing their label (`forget`) and being marked deleted (`maintain`). Deleted nodes stay as stepping stones
-and cost time and memory, so when their share passes `REBUILD_SHARE` a second graph is built beside the first, slice by slice, and
-takes its place. Meanwhile new rows stay in the tail.
+Tests hold both to one suite, and benchmarks measure the kernel against it. A filter is applied to what the graph returns: hnswlib's own
+filter takes the interpreter lock for every candidate.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from numpy.typing import NDArray
 
-from vecmem import errors
 from vecmem.index import planner, scan
-from vecmem.index.arena import Arena, Rows
-from vecmem.index.graph import Graph, Labels
-from vecmem.index.metric import Float32Array
-from vecmem.index.parameters import HnswParameters, VectorParameters
-from vecmem.index.rows import RowTable, RowView
-from vecmem.index.tail import Tail
-from vecmem.index.vector_index import IndexStatistics, SearchRequest, SearchResult
-
-REBUILD_SHARE = 0.2
-"""Share of deleted nodes that triggers a rebuild."""
-REBUILD_ROWS_MIN = 1_000
-"""Graphs with fewer deleted nodes than this are left alone: they cost next to nothing."""
-NO_ROW = -1
+from vecmem.index.arena import Rows
+from vecmem.index.graph_index import GraphIndex
+from vecmem.index.labelled_graph import LabelledGraph
+from vecmem.index.parameters import VectorParameters
+from vecmem.index.rows import RowView
+from vecmem.index.vector_index import SearchRequest, SearchResult
 
 
-class LabelledGraph:
-    """A graph and what its labels stand for: `rows[label]` is a row, or NO_ROW once that row is forgotten."""
+class HnswIndex(GraphIndex[LabelledGraph]):
+    """A VectorIndex with a graph of the hnswlib package."""
 
-    def __init__(self, parameters: VectorParameters) -> None:
-        assert parameters.hnsw is not None
-        self.graph = Graph(parameters.dimension, parameters.metric, parameters.hnsw)
-        self.rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.label_of: dict[int, int] = {}
-        self.unlabelled: list[int] = []
-
-    @property
-    def live_count(self) -> int:
-        """Rows in the graph that are not forgotten."""
-        return len(self.label_of)
-
-    def add(self, rows: Rows, vectors: Float32Array, threads: int) -> None:
-        """Insert rows with their vectors."""
-        start = self.graph.label_count
-        if self.rows.size < start + len(rows):
-            # A new array, not a resize: searches under way keep the one they have.
-            grown = np.full(max(start + len(rows), 2 * self.rows.size, 1024), NO_ROW, dtype=np.int64)
-            grown[: self.rows.size] = self.rows
-            self.rows = grown
-        self.rows[start : start + len(rows)] = rows
-        labels = self.graph.add(vectors, threads)
-        self.label_of.update(zip(rows.tolist(), labels.tolist(), strict=True))
-
-    def forget(self, rows: Rows) -> None:
-        """Take the labels from dead rows; the nodes are marked deleted later."""
-        for row in rows.tolist():
-            label = self.label_of.pop(row, None)
-            if label is not None:
-                self.rows[label] = NO_ROW
-                self.unlabelled.append(label)
-
-    def mark_deleted(self, count_max: int) -> bool:
-        """Mark up to `count_max` nodes of forgotten rows; False when there are none."""
-        labels = self.unlabelled[:count_max]
-        del self.unlabelled[: len(labels)]
-        if labels:
-            self.graph.delete(np.array(labels))
-        return bool(labels)
-
-    def search(self, query: Float32Array, count: int, ef: int) -> Rows:
-        """Rows near `query`, forgotten ones left out."""
-        labels: Labels = self.graph.search(query, count, ef)
-        rows: Rows = self.rows[labels]
-        return np.asarray(rows[rows != NO_ROW])
-
-
-class HnswIndex:
-    """A VectorIndex with a graph. `table` is the row table of the collection."""
-
-    def __init__(self, parameters: VectorParameters, table: RowTable) -> None:
-        self.parameters = parameters
-        self.arena = Arena(parameters.dimension, parameters.metric)
-        self._table = table
-        self._tail = Tail()
-        self._current = LabelledGraph(parameters)
-        self._rebuilt: LabelledGraph | None = None
-        self._to_rebuild: Rows = np.zeros(0, dtype=np.int64)
-        self._parameters_changed = False
-
-    def add(self, rows: Rows, vectors: Float32Array) -> None:
-        """See VectorIndex."""
-        self.arena.write(rows, vectors)
-        self._tail.append(rows)
-
-    def forget(self, rows: Rows) -> None:
-        """See VectorIndex."""
-        self.arena.clear(rows)
-        self._tail.discard(rows)
-        self._current.forget(rows)
-        if self._rebuilt is not None:
-            self._rebuilt.forget(rows)
-
-    # -- search: any thread ---------------------------------------------------------------------------------------------
+    def _new_graph(self, parameters: VectorParameters) -> LabelledGraph:
+        return LabelledGraph(parameters)
 
     def search(self, request: SearchRequest, view: RowView) -> SearchResult:
         """See VectorIndex."""
@@ -152,131 +64,3 @@ class HnswIndex:
                 plan, found=len(rows), limit=request.limit, matching_count=matching_count, graph_count=graph_count
             )
         return None
-
-    def _passing(self, rows: Rows, request: SearchRequest, view: RowView) -> Rows:
-        rows = rows[rows < view.row_count]
-        passing = view.visible(rows)
-        if request.allowed is not None:
-            passing &= request.allowed[rows]
-        return rows[passing]
-
-    # -- maintenance: one thread -----------------------------------------------------------------------------------------
-
-    def has_work(self) -> bool:
-        """See VectorIndex."""
-        return bool(self._current.unlabelled or self._rebuilt is not None or len(self._tail)) or self._wants_rebuild()
-
-    def maintain(self, *, threads: int, slice_rows: int) -> bool:
-        """See VectorIndex."""
-        if self._rebuilt is None and self._wants_rebuild():
-            self._begin_rebuild()
-        if self._rebuilt is not None:
-            self._continue_rebuild(self._rebuilt, threads, slice_rows)
-            return True
-        # Deletion is about as cheap as a search's bookkeeping, so a slice takes many more of them.
-        if self._current.mark_deleted(slice_rows * 16):
-            return True
-        return self._drain(threads, slice_rows)
-
-    def _drain(self, threads: int, slice_rows: int) -> bool:
-        with self._table.readers.reading():
-            # Inside the block no row of the slice is forgotten or reused. A record that is being applied may have put rows
-            # here that are not published yet: they are written, and invisible until published.
-            rows = self._tail.first(slice_rows)
-            alive = rows[self._table.is_not_dead(rows)]
-            if alive.size:
-                self._current.add(alive, self.arena.gather(alive), threads)
-            self._tail.discard(rows)
-        return bool(rows.size)
-
-    def _wants_rebuild(self) -> bool:
-        deleted_count = self._current.graph.deleted_count
-        if self._parameters_changed:
-            return True
-        return deleted_count >= max(REBUILD_ROWS_MIN, REBUILD_SHARE * self._current.graph.label_count)
-
-    def _begin_rebuild(self) -> None:
-        self._parameters_changed = False
-        self._rebuilt = LabelledGraph(self.parameters)
-        self._to_rebuild = np.array(list(self._current.label_of), dtype=np.int64)
-
-    def _continue_rebuild(self, rebuilt: LabelledGraph, threads: int, slice_rows: int) -> None:
-        rows, self._to_rebuild = self._to_rebuild[:slice_rows], self._to_rebuild[slice_rows:]
-        with self._table.readers.reading():
-            # A row without its label is dead since, and may be another's by now: that one is in the tail.
-            rows = rows[self._table.is_not_dead(rows)]
-            rows = np.array([row for row in rows.tolist() if row in self._current.label_of], dtype=np.int64)
-            if rows.size:
-                rebuilt.add(rows, self.arena.gather(rows), threads)
-        if not self._to_rebuild.size:
-            self._current, self._rebuilt = rebuilt, None
-
-    # -- the rest: event loop -------------------------------------------------------------------------------------------
-
-    def configure(self, parameters: VectorParameters) -> None:
-        """See VectorIndex. Changed build parameters take effect by a rebuild."""
-        new, old = parameters.hnsw, self._hnsw()
-        assert new is not None
-        self.parameters = parameters
-        if (new.m, new.ef_construction) != (old.m, old.ef_construction):
-            # A rebuild under way has the old parameters: begin again.
-            self._rebuilt = None
-            self._parameters_changed = True
-
-    def statistics(self) -> IndexStatistics:
-        """See VectorIndex."""
-        current = self._current
-        return IndexStatistics(
-            vector_count=self.arena.present_count,
-            graph_row_count=current.live_count,
-            tail_row_count=len(self._tail),
-            graph_deleted_row_count=current.graph.label_count - current.live_count,
-            rebuilding=self._rebuilt is not None or self._wants_rebuild(),
-            arena_bytes=self.arena.allocated_bytes,
-            graph_bytes=current.graph.size_bytes,
-        )
-
-    def save(self, directory: Path, name: str) -> dict[str, int]:
-        """See VectorIndex: the graph, and what its labels stand for. A rebuild under way is not saved: it begins again."""
-        current = self._current
-        current.graph.save(directory / f"{name}.graph")
-        np.save(directory / f"{name}.labels.npy", current.rows[: current.graph.label_count])
-        np.save(directory / f"{name}.unlabelled.npy", np.array(current.unlabelled, dtype=np.int64))
-        parameters = current.graph.parameters
-        return {
-            "deleted_count": current.graph.deleted_count,
-            "m": parameters.m,
-            "ef_construction": parameters.ef_construction,
-        }
-
-    def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]) -> None:
-        """See VectorIndex."""
-        current = LabelledGraph(self.parameters)
-        current.graph.load(directory / f"{name}.graph")
-        current.graph.deleted_count = metadata["deleted_count"]
-        current.rows = np.load(directory / f"{name}.labels.npy")
-        current.unlabelled = np.load(directory / f"{name}.unlabelled.npy").tolist()
-        if current.rows.size != current.graph.label_count:
-            raise errors.CorruptionError(
-                f"{current.rows.size} labels for {current.graph.label_count} nodes",
-                path=str(directory / f"{name}.graph"),
-            )
-        for label, row in enumerate(current.rows.tolist()):
-            if row == NO_ROW:
-                continue
-            if live[row]:
-                current.label_of[row] = label
-            else:
-                # It had died, and its row was not forgotten yet when the checkpoint was taken.
-                current.rows[label] = NO_ROW
-                current.unlabelled.append(label)
-        self._current = current
-        hnsw = self._hnsw()
-        self._parameters_changed = (metadata["m"], metadata["ef_construction"]) != (hnsw.m, hnsw.ef_construction)
-        in_graph = np.zeros(live.size, dtype=np.bool_)
-        in_graph[list(current.label_of)] = True
-        self._tail.append(np.flatnonzero(self.arena.present(live.size) & live & ~in_graph))
-
-    def _hnsw(self) -> HnswParameters:
-        assert self.parameters.hnsw is not None
-        return self.parameters.hnsw

@@ -12,6 +12,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from vecmem.index import _kernel
+
 Float32Array = NDArray[np.float32]
 
 NORM_MAX = 1e18
@@ -78,17 +80,8 @@ def rank_slack(metric: Metric, query: Float32Array, largest_norm: float) -> floa
 
 
 def scores(metric: Metric, query: Float32Array, vectors: Float32Array) -> Float32Array:
-    """Exact scores of the rows of an (n, dimension) array, rounded once from float64 to float32; shape (n,).
+    """Exact scores of the rows of an (n, dimension) array, computed in float64 and rounded once to float32; shape (n,).
 
-    The result of a row depends on the query and that row alone.
+    The result of a row depends on the query and that row alone, on every machine. A vector of length zero scores 0 under cosine.
     """
-    wide_query = query.astype(np.float64)
-    if metric is Metric.EUCLIDEAN:
-        difference = vectors - wide_query
-        return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)).astype(np.float32))
-    wide = vectors.astype(np.float64)
-    products = np.einsum("ij,j->i", wide, wide_query)
-    if metric is Metric.DOT:
-        return np.asarray(products.astype(np.float32))
-    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide)) * np.sqrt(wide_query @ wide_query)
-    return np.asarray(np.clip(products / lengths, -1.0, 1.0).astype(np.float32))
+    return _kernel.scores(np.ascontiguousarray(query), np.ascontiguousarray(vectors), int(metric))

@@ -7,6 +7,7 @@ result does not depend on where a row lies in memory.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vecmem.index.arena import Arena, Rows
 from vecmem.index.rows import RowView
@@ -16,13 +17,18 @@ GATHER_SHARE_MAX = 0.5
 """Above this share of the rows it is cheaper to scan them all than to pick the wanted ones."""
 
 
-def wanted_rows(arena: Arena, request: SearchRequest, view: RowView) -> Rows:
-    """Rows that the view sees, that hold a vector and pass the filter; rising."""
+def wanted_mask(arena: Arena, request: SearchRequest, view: RowView) -> NDArray[np.bool_]:
+    """Which rows the view sees, hold a vector and pass the filter; shape (row_count,)."""
     mask = view.visible_mask()
     mask &= arena.present(view.row_count)
     if request.allowed is not None:
         mask &= request.allowed[: view.row_count]
-    return np.flatnonzero(mask)
+    return mask
+
+
+def wanted_rows(arena: Arena, request: SearchRequest, view: RowView) -> Rows:
+    """The rows of `wanted_mask`, rising."""
+    return np.flatnonzero(wanted_mask(arena, request, view))
 
 
 def nearest(arena: Arena, request: SearchRequest, rows: Rows, row_count: int) -> Rows:

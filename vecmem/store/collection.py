@@ -21,7 +21,7 @@ from vecmem.index.arena import Rows
 from vecmem.index.field_path import FieldPath
 from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.flat import FlatIndex
-from vecmem.index.hnsw import HnswIndex
+from vecmem.index.kernel_index import KernelIndex
 from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
 from vecmem.index.rows import RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
@@ -62,7 +62,7 @@ class Collection:
         self.vectors: dict[str, VectorIndex] = {}
         for vector_name, parameters in vector_parameters(config).items():
             self.vectors[vector_name] = (
-                FlatIndex(parameters) if parameters.hnsw is None else HnswIndex(parameters, self.rows)
+                FlatIndex(parameters) if parameters.hnsw is None else KernelIndex(parameters, self.rows)
             )
         self._expiring: list[tuple[int, int]] = []
 
