@@ -267,13 +267,14 @@ class Shard:
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 _logger.error("a background task had failed", exc_info=outcome)
+        # A slice goes on in its thread when its task is cancelled, and a fork in the middle of it would save half an insertion.
+        await asyncio.to_thread(self._graph_executor.shutdown)
         if self._settings.checkpoint_on_exit and not self.read_only_reason and not self.state.damaged:
             try:
                 await self.checkpoint()
             except (VecmemError, OSError):
                 _logger.exception("the last checkpoint failed; the next start replays the log instead")
         await self._commit.close()
-        self._graph_executor.shutdown()
         self.log.close()
 
 

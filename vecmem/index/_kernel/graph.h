@@ -16,7 +16,8 @@
 // - `labels_` are atomic and say which nodes are results: set after a node is fully linked, cleared by `remove` at any time, without waiting.
 // - `writing_` serializes add, sweep, reserve, save and load as whole calls. `labels_mutex_` guards the way from label to node; it is held briefly.
 // - Order: writing_, gate_, labels_mutex_. A search takes neither of the others.
-// - save reads while searches go on. It takes writing_ alone, so that a forked child may save: nothing writes at the moment of the fork.
+// - save reads while searches go on. It takes writing_ alone, so that a forked child may save when nothing wrote at the moment of the
+//   fork; otherwise it fails after 20 s.
 //
 // No method calls Python; module.cpp releases the interpreter lock around all of them.
 #pragma once

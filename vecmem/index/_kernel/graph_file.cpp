@@ -12,10 +12,12 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <unordered_set>
 
 #include "graph.h"
@@ -26,6 +28,7 @@ namespace {
 
 constexpr char kMagic[8] = {'v', 'm', 'k', 'g', 'r', 'a', 'p', 'h'};
 constexpr uint32_t kVersion = 1;
+constexpr std::chrono::milliseconds kPause{1}, kPatience{20'000};
 
 struct Header {
     char magic[8];
@@ -97,7 +100,13 @@ struct File {
 }  // namespace
 
 void Graph::write(const std::function<void(const void*, size_t)>& sink) const {
-    std::lock_guard<std::mutex> lock(writing_);
+    // In a child that was forked in the middle of an insertion the lock stays taken for good: better an error than to wait for ever.
+    std::unique_lock<std::mutex> lock(writing_, std::try_to_lock);
+    for (auto waited = std::chrono::milliseconds(0); !lock.owns_lock(); waited += kPause) {
+        if (waited > kPatience) throw std::runtime_error("the graph is being written to");
+        std::this_thread::sleep_for(kPause);
+        (void)lock.try_lock();
+    }
     Crc crc;
     const auto put = [&](const void* data, size_t size) {
         crc.update(data, size);
