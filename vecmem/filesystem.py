@@ -1,4 +1,4 @@
-"""Durable file operations: the only place that writes files, apart from RocksDB and hnswlib.
+"""Durable file operations: the only place that writes files, apart from RocksDB and the graphs.
 
 The rule of every replacement: write a temporary name, fsync it, rename it, fsync the directory.
 Every function raises OSError as the system reports it.

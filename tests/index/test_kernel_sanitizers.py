@@ -23,8 +23,8 @@ spec = importlib.util.spec_from_file_location("vecmem.index._kernel._native", sy
 module = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = module
 spec.loader.exec_module(module)
-del sys.argv[1]
-runpy.run_path(sys.argv[1], run_name="__main__")
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 assert sys.modules[spec.name].__file__ == module.__file__
 """
 """Runs a script with another build of the native module."""

@@ -28,6 +28,71 @@ int hnswlib::HierarchicalNSW<float>::getRandomLevel(double reverse_size) {
     return static_cast<int>(-std::log(uniform) * reverse_size);
 }
 
+template <>
+std::priority_queue<std::pair<float, hnswlib::tableint>, std::vector<std::pair<float, hnswlib::tableint>>,
+                    hnswlib::HierarchicalNSW<float>::CompareByFirst>
+hnswlib::HierarchicalNSW<float>::searchBaseLayer(tableint entry, const void* data, int layer) {
+    struct Near {
+        float distance;
+        tableint node;
+    };
+    constexpr tableint kExpanded = tableint{1} << 31;
+    constexpr size_t kAhead = 3;
+    const size_t ef = ef_construction_;
+    thread_local std::vector<Near> beam;
+    thread_local std::vector<tableint> fresh;
+    if (beam.size() < ef + 1) beam.resize(ef + 1);
+    if (fresh.size() < maxM0_ + 1) fresh.resize(maxM0_ + 1);
+    const auto fetch = [&](tableint node) {
+        const char* start = getDataByInternalId(node);
+        for (size_t i = 0; i < data_size_; i += 64) __builtin_prefetch(start + i);
+    };
+    VisitedList* list = visited_list_pool_->getFreeVisitedList();
+    vl_type* const visited = list->mass;
+    const vl_type tag = list->curV;
+    visited[entry] = tag;
+    beam[0] = {fstdistfunc_(data, getDataByInternalId(entry), dist_func_param_), entry};
+    size_t size = 1;
+    for (size_t next = 0; next < size;) {
+        const tableint node = beam[next].node;
+        beam[next].node |= kExpanded;
+        ++next;
+        size_t count = 0;
+        {
+            std::unique_lock<std::mutex> lock(link_list_locks_[node]);
+            linklistsizeint* links = get_linklist_at_level(node, layer);
+            const size_t all = getListCount(links);
+            for (size_t i = 1; i <= all; ++i) {
+                fresh[count] = links[i];
+                count += visited[links[i]] != tag;
+                visited[links[i]] = tag;
+            }
+        }
+        for (size_t i = 0; i < std::min(count, kAhead); ++i) fetch(fresh[i]);
+        for (size_t i = 0; i < count; ++i) {
+            if (i + kAhead < count) fetch(fresh[i + kAhead]);
+            const float distance = fstdistfunc_(data, getDataByInternalId(fresh[i]), dist_func_param_);
+            if (size == ef && distance >= beam[size - 1].distance) continue;
+            const auto end = beam.begin() + static_cast<ptrdiff_t>(size);
+            const auto after = std::upper_bound(beam.begin(), end, distance, [](float x, const Near& y) { return x < y.distance; });
+            const auto place = static_cast<size_t>(after - beam.begin());
+            if (size < ef) ++size;
+            std::memmove(&beam[place + 1], &beam[place], (size - 1 - place) * sizeof(Near));
+            beam[place] = {distance, fresh[i]};
+            next = std::min(next, place);
+        }
+        while (next < size && beam[next].node & kExpanded) ++next;
+    }
+    visited_list_pool_->releaseVisitedList(list);
+    std::vector<std::pair<float, tableint>> found;
+    found.reserve(size + 1);
+    // Nodes that are marked deleted get no new links, unless there is nothing else to link to.
+    for (int pass = 0; pass < 2 && found.empty(); ++pass)
+        for (size_t i = 0; i < size; ++i)
+            if (const tableint node = beam[i].node & ~kExpanded; pass || !isMarkedDeleted(node)) found.emplace_back(beam[i].distance, node);
+    return std::priority_queue<std::pair<float, tableint>, std::vector<std::pair<float, tableint>>, CompareByFirst>(CompareByFirst(), std::move(found));
+}
+
 namespace vecmem {
 
 namespace {
