@@ -61,7 +61,7 @@ def compile_with(flags: list[str], sources: list[Path], target: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def run_stress(sanitizer: str, rounds: int, directory: Path) -> None:
+def check_stress(sanitizer: str, rounds: int, directory: Path) -> None:
     program = directory / "stress"
     sources = [STRESS, *(path for path in KERNEL.glob("*.cpp") if path.name != "module.cpp")]
     compile_with([f"-fsanitize={sanitizer}"], sources, program)
@@ -79,19 +79,19 @@ def run_stress(sanitizer: str, rounds: int, directory: Path) -> None:
 
 
 def test_searches_beside_writes_are_free_of_races(tmp_path):
-    run_stress("thread", 1, tmp_path)
+    check_stress("thread", 1, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(2_400)
 def test_searches_beside_writes_are_free_of_races_for_long(tmp_path):
-    run_stress("thread", 20, tmp_path)
+    check_stress("thread", 20, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(2_400)
 def test_memory_is_used_as_it_may_be(tmp_path):
-    run_stress("address,undefined", 20, tmp_path)
+    check_stress("address,undefined", 20, tmp_path)
 
 
 @pytest.mark.long
