@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, Told]] = {
         "DESCRIPTION_BYTES_MAX": Told("bytes", "description of a collection, UTF-8", TOO_MUCH),
         "VECTORS_PER_COLLECTION_MAX": Told("vectors", "vectors of a collection, the default one included", TOO_MUCH),
         "VECTOR_NAME_BYTES_MAX": Told("bytes", "name of a vector", "INVALID_ID"),
+        "PAYLOAD_INDEXES_MAX": Told("paths", "payload indexes declared for a collection", TOO_MUCH),
         "DIMENSION_MAX": Told("elements", "dimension of a vector; at least 1", "INVALID_ARGUMENT"),
     },
     "Points": {
@@ -69,7 +70,10 @@ GROUPS: dict[str, dict[str, Told]] = {
         "EF_CONSTRUCTION_DEFAULT": Told("candidates", "`ef_construction` where it is 0"),
         "EF_MIN": Told("candidates", "smallest `ef` of a collection", "INVALID_ARGUMENT"),
         "EF_MAX": Told("candidates", "largest `ef` of a collection; of a query LIMIT_EXCEEDED", "INVALID_ARGUMENT"),
-        "EF_DEFAULT": Told("candidates", "`ef` where it is 0"),
+        "EF_DEFAULT": Told("candidates", "`ef` where neither it nor a calibration says more"),
+        "TARGET_RECALL_MIN": Told("", "smallest `target_recall`; 1 means exact search", "INVALID_ARGUMENT"),
+        "TARGET_RECALL_DEFAULT": Told("", "`target_recall` where it is 0"),
+        "SEARCH_QUEUE_MAX": Told("queries", "queries that wait to be searched", "OVERLOADED"),
     },
     "Writes on their way": {
         "COMMIT_QUEUE_BYTES_MAX": Told("bytes", "records that wait for the disk; streams wait instead", "OVERLOADED"),
@@ -84,9 +88,9 @@ GROUPS: dict[str, dict[str, Told]] = {
 }
 
 
-def known_limits() -> dict[str, int]:
+def known_limits() -> dict[str, int | float]:
     """All limits of the code by name."""
-    return {name: value for name, value in vars(limits).items() if name.isupper() and isinstance(value, int)}
+    return {name: value for name, value in vars(limits).items() if name.isupper() and isinstance(value, int | float)}
 
 
 def render_tables() -> str:

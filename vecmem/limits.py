@@ -46,6 +46,11 @@ M_DEFAULT: Final = 16
 EF_CONSTRUCTION_MIN: Final = 8
 EF_CONSTRUCTION_MAX: Final = 4_096
 EF_CONSTRUCTION_DEFAULT: Final = 200
+TARGET_RECALL_MIN: Final = 0.5
+TARGET_RECALL_DEFAULT: Final = 0.97
+PAYLOAD_INDEXES_MAX: Final = 64
+SEARCH_QUEUE_MAX: Final = 4_096
+"""Queries that wait to be searched; beyond it more are refused with OVERLOADED."""
 
 GROW_ONLY: Final = (
     "FILTER_DEPTH_MAX",

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vecmem.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,148 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Storage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StorageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Storage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STORAGE_UNSPECIFIED: _Storage.ValueType  # 0
+    """Taken as STORAGE_FLOAT32."""
+    STORAGE_FLOAT32: _Storage.ValueType  # 1
+    """As they came, 4 bytes an element."""
+    STORAGE_FLOAT16: _Storage.ValueType  # 2
+    """Rounded to IEEE 754 binary16, 2 bytes an element; what lies beyond its range (65,504) is refused. Scores are those of the rounded vectors."""
+
+class Storage(_Storage, metaclass=_StorageEnumTypeWrapper):
+    """Storage says how the raw vectors of a collection are kept: what scores are computed from and what with_vectors returns."""
+
+STORAGE_UNSPECIFIED: Storage.ValueType  # 0
+"""Taken as STORAGE_FLOAT32."""
+STORAGE_FLOAT32: Storage.ValueType  # 1
+"""As they came, 4 bytes an element."""
+STORAGE_FLOAT16: Storage.ValueType  # 2
+"""Rounded to IEEE 754 binary16, 2 bytes an element; what lies beyond its range (65,504) is refused. Scores are those of the rounded vectors."""
+Global___Storage: _TypeAlias = Storage  # noqa: Y015
+
+class _GraphCode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GraphCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GraphCode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GRAPH_CODE_UNSPECIFIED: _GraphCode.ValueType  # 0
+    """The server chooses: int8, or float32 where a sample of the vectors says that int8 would lose recall."""
+    GRAPH_CODE_INT8: _GraphCode.ValueType  # 1
+    """One byte an element, on a scale chosen for the collection."""
+    GRAPH_CODE_FLOAT16: _GraphCode.ValueType  # 2
+    """IEEE 754 binary16."""
+    GRAPH_CODE_FLOAT32: _GraphCode.ValueType  # 3
+    """The elements themselves."""
+    GRAPH_CODE_BINARY: _GraphCode.ValueType  # 4
+    """One bit an element, its sign, compared by hamming distance. For long vectors whose signs tell enough."""
+
+class GraphCode(_GraphCode, metaclass=_GraphCodeEnumTypeWrapper):
+    """GraphCode says what a graph holds of each vector. Hits are always compared again with the stored vectors, so scores do not depend on it."""
+
+GRAPH_CODE_UNSPECIFIED: GraphCode.ValueType  # 0
+"""The server chooses: int8, or float32 where a sample of the vectors says that int8 would lose recall."""
+GRAPH_CODE_INT8: GraphCode.ValueType  # 1
+"""One byte an element, on a scale chosen for the collection."""
+GRAPH_CODE_FLOAT16: GraphCode.ValueType  # 2
+"""IEEE 754 binary16."""
+GRAPH_CODE_FLOAT32: GraphCode.ValueType  # 3
+"""The elements themselves."""
+GRAPH_CODE_BINARY: GraphCode.ValueType  # 4
+"""One bit an element, its sign, compared by hamming distance. For long vectors whose signs tell enough."""
+Global___GraphCode: _TypeAlias = GraphCode  # noqa: Y015
+
+class _PayloadType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PayloadTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAYLOAD_TYPE_UNSPECIFIED: _PayloadType.ValueType  # 0
+    """Not a type: refused where one is required."""
+    PAYLOAD_TYPE_KEYWORD: _PayloadType.ValueType  # 1
+    """Strings."""
+    PAYLOAD_TYPE_INTEGER: _PayloadType.ValueType  # 2
+    """Whole numbers within int64."""
+    PAYLOAD_TYPE_FLOAT: _PayloadType.ValueType  # 3
+    """Numbers."""
+    PAYLOAD_TYPE_BOOL: _PayloadType.ValueType  # 4
+    """true and false."""
+    PAYLOAD_TYPE_TIME: _PayloadType.ValueType  # 5
+    """Strings that are RFC 3339 times."""
+
+class PayloadType(_PayloadType, metaclass=_PayloadTypeEnumTypeWrapper):
+    """PayloadType is the type of the values at a payload path."""
+
+PAYLOAD_TYPE_UNSPECIFIED: PayloadType.ValueType  # 0
+"""Not a type: refused where one is required."""
+PAYLOAD_TYPE_KEYWORD: PayloadType.ValueType  # 1
+"""Strings."""
+PAYLOAD_TYPE_INTEGER: PayloadType.ValueType  # 2
+"""Whole numbers within int64."""
+PAYLOAD_TYPE_FLOAT: PayloadType.ValueType  # 3
+"""Numbers."""
+PAYLOAD_TYPE_BOOL: PayloadType.ValueType  # 4
+"""true and false."""
+PAYLOAD_TYPE_TIME: PayloadType.ValueType  # 5
+"""Strings that are RFC 3339 times."""
+Global___PayloadType: _TypeAlias = PayloadType  # noqa: Y015
+
+@_typing.final
+class PayloadIndex(_message.Message):
+    """PayloadIndex declares that filters ask for a path, so that its index is built ahead of the first such filter and kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As FieldCondition.path."""
+    type: Global___PayloadType.ValueType
+    """What most values there are. Values of other types are found all the same, a little slower. Required."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        type: Global___PayloadType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PayloadIndex: _TypeAlias = PayloadIndex  # noqa: Y015
+
+@_typing.final
+class PayloadIndexes(_message.Message):
+    """PayloadIndexes is a list of them, at most 64, of distinct paths."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEXES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def indexes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayloadIndex]:
+        """The indexes."""
+
+    def __init__(
+        self,
+        *,
+        indexes: _abc.Iterable[Global___PayloadIndex] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PayloadIndexes: _TypeAlias = PayloadIndexes  # noqa: Y015
+
 @_typing.final
 class HnswParams(_message.Message):
     """HnswParams are the parameters of a graph, as in Malkov and Yashunin, "Efficient and robust approximate
@@ -31,22 +174,32 @@ class HnswParams(_message.Message):
     M_FIELD_NUMBER: _builtins.int
     EF_CONSTRUCTION_FIELD_NUMBER: _builtins.int
     EF_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
     m: _builtins.int
     """Links a node, 4 to 128. 0: 16."""
     ef_construction: _builtins.int
     """Candidates considered on insertion, 8 to 4,096. 0: 200."""
     ef: _builtins.int
-    """Candidates considered by a query that names none, 1 to 10,000. 0: 64."""
+    """Candidates considered by a query that names neither ef nor target_recall, 1 to 10,000. 0: as many as target_recall takes."""
+    graph: Global___GraphCode.ValueType
+    """What the graph holds of each vector. A change takes effect by a rebuild in the background."""
+    target_recall: _builtins.float
+    """Recall that queries aim at where they name none: the share of the true nearest that they find, on average. 0.5 to 1, where 1 means
+    exact search. 0: 0.97. Not used where `ef` is set.
+    """
     def __init__(
         self,
         *,
         m: _builtins.int = ...,
         ef_construction: _builtins.int = ...,
         ef: _builtins.int = ...,
+        graph: Global___GraphCode.ValueType = ...,
+        target_recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ef", b"ef", "ef_construction", b"ef_construction", "m", b"m"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ef", b"ef", "ef_construction", b"ef_construction", "graph", b"graph", "m", b"m", "target_recall", b"target_recall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -79,10 +232,13 @@ class VectorParams(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     HNSW_FIELD_NUMBER: _builtins.int
     FLAT_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
     dimension: _builtins.int
     """Elements a vector, 1 to 16,384."""
     metric: _common_pb2.Metric.ValueType
     """How vectors are compared. Required."""
+    storage: Global___Storage.ValueType
+    """How the vectors are kept."""
     @_builtins.property
     def hnsw(self) -> Global___HnswParams:
         """Approximate search over a graph."""
@@ -98,10 +254,11 @@ class VectorParams(_message.Message):
         metric: _common_pb2.Metric.ValueType = ...,
         hnsw: Global___HnswParams | None = ...,
         flat: Global___FlatParams | None = ...,
+        storage: Global___Storage.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["flat", b"flat", "hnsw", b"hnsw", "index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "flat", b"flat", "hnsw", b"hnsw", "index", b"index", "metric", b"metric"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "flat", b"flat", "hnsw", b"hnsw", "index", b"index", "metric", b"metric", "storage", b"storage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_index: _TypeAlias = _typing.Literal["hnsw", "flat"]  # noqa: Y015
     _WhichOneofArgType_index: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
@@ -139,6 +296,7 @@ class CollectionConfig(_message.Message):
     VECTOR_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PAYLOAD_INDEXES_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """Free text for people, at most 4,096 bytes."""
     @_builtins.property
@@ -149,16 +307,21 @@ class CollectionConfig(_message.Message):
     def vectors(self) -> _containers.MessageMap[_builtins.str, Global___VectorParams]:
         """Named vectors: 1 to 64 bytes of [A-Za-z0-9_.-] each, at most 64 in all."""
 
+    @_builtins.property
+    def payload_indexes(self) -> Global___PayloadIndexes:
+        """Payload paths that filters ask for. Others may be asked for as well: their indexes are built at the first use."""
+
     def __init__(
         self,
         *,
         vector: Global___VectorParams | None = ...,
         vectors: _abc.Mapping[_builtins.str, Global___VectorParams] | None = ...,
         description: _builtins.str = ...,
+        payload_indexes: Global___PayloadIndexes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payload_indexes", b"payload_indexes", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "vector", b"vector", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "payload_indexes", b"payload_indexes", "vector", b"vector", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -421,15 +584,42 @@ class UpdateCollectionRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class VectorsStorageEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: Global___Storage.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Storage.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     HNSW_FIELD_NUMBER: _builtins.int
     VECTORS_HNSW_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
+    VECTORS_STORAGE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_INDEXES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """As in Collection.name."""
     description: _builtins.str
     """New description. Absent: unchanged."""
+    storage: Global___Storage.ValueType
+    """New storage of the default vector. Unspecified: unchanged. The change is made before the call is answered. Elements rounded to float16 stay
+    rounded when they become float32 again. Errors: INVALID_ARGUMENT where a stored vector has elements beyond the range of float16.
+    """
     @_builtins.property
     def hnsw(self) -> Global___HnswParams:
         """New graph parameters of the default vector. Absent: unchanged; fields that are 0 take their defaults."""
@@ -442,6 +632,14 @@ class UpdateCollectionRequest(_message.Message):
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
 
+    @_builtins.property
+    def vectors_storage(self) -> _containers.ScalarMap[_builtins.str, Global___Storage.ValueType]:
+        """New storage of named vectors. Errors: UNKNOWN_VECTOR."""
+
+    @_builtins.property
+    def payload_indexes(self) -> Global___PayloadIndexes:
+        """The payload indexes from now on, all of them. Absent: unchanged."""
+
     def __init__(
         self,
         *,
@@ -450,10 +648,13 @@ class UpdateCollectionRequest(_message.Message):
         hnsw: Global___HnswParams | None = ...,
         vectors_hnsw: _abc.Mapping[_builtins.str, Global___HnswParams] | None = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        storage: Global___Storage.ValueType = ...,
+        vectors_storage: _abc.Mapping[_builtins.str, Global___Storage.ValueType] | None = ...,
+        payload_indexes: Global___PayloadIndexes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "description", b"description", "hnsw", b"hnsw", "write", b"write"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "description", b"description", "hnsw", b"hnsw", "payload_indexes", b"payload_indexes", "write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "description", b"description", "hnsw", b"hnsw", "name", b"name", "vectors_hnsw", b"vectors_hnsw", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "description", b"description", "hnsw", b"hnsw", "name", b"name", "payload_indexes", b"payload_indexes", "storage", b"storage", "vectors_hnsw", b"vectors_hnsw", "vectors_storage", b"vectors_storage", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -588,6 +789,11 @@ class VectorStats(_message.Message):
     REBUILDING_FIELD_NUMBER: _builtins.int
     ARENA_BYTES_FIELD_NUMBER: _builtins.int
     GRAPH_BYTES_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    MEASURED_RECALL_FIELD_NUMBER: _builtins.int
+    MEASURED_QUERY_COUNT_FIELD_NUMBER: _builtins.int
+    CALIBRATED_EF_FIELD_NUMBER: _builtins.int
     vector_count: _builtins.int
     """Points that carry this vector."""
     graph_row_count: _builtins.int
@@ -602,6 +808,18 @@ class VectorStats(_message.Message):
     """Bytes of raw vectors allocated."""
     graph_bytes: _builtins.int
     """Bytes of the graph, estimated."""
+    storage: Global___Storage.ValueType
+    """How the vectors are kept."""
+    graph: Global___GraphCode.ValueType
+    """What the graph holds of each vector now: the server's choice, where it has one. Unspecified: there is no graph yet."""
+    measured_recall: _builtins.float
+    """Recall of live queries, measured: a sample of those searched through the graph is searched again exactly, in the background, and their shares of true
+    nearest are averaged, recent ones counting most. Meaningless while measured_query_count is 0.
+    """
+    measured_query_count: _builtins.int
+    """Queries measured since the server started."""
+    calibrated_ef: _builtins.int
+    """Candidates that an unfiltered query for 10 hits considers now at the collection's target recall. 0: not calibrated; queries then take 64."""
     def __init__(
         self,
         *,
@@ -612,14 +830,53 @@ class VectorStats(_message.Message):
         rebuilding: _builtins.bool = ...,
         arena_bytes: _builtins.int = ...,
         graph_bytes: _builtins.int = ...,
+        storage: Global___Storage.ValueType = ...,
+        graph: Global___GraphCode.ValueType = ...,
+        measured_recall: _builtins.float = ...,
+        measured_query_count: _builtins.int = ...,
+        calibrated_ef: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "graph_bytes", b"graph_bytes", "graph_deleted_row_count", b"graph_deleted_row_count", "graph_row_count", b"graph_row_count", "rebuilding", b"rebuilding", "tail_row_count", b"tail_row_count", "vector_count", b"vector_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "calibrated_ef", b"calibrated_ef", "graph", b"graph", "graph_bytes", b"graph_bytes", "graph_deleted_row_count", b"graph_deleted_row_count", "graph_row_count", b"graph_row_count", "measured_query_count", b"measured_query_count", "measured_recall", b"measured_recall", "rebuilding", b"rebuilding", "storage", b"storage", "tail_row_count", b"tail_row_count", "vector_count", b"vector_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VectorStats: _TypeAlias = VectorStats  # noqa: Y015
+
+@_typing.final
+class PayloadIndexStats(_message.Message):
+    """PayloadIndexStats describe one payload index."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DECLARED_FIELD_NUMBER: _builtins.int
+    POINT_COUNT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path."""
+    declared: _builtins.bool
+    """Whether it was declared, or built at the first use."""
+    point_count: _builtins.int
+    """Points that have the path."""
+    bytes: _builtins.int
+    """Bytes, estimated."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        declared: _builtins.bool = ...,
+        point_count: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "declared", b"declared", "path", b"path", "point_count", b"point_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PayloadIndexStats: _TypeAlias = PayloadIndexStats  # noqa: Y015
 
 @_typing.final
 class CollectionStats(_message.Message):
@@ -651,6 +908,7 @@ class CollectionStats(_message.Message):
     POINT_COUNT_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_INDEXES_FIELD_NUMBER: _builtins.int
     point_count: _builtins.int
     """Points that have not expired."""
     payload_bytes: _builtins.int
@@ -659,16 +917,21 @@ class CollectionStats(_message.Message):
     def vectors(self) -> _containers.MessageMap[_builtins.str, Global___VectorStats]:
         """By vector name; the default vector's name is empty."""
 
+    @_builtins.property
+    def payload_indexes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayloadIndexStats]:
+        """Payload indexes there are, in order of their paths."""
+
     def __init__(
         self,
         *,
         point_count: _builtins.int = ...,
         payload_bytes: _builtins.int = ...,
         vectors: _abc.Mapping[_builtins.str, Global___VectorStats] | None = ...,
+        payload_indexes: _abc.Iterable[Global___PayloadIndexStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload_bytes", b"payload_bytes", "point_count", b"point_count", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload_bytes", b"payload_bytes", "payload_indexes", b"payload_indexes", "point_count", b"point_count", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

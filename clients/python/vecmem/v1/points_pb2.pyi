@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vecmem.v1 import common_pb2 as _common_pb2
 from vecmem.v1 import filter_pb2 as _filter_pb2
 import builtins as _builtins
@@ -21,6 +22,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _QueryPlan:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QueryPlanEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueryPlan.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUERY_PLAN_UNSPECIFIED: _QueryPlan.ValueType  # 0
+    """Not told."""
+    QUERY_PLAN_SCAN: _QueryPlan.ValueType  # 1
+    """Every vector that passes the filter was compared: exact."""
+    QUERY_PLAN_CODE_SCAN: _QueryPlan.ValueType  # 2
+    """The codes of all vectors that pass the filter were compared, and of the vectors themselves as many as rounding leaves open: exact."""
+    QUERY_PLAN_GRAPH: _QueryPlan.ValueType  # 3
+    """The graph was searched; where there is a filter, under it."""
+
+class QueryPlan(_QueryPlan, metaclass=_QueryPlanEnumTypeWrapper):
+    """QueryPlan says how a query was answered."""
+
+QUERY_PLAN_UNSPECIFIED: QueryPlan.ValueType  # 0
+"""Not told."""
+QUERY_PLAN_SCAN: QueryPlan.ValueType  # 1
+"""Every vector that passes the filter was compared: exact."""
+QUERY_PLAN_CODE_SCAN: QueryPlan.ValueType  # 2
+"""The codes of all vectors that pass the filter were compared, and of the vectors themselves as many as rounding leaves open: exact."""
+QUERY_PLAN_GRAPH: QueryPlan.ValueType  # 3
+"""The graph was searched; where there is a filter, under it."""
+Global___QueryPlan: _TypeAlias = QueryPlan  # noqa: Y015
 
 @_typing.final
 class Point(_message.Message):
@@ -743,23 +772,89 @@ class SearchParams(_message.Message):
 
     EF_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
     ef: _builtins.int
-    """Candidates considered in the graph, up to 10,000. 0: the collection's value. Raised where it is too small for offset + limit hits."""
+    """Candidates considered in the graph, up to 10,000. 0: by target_recall. Raised where it is too small for offset + limit hits."""
     exact: _builtins.bool
     """True: compare with every vector that passes the filter."""
+    target_recall: _builtins.float
+    """Recall to aim at: the share of the true nearest among the hits, on average. 0.5 to 1, where 1 means exact search. 0: the collection's ef, and
+    where that is 0 its target_recall. Not used where `ef` is set.
+    """
     def __init__(
         self,
         *,
         ef: _builtins.int = ...,
         exact: _builtins.bool = ...,
+        target_recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ef", b"ef", "exact", b"exact"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ef", b"ef", "exact", b"exact", "target_recall", b"target_recall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchParams: _TypeAlias = SearchParams  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Explanation tells how a query was answered and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    POINT_COUNT_FIELD_NUMBER: _builtins.int
+    MATCHING_COUNT_FIELD_NUMBER: _builtins.int
+    EF_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
+    COMPARED_COUNT_FIELD_NUMBER: _builtins.int
+    TAIL_COUNT_FIELD_NUMBER: _builtins.int
+    GRAPH_COST_US_FIELD_NUMBER: _builtins.int
+    SCAN_COST_US_FIELD_NUMBER: _builtins.int
+    FILTER_PATHS_FIELD_NUMBER: _builtins.int
+    plan: Global___QueryPlan.ValueType
+    """The plan taken."""
+    point_count: _builtins.int
+    """Points in the collection, expired and just deleted ones included."""
+    matching_count: _builtins.int
+    """Of them those that pass the filter; without one, all."""
+    ef: _builtins.int
+    """Candidates considered in the graph. 0: no graph was searched."""
+    target_recall: _builtins.float
+    """Recall aimed at; 0: ef was given."""
+    compared_count: _builtins.int
+    """Vectors, or codes of vectors, compared in the graph or in the scan."""
+    tail_count: _builtins.int
+    """Points not yet in the graph that were compared beside."""
+    graph_cost_us: _builtins.float
+    """What the planner expected of the graph, in microseconds. 0: not considered."""
+    scan_cost_us: _builtins.float
+    """What it expected of the cheaper scan, in microseconds."""
+    @_builtins.property
+    def filter_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Payload paths that the filter read, in order."""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___QueryPlan.ValueType = ...,
+        point_count: _builtins.int = ...,
+        matching_count: _builtins.int = ...,
+        ef: _builtins.int = ...,
+        target_recall: _builtins.float = ...,
+        compared_count: _builtins.int = ...,
+        tail_count: _builtins.int = ...,
+        graph_cost_us: _builtins.float = ...,
+        scan_cost_us: _builtins.float = ...,
+        filter_paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_count", b"compared_count", "ef", b"ef", "filter_paths", b"filter_paths", "graph_cost_us", b"graph_cost_us", "matching_count", b"matching_count", "plan", b"plan", "point_count", b"point_count", "scan_cost_us", b"scan_cost_us", "tail_count", b"tail_count", "target_recall", b"target_recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
@@ -777,6 +872,7 @@ class Query(_message.Message):
     PARAMS_FIELD_NUMBER: _builtins.int
     WITH_PAYLOAD_FIELD_NUMBER: _builtins.int
     WITH_VECTORS_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection."""
     using: _builtins.str
@@ -789,6 +885,8 @@ class Query(_message.Message):
     """Hits to leave out at the beginning. offset + limit is at most 10,000."""
     score_threshold: _builtins.float
     """Only hits at least this good: score >= threshold for cosine and dot, <= for euclidean."""
+    explain: _builtins.bool
+    """True: the reply says how the query was answered."""
     @_builtins.property
     def nearest(self) -> Global___VectorInput:
         """The points nearest to a vector."""
@@ -822,10 +920,11 @@ class Query(_message.Message):
         params: Global___SearchParams | None = ...,
         with_payload: _common_pb2.PayloadSelector | None = ...,
         with_vectors: _common_pb2.VectorSelector | None = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold", "filter", b"filter", "kind", b"kind", "nearest", b"nearest", "params", b"params", "score_threshold", b"score_threshold", "with_payload", b"with_payload", "with_vectors", b"with_vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold", "collection", b"collection", "filter", b"filter", "kind", b"kind", "limit", b"limit", "nearest", b"nearest", "offset", b"offset", "params", b"params", "score_threshold", b"score_threshold", "using", b"using", "with_payload", b"with_payload", "with_vectors", b"with_vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold", "collection", b"collection", "explain", b"explain", "filter", b"filter", "kind", b"kind", "limit", b"limit", "nearest", b"nearest", "offset", b"offset", "params", b"params", "score_threshold", b"score_threshold", "using", b"using", "with_payload", b"with_payload", "with_vectors", b"with_vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score_threshold: _TypeAlias = _typing.Literal["score_threshold"]  # noqa: Y015
     _WhichOneofArgType__score_threshold: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold"]  # noqa: Y015
@@ -904,6 +1003,7 @@ class QueryResponse(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     HITS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -912,15 +1012,20 @@ class QueryResponse(_message.Message):
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first; equal scores in order of their ids."""
 
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Set where Query.explain is."""
+
     def __init__(
         self,
         *,
         header: _common_pb2.ResponseHeader | None = ...,
         hits: _abc.Iterable[Global___Hit] | None = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "header", b"header", "hits", b"hits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -963,18 +1068,24 @@ class QueryResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HITS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first; equal scores in order of their ids."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Set where Query.explain is."""
 
     def __init__(
         self,
         *,
         hits: _abc.Iterable[Global___Hit] | None = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "hits", b"hits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,7 +157,7 @@ class PointServiceServicer:
 
     def Query(self, request, context):
         """Query searches. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_FILTER,
-        POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED.
+        POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED, OVERLOADED (RESOURCE_EXHAUSTED: too many queries wait).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

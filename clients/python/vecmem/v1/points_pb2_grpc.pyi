@@ -63,7 +63,7 @@ class PointServiceStub:
     """UpdatePayload changes payloads by ids or by filter, atomically within a shard; vectors and expiry stay. Ids that do not exist are no error."""
     Query: _grpc.UnaryUnaryMultiCallable[_points_pb2.QueryRequest, _points_pb2.QueryResponse]
     """Query searches. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_FILTER,
-    POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED.
+    POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED, OVERLOADED (RESOURCE_EXHAUSTED: too many queries wait).
     """
     QueryBatch: _grpc.UnaryUnaryMultiCallable[_points_pb2.QueryBatchRequest, _points_pb2.QueryBatchResponse]
     """QueryBatch runs many queries, each with its own outcome."""
@@ -109,7 +109,7 @@ class PointServiceAsyncStub(PointServiceStub):
     """UpdatePayload changes payloads by ids or by filter, atomically within a shard; vectors and expiry stay. Ids that do not exist are no error."""
     Query: _aio.UnaryUnaryMultiCallable[_points_pb2.QueryRequest, _points_pb2.QueryResponse]  # type: ignore[assignment]
     """Query searches. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_FILTER,
-    POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED.
+    POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED, OVERLOADED (RESOURCE_EXHAUSTED: too many queries wait).
     """
     QueryBatch: _aio.UnaryUnaryMultiCallable[_points_pb2.QueryBatchRequest, _points_pb2.QueryBatchResponse]  # type: ignore[assignment]
     """QueryBatch runs many queries, each with its own outcome."""
@@ -200,7 +200,7 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_points_pb2.QueryResponse, _abc.Awaitable[_points_pb2.QueryResponse]]:
         """Query searches. Errors: COLLECTION_NOT_FOUND, UNKNOWN_VECTOR, DIMENSION_MISMATCH, INVALID_VECTOR, INVALID_FILTER,
-        POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED.
+        POINT_NOT_FOUND (nearest to the id of a point that is not there), LIMIT_EXCEEDED, OVERLOADED (RESOURCE_EXHAUSTED: too many queries wait).
         """
 
     @_abc_1.abstractmethod

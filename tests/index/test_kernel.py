@@ -1,0 +1,290 @@
+"""The native kernel by itself: instruction sets, boundary, files, and the choice of codes."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from tests.index.kernel_fuzz import fuzz
+from vecmem.index import _kernel, calibration
+from vecmem.index.metric import Metric, row_terms
+
+CODES = ["int8", "float16", "float32", "binary"]
+DIMENSIONS = [1, 3, 16, 63, 64, 65, 128, 384, 1000]
+
+
+@pytest.fixture(autouse=True)
+def best_instruction_set():
+    yield
+    _kernel.use_instruction_set("")
+
+
+def vectors_of(count: int, dimension: int, seed: int) -> np.ndarray:
+    print(f"seed {seed}")
+    return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+
+
+def arena_of(vectors: np.ndarray, metric: Metric) -> _kernel.Arena:
+    shift = max(0, int(np.ceil(np.log2(max(1, len(vectors))))))
+    arena = _kernel.Arena(int(metric), vectors.shape[1], shift)
+    chunk = np.zeros((1 << shift, vectors.shape[1]), np.float32)
+    chunk[: len(vectors)] = vectors
+    arena.append(chunk, row_terms(metric, chunk))
+    return arena
+
+
+def largest_norm(vectors: np.ndarray) -> float:
+    return float(np.linalg.norm(vectors.astype(np.float64), axis=1).max()) * 1.001
+
+
+def test_the_plain_set_is_always_there_and_last():
+    assert _kernel.instruction_sets()[-1] == "plain"
+    assert _kernel.instruction_set() == _kernel.instruction_sets()[0]
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+@pytest.mark.parametrize("code", CODES)
+def test_all_instruction_sets_compute_the_same_distances(code, dimension):
+    """int8 and hamming to the bit, floats to rounding; against numpy as well."""
+    a, b = vectors_of(50, dimension, 1), vectors_of(50, dimension, 2)
+    a[0] = a[1] = b[1] = 1e3  # beyond the scale: every element clipped, the largest sums there are
+    b[0] = -1e3
+    for metric in Metric:
+        results = {}
+        for name in _kernel.instruction_sets():
+            _kernel.use_instruction_set(name)
+            results[name] = _kernel.code_distances(a, b, code, int(metric), 0.02)
+        plain = results["plain"]
+        for name, distances in results.items():
+            if code in {"int8", "binary"}:
+                assert np.array_equal(distances, plain), name
+            else:
+                np.testing.assert_allclose(distances, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max(), err_msg=name)
+        np.testing.assert_allclose(
+            plain, expected_distances(a, b, code, metric, 0.02), rtol=1e-3, atol=2e-3 * max(1, np.abs(plain).max())
+        )
+
+
+def expected_distances(a: np.ndarray, b: np.ndarray, code: str, metric: Metric, scale: float) -> np.ndarray:
+    x, y = (v.astype(np.float64) for v in (a, b))
+    if code == "binary":
+        return ((x > 0) != (y > 0)).sum(axis=1).astype(np.float64)
+    if metric is Metric.COSINE:
+        x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
+    if code == "int8":
+        x, y = (np.clip(np.rint(v / scale), -127, 127) for v in (x, y))
+    elif code == "float16":
+        x, y = (np.clip(v / scale, -65504, 65504).astype(np.float16).astype(np.float64) for v in (x, y))
+    return ((x - y) ** 2).sum(axis=1) if metric is Metric.EUCLIDEAN else -(x * y).sum(axis=1)
+
+
+@pytest.mark.parametrize("metric", list(Metric), ids=lambda metric: metric.name.lower())
+def test_all_instruction_sets_give_the_same_answers(metric):
+    """Scores do not depend on the set at all; graphs are built by distances and may differ in ties of float rounding."""
+    vectors, queries = vectors_of(500, 48, 3), vectors_of(20, 48, 4)
+    answers = {}
+    for name in _kernel.instruction_sets():
+        _kernel.use_instruction_set(name)
+        arena = arena_of(vectors, metric)
+        graph = _kernel.Graph("int8", int(metric), 48, 16, 100, 0.03)
+        graph.add(vectors, np.arange(500))
+        scan = graph.scan(queries, 10, arena, largest_norm=largest_norm(vectors))
+        exact = arena.scan(queries, 10, 500, largest_norm=largest_norm(vectors))
+        found = graph.search(queries, 10, np.array([100]), arena, 40, largest_norm=largest_norm(vectors))
+        for mine, other in zip(scan, exact, strict=True):
+            assert np.array_equal(mine, other)
+        answers[name] = [part.tolist() for part in (*scan, *found)]
+    assert all(answer == answers["plain"] for answer in answers.values())
+
+
+@pytest.mark.parametrize("metric", list(Metric), ids=lambda metric: metric.name.lower())
+def test_scans_are_exact_even_where_codes_clip_everything(metric):
+    """The bound on rounding counts what clipping cut off, so a hopeless scale costs time and nothing else."""
+    vectors, queries = vectors_of(400, 20, 5), vectors_of(10, 20, 6)
+    scores = np.array([_kernel.scores(query, vectors, int(metric)) for query in queries])
+    order = np.sort(scores if metric is Metric.EUCLIDEAN else -scores, axis=1)[:, :7]
+    for scale in (1e-4, 0.01, 0.1, 10.0):
+        graph = _kernel.Graph("int8", int(metric), 20, 8, 40, scale)
+        graph.add(vectors, np.arange(400))
+        _, found, ends = graph.scan(queries, 7, arena_of(vectors, metric), largest_norm=largest_norm(vectors))
+        assert ends.tolist() == [7 * (i + 1) for i in range(10)]
+        assert np.array_equal(found.reshape(10, 7) if metric is Metric.EUCLIDEAN else -found.reshape(10, 7), order)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_finds_near_neighbours(code):
+    vectors, queries = vectors_of(1_000, 64, 7), vectors_of(30, 64, 8)
+    arena = arena_of(vectors, Metric.COSINE)
+    graph = _kernel.Graph(code, int(Metric.COSINE), 64, 16, 100, 0.004)
+    graph.add(vectors, np.arange(1_000), 2)
+    norm = largest_norm(vectors)
+    true, _, _ = arena.scan(queries, 10, 1_000, largest_norm=norm)
+    found, _, _ = graph.search(queries, 10, np.array([400]), arena, 400, largest_norm=norm)
+    shares = [
+        len(set(a) & set(b)) / 10
+        for a, b in zip(true.reshape(30, 10).tolist(), found.reshape(30, 10).tolist(), strict=True)
+    ]
+    assert np.mean(shares) >= (0.9 if code == "binary" else 0.98)
+
+
+def test_ef_belongs_to_the_query_and_threads_change_nothing():
+    vectors, queries = vectors_of(2_000, 32, 9), vectors_of(40, 32, 10)
+    arena = arena_of(vectors, Metric.COSINE)
+    graph = _kernel.Graph("int8", int(Metric.COSINE), 32, 8, 50, 0.006)
+    graph.add(vectors, np.arange(2_000))
+    norm = largest_norm(vectors)
+    efs = np.where(np.arange(40) % 2, 10, 500)
+    together = graph.search(queries, 10, efs, arena, 20, largest_norm=norm, threads=4)
+    for i, ef in enumerate(efs):
+        rows, scores, _ = graph.search(queries[i : i + 1], 10, np.array([ef]), arena, 20, largest_norm=norm)
+        start = together[2][i - 1] if i else 0
+        assert together[0][start : together[2][i]].tolist() == rows.tolist()
+        assert together[1][start : together[2][i]].tolist() == scores.tolist()
+
+
+def test_removed_labels_go_at_once_and_may_come_back():
+    vectors = vectors_of(300, 16, 11)
+    arena = arena_of(vectors, Metric.EUCLIDEAN)
+    graph = _kernel.Graph("float32", int(Metric.EUCLIDEAN), 16, 8, 50)
+    labels = np.arange(300)
+    graph.add(vectors, labels)
+    assert graph.remove(labels[:100]) == 100
+    assert graph.remove(labels[:100]) == 0
+    assert not graph.holding(labels[:100]).any()
+    search = lambda: graph.search(vectors[:1], 300, np.array([300]), arena, 300, largest_norm=100)[0]  # noqa: E731
+    assert set(search().tolist()) == set(range(100, 300))
+    assert (graph.sweep(60), graph.sweep(60), graph.sweep(60)) == (60, 40, 0)
+    assert set(search().tolist()) == set(range(100, 300))
+    graph.add(vectors[:100], labels[:100])
+    assert set(search().tolist()) == set(range(300))
+    assert (graph.node_count, graph.live_count) == (400, 300)
+
+
+def test_a_refused_call_changes_nothing():
+    vectors = vectors_of(10, 8, 12)
+    graph = _kernel.Graph("int8", 1, 8, 8, 50, 0.01)
+    graph.add(vectors, np.arange(10))
+    broken = vectors.copy()
+    broken[9, 7] = np.nan
+    for bad, labels in [
+        (vectors, np.arange(5, 15)),
+        (vectors, np.array([20] * 10)),
+        (vectors, np.arange(-1, 9)),
+        (vectors, np.arange(2**31 - 5, 2**31 + 5)),
+        (broken, np.arange(20, 30)),
+        (vectors[:, :7].copy(), np.arange(20, 30)),
+        (vectors, np.arange(20, 29)),
+    ]:
+        with pytest.raises(ValueError, match=r"label|finite|dimension|differ"):
+            graph.add(bad, labels)
+    with pytest.raises(TypeError):
+        graph.add(vectors.astype(np.float64), np.arange(20, 30))
+    with pytest.raises(TypeError):
+        graph.add(vectors[:, ::2], np.arange(20, 30))
+    assert graph.node_count == 10
+
+
+def test_the_boundary_withstands_nonsense():
+    """Calls with random wrong shapes, dtypes, values and orders raise, or answer; the process lives and the graph stays whole."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    assert fuzz(seed, calls=1_500) > 300
+
+
+def test_graphs_are_let_go_while_threads_still_search_them():
+    """A graph and an arena live as long as a call uses them, whoever drops them meanwhile."""
+    vectors = vectors_of(2_000, 32, 13)
+    holder = {}
+    done = threading.Event()
+    errors = []
+
+    def search() -> None:
+        while not done.is_set():
+            pair = holder.get("pair")
+            if pair is None:
+                continue
+            try:
+                rows, _, _ = pair[0].search(vectors[:50], 5, np.array([50]), pair[1], 10, largest_norm=100)
+                if len(rows) < 5:
+                    errors.append(len(rows))
+            except Exception as error:  # noqa: BLE001 - reported below
+                errors.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(15):
+        graph = _kernel.Graph("int8", 1, 32, 8, 40, 0.006)
+        graph.add(vectors[:300], np.arange(300))
+        holder["pair"] = (graph, arena_of(vectors, Metric.COSINE))
+        del graph
+    holder.clear()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def filled(code: str) -> tuple[_kernel.Graph, np.ndarray]:
+    vectors = vectors_of(400, 12, 14)
+    graph = _kernel.Graph(code, 1, 12, 4, 40, 0.01)
+    graph.add(vectors, np.arange(400) * 3)
+    graph.remove(np.arange(0, 300, 3))
+    graph.sweep(50)
+    return graph, vectors
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_saved_graph_comes_back_whole(code, tmp_path):
+    graph, vectors = filled(code)
+    graph.save(str(tmp_path / "g"))
+    content = graph.to_bytes()
+    assert (tmp_path / "g").read_bytes() == content
+    for load in ("load", "from_bytes"):
+        copy = _kernel.Graph(code, 1, 12, 4, 40, 0.01)
+        getattr(copy, load)(str(tmp_path / "g") if load == "load" else content)
+        assert copy.to_bytes() == content
+        assert (copy.node_count, copy.live_count, copy.unswept_count) == (400, 300, 50)
+        assert sorted(copy.labels()) == sorted(graph.labels())
+        copy.add(vectors[:5], np.arange(2_000, 2_005))
+        assert copy.remove(np.array([2_001])) == 1
+
+
+def test_damaged_files_are_refused_and_leave_the_graph_empty():
+    content = filled("int8")[0].to_bytes()
+    random = np.random.default_rng(15)
+    copy = _kernel.Graph("int8", 1, 12, 4, 40, 0.01)
+    for _ in range(150):
+        damaged = bytearray(content)
+        if random.random() < 0.7:
+            damaged[int(random.integers(len(damaged)))] ^= 1 << int(random.integers(8))
+        else:
+            del damaged[int(random.integers(len(damaged))) :]
+        with pytest.raises(RuntimeError, match="graph"):
+            copy.from_bytes(bytes(damaged))
+        assert copy.node_count == 0
+    copy.from_bytes(content)
+    assert copy.to_bytes() == content
+
+
+def test_a_graph_of_other_parameters_is_refused():
+    content = filled("int8")[0].to_bytes()
+    for other in (("int8", 2, 12, 4), ("int8", 1, 13, 4), ("int8", 1, 12, 5), ("float16", 1, 12, 4)):
+        with pytest.raises(RuntimeError, match="parameters"):
+            _kernel.Graph(*other, 40, 0.01).from_bytes(content)
+
+
+def test_calibration_takes_int8_for_ordinary_vectors_and_float32_where_rounding_would_lose_them():
+    plain = vectors_of(1_000, 64, 16)
+    for metric in Metric:
+        assert calibration.calibrate(metric, plain).code == "int8"
+    # All that tells these rows apart lies far below the step that one large element forces on the scale.
+    hidden = plain * 1e-3
+    hidden[:, 0] = 10
+    for metric in (Metric.EUCLIDEAN, Metric.COSINE):
+        chosen = calibration.calibrate(metric, hidden)
+        assert chosen.code == "float32"
+        assert chosen.recall < calibration.RECALL_MIN
+    assert calibration.calibrate(Metric.DOT, plain[:1] * 0).scale == 1.0

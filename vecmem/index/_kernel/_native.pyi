@@ -1,0 +1,134 @@
+"""HNSW graphs over codes, and exact comparison: the native part of vecmem.index.
+
+Arrays are C-contiguous and of exactly the dtype that is asked for, else TypeError. Values and shapes that cannot be: ValueError,
+nothing is changed. Rows that the arena lacks: IndexError. All calls release the interpreter lock and may run beside each other; the locking
+rule stands in `graph.h`.
+
+Searches take (n, dimension) finite `queries` and return (rows, scores, ends): the hits of query i are rows[ends[i - 1]:ends[i]], nearest
+first, the `k` nearest and all that tie with the last of them, ties in order of rows; `scores` as vecmem.index.metric.scores has them.
+`allowed`: uint8, bit i of byte i // 8, lowest first, says whether row i may be a hit; None: all. `extra`: rows compared beside, whatever
+`allowed` says. `largest_norm`: an upper bound of the rows' Euclidean norms.
+"""
+
+from typing import TypeAlias
+
+from numpy import bool_, float32, int64, uint8
+from numpy.typing import NDArray
+
+Results: TypeAlias = tuple[NDArray[int64], NDArray[float32], NDArray[int64]]
+
+class Arena:
+    """Rows of float32 vectors in chunks of 2 ** chunk_shift that their owner writes; `metric` by its number."""
+
+    def __init__(self, metric: int, dimension: int, chunk_shift: int) -> None: ...
+    def append(self, vectors: NDArray[float32], terms: NDArray[float32]) -> None:
+        """Add a chunk, shape (2 ** chunk_shift, dimension), and the row_terms of its rows; both are kept by reference."""
+
+    def scan(
+        self,
+        queries: NDArray[float32],
+        k: int,
+        row_count: int,
+        allowed: NDArray[uint8] | None = None,
+        extra: NDArray[int64] | None = None,
+        *,
+        largest_norm: float,
+        threads: int = 1,
+    ) -> Results:
+        """The nearest of the first `row_count` rows, exactly."""
+
+class Graph:
+    """A graph; `code` is int8, float16, float32 or binary, `scale` what one step of an int8 code stands for (a unit of float16)."""
+
+    def __init__(
+        self, code: str, metric: int, dimension: int, m: int, ef_construction: int, scale: float = 1.0
+    ) -> None: ...
+    def add(self, vectors: NDArray[float32], labels: NDArray[int64], threads: int = 1) -> None:
+        """Insert vectors, shape (n, dimension), under labels, shape (n,), that no node has."""
+
+    def remove(self, labels: NDArray[int64]) -> int:
+        """Take labels out of the results; how many there were."""
+
+    def sweep(self, count_max: int) -> int:
+        """Keep insertions from linking to up to `count_max` removed nodes; how many."""
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` nodes in all."""
+
+    def search(
+        self,
+        queries: NDArray[float32],
+        k: int,
+        ef: NDArray[int64],
+        arena: Arena,
+        rescored: int,
+        allowed: NDArray[uint8] | None = None,
+        extra: NDArray[int64] | None = None,
+        *,
+        largest_norm: float,
+        threads: int = 1,
+    ) -> Results:
+        """The nearest of `rescored` of the `ef` nodes (one number, or one for each query) that the graph leads to."""
+
+    def scan(
+        self,
+        queries: NDArray[float32],
+        k: int,
+        arena: Arena,
+        allowed: NDArray[uint8] | None = None,
+        extra: NDArray[int64] | None = None,
+        *,
+        largest_norm: float,
+        threads: int = 1,
+    ) -> Results:
+        """The nearest of all nodes, exactly: int8 codes first, then the arena for whatever their rounding leaves open."""
+
+    def save(self, path: str) -> None:
+        """Write the graph to a file. Searches may go on; insertions wait."""
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+
+    def load(self, path: str) -> None:
+        """Fill an empty graph. Raises RuntimeError for a damaged file, and is then still empty."""
+
+    def from_bytes(self, content: bytes) -> None:
+        """As `load`."""
+
+    def holding(self, labels: NDArray[int64]) -> NDArray[bool_]:
+        """Which labels have a node; shape (n,)."""
+
+    def labels(self) -> NDArray[int64]:
+        """The labels of all live nodes, in no order."""
+
+    @property
+    def node_count(self) -> int: ...
+    @property
+    def live_count(self) -> int: ...
+    @property
+    def unswept_count(self) -> int: ...
+    @property
+    def clipped_count(self) -> int:
+        """Vectors with elements beyond the scale of int8 codes."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+
+def scores(query: NDArray[float32], vectors: NDArray[float32], metric: int) -> NDArray[float32]:
+    """Exact scores of the rows of `vectors`, shape (n, dimension)."""
+
+def code_distances(
+    a: NDArray[float32], b: NDArray[float32], code: str, metric: int, scale: float = 1.0
+) -> NDArray[float32]:
+    """Distances of the codes of each pair of rows."""
+
+def instruction_set() -> str:
+    """The set that graphs and arenas made from now on use."""
+
+def instruction_sets() -> list[str]:
+    """The sets that this machine has, best first."""
+
+def use_instruction_set(name: str) -> None:
+    """Force a set; empty: the best again. ValueError where this machine lacks it."""

@@ -1,0 +1,198 @@
+// A graph over codes: hnswlib's, with storage, searches and locks of our own around it.
+//
+// Construction is hnswlib's addPoint (Malkov and Yashunin, arXiv:1603.09320, algorithms 1, 3 and 4). What is ours:
+//
+// - Storage. The element of hnswlib (links, data, label) is laid out so that data begins on a cache line, in memory that the system moves by
+//   remapping pages when the graph grows.
+// - Search (the paper's algorithms 2 and 5) over hnswlib's structures, because hnswlib's own reads neighbour lists without locks and has one ef.
+// - Labels. A node stands for a label, or for nothing since `remove`. Labels are numbers that the caller may use again after `remove`; nodes never are.
+//
+// LOCKING. Every structure of hnswlib is read and written inside `gate_` (gate.h), as follows.
+// - Plain searches are never inside together with insertions, so they read links without locks.
+// - Guarded searches run beside insertions. They take `global` for the entry point and its level, and copy each neighbour list under
+//   link_list_locks_[node], which hnswlib holds when it writes a list. Whatever else they read of a node (data, levels) was written before the
+//   node was linked for the first time, and they have it from a list. They hold one lock at a time, so they add no cycle to hnswlib's order.
+// - hnswlib's deletion marks (read by insertions), growth and everything that moves memory happen alone.
+// - `labels_` are atomic and say which nodes are results: set after a node is fully linked, cleared by `remove` at any time, without waiting.
+// - `writing_` serializes add, sweep, reserve, save and load as whole calls. `labels_mutex_` guards the way from label to node; it is held briefly.
+// - Order: writing_, gate_, labels_mutex_. A search takes neither of the others.
+// - save reads while searches go on. It takes writing_ alone, so that a forked child may save when nothing wrote at the moment of the
+//   fork; otherwise it fails after 20 s.
+//
+// No method calls Python; module.cpp releases the interpreter lock around all of them.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+// hnswlib defines a static function per translation unit that this kernel does not call.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include <hnswlib/hnswlib.h>
+#pragma GCC diagnostic pop
+
+#include "codec.h"
+#include "gate.h"
+#include "region.h"
+
+// Levels are drawn from the node's number alone: hnswlib's generator would be used by several threads at once.
+template <>
+int hnswlib::HierarchicalNSW<float>::getRandomLevel(double reverse_size);
+
+// The search of a layer within insertion (the paper's algorithm 2): the same candidates, held in one sorted array instead of two heaps, and
+// their codes asked for ahead. It saves a fifth of the time of an insertion.
+template <>
+std::priority_queue<std::pair<float, hnswlib::tableint>, std::vector<std::pair<float, hnswlib::tableint>>,
+                    hnswlib::HierarchicalNSW<float>::CompareByFirst>
+hnswlib::HierarchicalNSW<float>::searchBaseLayer(tableint entry, const void* data, int layer);
+
+namespace vecmem {
+
+// Which labels may be results: bit i of byte i / 8, lowest first. No bits: all.
+struct Allowed {
+    const uint8_t* bits = nullptr;
+    int64_t count = 0;
+
+    bool operator()(int64_t label) const { return !bits || (label < count && (bits[label >> 3] >> (label & 7) & 1)); }
+};
+
+struct Candidate {
+    float distance;
+    int64_t label;
+};
+
+struct GraphParams {
+    CodeType code;
+    Metric metric;
+    size_t dimension, m, ef_construction;
+    float scale;
+};
+
+class Graph : private hnswlib::HierarchicalNSW<float> {
+  public:
+    using NodeId = hnswlib::tableint;
+
+    static constexpr int64_t kLabelMax = (int64_t{1} << 31) - 2;
+
+    explicit Graph(const GraphParams& params);
+    ~Graph();
+
+    // Inserts vectors of `dimension` finite elements under labels that no node has. Throws invalid_argument and changes nothing if one has, or if
+    // one stands twice in the call. Searches find each node as soon as it is linked.
+    void add(const float* vectors, const int64_t* labels, size_t count, unsigned threads);
+
+    // Takes labels out of the results at once; those that no node has are passed over. Returns how many there were.
+    size_t remove(const int64_t* labels, size_t count);
+
+    // Marks up to `count_max` removed nodes, so that insertions do not link to them any more. Returns how many.
+    size_t sweep(size_t count_max);
+
+    // Makes room for `count` nodes in all.
+    void reserve(size_t count);
+
+    // Up to `ef` nodes near the query that are allowed, nearest first. `code` and `params` come from codec().encode_query.
+    std::vector<Candidate> search(const char* code, const DistanceParams& params, size_t ef, Allowed allowed) const;
+
+    // Codes of all nodes that are allowed: calls visit(label, distance) in order of nodes.
+    template <class Visit>
+    void scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const;
+
+    // The whole graph as bytes (graph_file.cpp).
+    void save(const std::string& path) const;
+    std::string to_bytes() const;
+    // Fills an empty graph; throws runtime_error for bytes that are damaged or of another kind of graph, after which it is still empty.
+    void load(const std::string& path);
+    void from_bytes(const char* content, size_t size);
+
+    const Codec& codec() const { return codec_; }
+    const GraphParams& params() const { return params_; }
+    size_t node_count() const { return cur_element_count.load(); }
+    size_t live_count() const { return live_count_.load(); }
+    size_t removed_count() const { return node_count_done_.load() - live_count_.load(); }
+    size_t unswept_count() const { return unswept_count_.load(); }
+    size_t clipped_count() const { return clipped_count_.load(); }
+    size_t memory_bytes() const;
+    // Largest length cut off from a vector by int8 rounding.
+    float residual_max() const { return residual_max_.load(); }
+    // Which labels have a node; `out` takes one byte each.
+    void holding(const int64_t* labels, size_t count, bool* out);
+    // Labels of all live nodes, in order of nodes.
+    std::vector<int64_t> labels() const;
+
+  private:
+    static constexpr int32_t kNone = -1;
+    static constexpr size_t kInitialCapacity = 1024;
+    static constexpr size_t kLabelChunk = 1 << 16;
+    using Labels = std::unique_ptr<std::atomic<int32_t>[]>;
+
+    struct Near {
+        float distance;
+        NodeId node;
+    };
+
+    void insert(const float* vector, int64_t label, std::vector<char>& code);
+    void check_new(const int64_t* labels, size_t count);
+    void grow(size_t count);
+    void map_label(int64_t label, NodeId node);
+    int32_t* node_of(int64_t label);
+    void publish(int64_t label, NodeId node);
+    template <bool guarded>
+    std::vector<Candidate> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed) const;
+    template <bool guarded>
+    void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Candidate>& out) const;
+    template <bool guarded>
+    void search_heaps(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, Allowed allowed,
+                      std::vector<Candidate>& out) const;
+    template <bool guarded>
+    const NodeId* neighbours(NodeId node, int level, NodeId* copy, size_t* count) const;
+    size_t unvisited(const NodeId* list, size_t count, hnswlib::vl_type* visited, hnswlib::vl_type tag, NodeId* out) const;
+    void write(const std::function<void(const void*, size_t)>& sink) const;
+    void read(const std::function<void(void*, size_t)>& source, size_t size);
+    int32_t label_of(NodeId node) const { return labels_[node].load(std::memory_order_relaxed); }
+
+    const GraphParams params_;
+    const Codec codec_;
+    const DistanceParams code_params_;
+    Region region_;
+    size_t base_ = 0;  // where the first element begins in the region
+    Labels labels_;
+
+    mutable Gate gate_;
+    mutable std::mutex writing_;
+    mutable std::mutex labels_mutex_;
+    std::vector<std::unique_ptr<int32_t[]>> nodes_;  // by label, in chunks
+    std::vector<NodeId> unswept_;
+    std::atomic<size_t> live_count_{0}, node_count_done_{0}, unswept_count_{0}, clipped_count_{0};
+    std::atomic<float> residual_max_{0};
+};
+
+template <class Visit>
+void Graph::scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const {
+    // Nodes that are still being inserted have no label, so their data is never read.
+    SearchEntry entry(gate_);
+    const size_t count = cur_element_count;
+    const char* data = data_level0_memory_ + offsetData_;
+    constexpr size_t kBlock = 256, kAhead = 4;
+    struct {
+        const char* code;
+        int32_t label;
+    } block[kBlock];
+    for (size_t node = 0; node < count;) {
+        size_t size = 0;
+        for (; node < count && size < kBlock; ++node) {
+            const int32_t label = labels_[node].load(std::memory_order_acquire);
+            block[size] = {data + node * size_data_per_element_, label};
+            size += label >= 0 && allowed(label);
+        }
+        for (size_t i = 0; i < size; ++i) {
+            if (i + kAhead < size)
+                for (size_t byte = 0; byte < data_size_; byte += 64) __builtin_prefetch(block[i + kAhead].code + byte);
+            visit(block[i].label, fstdistfunc_(code, block[i].code, &params));
+        }
+    }
+}
+
+}  // namespace vecmem

@@ -1,0 +1,155 @@
+#include "search.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace vecmem {
+
+namespace {
+
+// Keeps every row whose rank lies within `margin` below that of the k-th best.
+class Best {
+  public:
+    Best(size_t k, float margin) : k_(k), margin_(margin) {}
+
+    void offer(float rank, int64_t row) {
+        if (rank < threshold_) return;
+        kept_.push_back({rank, row});
+        if (ranks_.size() == k_) {
+            if (rank <= ranks_.front()) return;
+            std::pop_heap(ranks_.begin(), ranks_.end(), std::greater<>());
+            ranks_.back() = rank;
+        } else {
+            ranks_.push_back(rank);
+        }
+        std::push_heap(ranks_.begin(), ranks_.end(), std::greater<>());
+        if (ranks_.size() < k_) return;
+        threshold_ = ranks_.front() - margin_;
+        // The threshold rises as better rows come: let those below go before they outnumber the rest by far.
+        if (kept_.size() > 16 * k_ + 1024) drop();
+    }
+
+    std::vector<int64_t> rows() {
+        drop();
+        std::vector<int64_t> found;
+        found.reserve(kept_.size());
+        for (const auto& kept : kept_) found.push_back(kept.row);
+        return found;
+    }
+
+  private:
+    struct Kept {
+        float rank;
+        int64_t row;
+    };
+
+    void drop() {
+        kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [&](const Kept& kept) { return kept.rank < threshold_; }), kept_.end());
+    }
+
+    const size_t k_;
+    const float margin_;
+    float threshold_ = -std::numeric_limits<float>::infinity();
+    std::vector<Kept> kept_;
+    std::vector<float> ranks_;  // the k best, worst first
+};
+
+// Compares rows and the request's extra ones exactly.
+std::vector<Scored> compare(const ExactQuery& exact, const Request& request, std::vector<int64_t> rows) {
+    const int64_t row_count = exact.row_count();
+    rows.insert(rows.end(), request.extra, request.extra + request.extra_count);
+    // A row of the graph may be moving there from the extra ones; it must not count twice.
+    if (request.extra_count) {
+        std::sort(rows.begin(), rows.end());
+        rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    }
+    Best best(request.k, 2 * exact.rank_error(request.largest_norm));
+    constexpr size_t kAhead = 2;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (rows[i] < 0 || rows[i] >= row_count) throw std::out_of_range("row " + std::to_string(rows[i]) + " is not in the arena");
+        if (i + kAhead < rows.size() && rows[i + kAhead] >= 0 && rows[i + kAhead] < row_count) exact.prefetch(rows[i + kAhead]);
+        best.offer(exact.rank(rows[i]), rows[i]);
+    }
+    std::vector<int64_t> nearest = best.rows();
+    return exact.best(nearest, request.k);
+}
+
+struct Encoded {
+    Encoded(const Graph& graph, const float* query) : code(graph.codec().code_bytes()) {
+        graph.codec().encode_query(query, code.data(), &params, &scale, &residual);
+    }
+    std::vector<char> code;
+    DistanceParams params;
+    float scale, residual;
+};
+
+void check(const Graph& graph, const Arena& arena) {
+    if (graph.params().dimension != arena.dimension || graph.params().metric != arena.metric)
+        throw std::invalid_argument("the graph and the arena differ in dimension or metric");
+}
+
+}  // namespace
+
+std::vector<Scored> search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored) {
+    check(graph, arena);
+    const Encoded encoded(graph, query);
+    const std::vector<Candidate> found = graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), request.allowed);
+    std::vector<int64_t> rows;
+    rows.reserve(std::min(found.size(), rescored));
+    for (size_t i = 0; i < std::min(found.size(), rescored); ++i) rows.push_back(found[i].label);
+    const ExactQuery exact(arena, query);
+    return compare(exact, request, std::move(rows));
+}
+
+std::vector<Scored> scan_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request) {
+    check(graph, arena);
+    if (graph.params().code != CodeType::kInt8) throw std::invalid_argument("only int8 codes bound the error of a scan");
+    const Encoded encoded(graph, query);
+    const ExactQuery exact(arena, query);
+    const bool cosine = graph.params().metric == Metric::kCosine, euclidean = graph.params().metric == Metric::kEuclidean;
+    // |q.x - q'.x'| <= |q| |x - x'| + |q - q'| |x'|, and |x'| <= |x| + |x - x'|; in the same way for |x|^2.
+    const double query_length = cosine ? 1.0 : exact.length(), row_length = cosine ? 1.0 : request.largest_norm;
+    const double cut = graph.residual_max();
+    double error = query_length * cut + encoded.residual * (row_length + cut);
+    if (euclidean) error = 2 * error + cut * (2 * row_length + cut);
+    const double unit = euclidean ? double{graph.params().scale} * graph.params().scale : double{graph.params().scale} * encoded.scale;
+    const double rounding = 2e-6 * (euclidean ? row_length * row_length + 2 * query_length * row_length : query_length * row_length);
+    const auto factor = static_cast<float>(-unit);
+    Best best(request.k, static_cast<float>(2 * (error + rounding) * 1.001) + 2 * exact.rank_error(request.largest_norm));
+    graph.scan(encoded.code.data(), encoded.params, request.allowed,
+               [&](int64_t label, float distance) { best.offer(distance * factor, label); });
+    return compare(exact, request, best.rows());
+}
+
+std::vector<Scored> scan_arena(const Arena& arena, const float* query, const Request& request, int64_t row_count) {
+    const ExactQuery exact(arena, query);
+    if (row_count < 0 || row_count > exact.row_count()) throw std::out_of_range("more rows than the arena has");
+    Best best(request.k, 2 * exact.rank_error(request.largest_norm));
+    if (!request.allowed.bits) {
+        for (int64_t row = 0; row < row_count; ++row) best.offer(exact.rank(row), row);
+    } else {
+        const int64_t stop = std::min(row_count, request.allowed.count);
+        constexpr int64_t kBlock = 512, kAhead = 2;
+        int64_t block[kBlock + 64];
+        for (int64_t row = 0; row < stop;) {
+            int64_t size = 0;
+            while (row < stop && size < kBlock) {
+                uint64_t word = 0;
+                std::memcpy(&word, request.allowed.bits + row / 8, static_cast<size_t>(std::min<int64_t>(8, (request.allowed.count + 7) / 8 - row / 8)));
+                for (; word; word &= word - 1) {
+                    const int64_t set = row + __builtin_ctzll(word);
+                    if (set < stop) block[size++] = set;
+                }
+                row += 64;
+            }
+            for (int64_t i = 0; i < size; ++i) {
+                if (i + kAhead < size) exact.prefetch(block[i + kAhead]);
+                best.offer(exact.rank(block[i]), block[i]);
+            }
+        }
+    }
+    return compare(exact, request, best.rows());
+}
+
+}  // namespace vecmem

@@ -1,0 +1,28 @@
+// Searches from query to scored rows: candidates of a graph or of a scan, compared again exactly.
+#pragma once
+
+#include <vector>
+
+#include "arena.h"
+#include "graph.h"
+
+namespace vecmem {
+
+struct Request {
+    size_t k;                      // rows wanted, at least 1
+    Allowed allowed;               // rows that may be results
+    const int64_t* extra = nullptr;  // rows to compare exactly beside, whatever `allowed` says of them
+    size_t extra_count = 0;
+    float largest_norm = 0;        // of the arena's rows
+};
+
+// The nearest of up to `ef` nodes that the graph leads to, of which `rescored` are compared again.
+std::vector<Scored> search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored);
+
+// The nearest of all nodes of a graph: codes first, then exactly whatever can be among the nearest by the bound on rounding. Not for binary codes.
+std::vector<Scored> scan_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request);
+
+// The nearest of the arena's first `row_count` rows that are allowed.
+std::vector<Scored> scan_arena(const Arena& arena, const float* query, const Request& request, int64_t row_count);
+
+}  // namespace vecmem
