@@ -50,7 +50,7 @@ def filled(names: list[str], vectors: np.ndarray, metric: Metric = Metric.EUCLID
 
 def found(store: MiniStore, query: np.ndarray, limit: int, **options: object) -> list[str]:
     result, ids = store.search(query, limit, **options)
-    assert result.plan == "graph"
+    assert result.plan.kind == "graph"
     return ids
 
 

@@ -105,8 +105,8 @@ class Crowd:
                         points = {snapshot.view.ids[row]: points[snapshot.view.ids[row]] for row in seen}
                     ids = [snapshot.view.ids[row] for row in result.rows]
                     hits = list(zip(ids, result.scores, strict=True))
-                    check(store.metric, points, query, limit, hits, exact=result.plan == "scan")
-                    self.plans.append(result.plan)
+                    check(store.metric, points, query, limit, hits, exact=result.plan.kind == "scan")
+                    self.plans.append(result.plan.kind)
                     self.recalls.append(recall(store.metric, points, query, limit, ids))
             finally:
                 snapshot.end()

@@ -57,7 +57,7 @@ class Pair:
             result, ids = self.store.search(query, limit, ef=ef, **masks[1])
             assert len(ids) == len(wanted)
             assert passing is None or set(ids) <= passing
-            plans.add(result.plan)
+            plans.add(result.plan.kind)
             worst = wanted[-1] if wanted else 0.0
             higher = self.store.metric.higher_is_nearer
             shares.append(np.mean([score >= worst if higher else score <= worst for score in result.scores] or [1.0]))

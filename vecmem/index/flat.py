@@ -12,7 +12,7 @@ from vecmem.index.arena import Arena, Rows
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import VectorParameters
 from vecmem.index.rows import RowView
-from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchRequest, SearchResult
+from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchPlan, SearchRequest, SearchResult
 
 
 class FlatIndex:
@@ -34,7 +34,7 @@ class FlatIndex:
         """See VectorIndex."""
         rows = scan.wanted_rows(self.arena, request, view)
         candidates = scan.nearest(self.arena, request, rows, view.row_count)
-        return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan="scan")
+        return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan=SearchPlan("scan"))
 
     def is_quick(self, request: SearchRequest) -> bool:  # noqa: ARG002
         """See VectorIndex."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vecmem import limits
 from vecmem.index import planner, scan
 from vecmem.index.arena import Arena, Rows
 from vecmem.index.labelled_graph import LabelledGraph
@@ -25,7 +26,7 @@ from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
 from vecmem.index.tail import Tail
-from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchRequest, SearchResult
+from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchPlan, SearchRequest, SearchResult
 
 REBUILD_SHARE = 0.2
 """Share of deleted nodes that triggers a rebuild."""
@@ -75,7 +76,7 @@ class HnswIndex:
         else:
             rows = self._passing(tail, request, view)
             candidates, plan = np.concatenate([found, scan.nearest(self.arena, request, rows, view.row_count)]), "graph"
-        return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan=plan)
+        return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan=SearchPlan(plan))
 
     def is_quick(self, request: SearchRequest) -> bool:
         """See VectorIndex. While there is background work the graph may be held by an insertion."""
@@ -83,7 +84,7 @@ class HnswIndex:
             return False
         compared = self.arena.present_count
         if not request.exact and request.allowed is None:
-            effort = max(request.ef or self._hnsw().ef, request.limit)
+            effort = max(request.ef or self._hnsw().ef or limits.EF_DEFAULT, request.limit)
             compared = min(compared, effort * planner.GRAPH_COMPARISONS_PER_EF)
         return compared * self.parameters.dimension <= QUICK_ELEMENTS
 
@@ -99,7 +100,7 @@ class HnswIndex:
             row_count = max(graph_count + tail_count, matching_count)
         plan = planner.choose(
             limit=request.limit,
-            ef=request.ef or hnsw.ef,
+            ef=request.ef or hnsw.ef or limits.EF_DEFAULT,
             matching_count=matching_count,
             row_count=row_count,
             graph_count=graph_count,

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from vecmem import limits
 from vecmem.index.metric import Metric
 
 
+class Storage(IntEnum):
+    """How raw vectors are kept. The values are those of vecmem.v1.Storage and are stored on disk."""
+
+    FLOAT32 = 1
+    FLOAT16 = 2
+
+
+class GraphCode(IntEnum):
+    """What a graph holds of each vector. The values are those of vecmem.v1.GraphCode and are stored on disk."""
+
+    AUTOMATIC = 0
+    """int8, or float32 where calibration predicts a loss of recall."""
+    INT8 = 1
+    FLOAT16 = 2
+    FLOAT32 = 3
+    BINARY = 4
+
+
 @dataclass(frozen=True, slots=True)
 class HnswParameters:
-    """HNSW parameters (Malkov and Yashunin, arXiv:1603.09320, section 4): M, efConstruction and the default ef."""
+    """HNSW parameters (Malkov and Yashunin, arXiv:1603.09320, section 4), and what the graph holds of each vector.
+
+    `ef` 0: as many candidates as `target_recall`, 0.5 to 1, takes.
+    """
 
     m: int = limits.M_DEFAULT
     ef_construction: int = limits.EF_CONSTRUCTION_DEFAULT
-    ef: int = limits.EF_DEFAULT
+    ef: int = 0
+    graph: GraphCode = GraphCode.AUTOMATIC
+    target_recall: float = limits.TARGET_RECALL_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +48,4 @@ class VectorParameters:
     dimension: int
     metric: Metric
     hnsw: HnswParameters | None
+    storage: Storage = Storage.FLOAT32

@@ -28,7 +28,8 @@ class SearchRequest:
     """One search.
 
     `query`: float32, shape (dimension,), finite, not zero under cosine. `limit`: hits wanted, at least 1. `allowed`: bool, shape
-    (row_count,), rows that pass the filter; None: all. `ef` 0: the index's own. `exact`: compare with every row.
+    (row_count,), rows that pass the filter; None: all. `ef` 0: by `target_recall`, and where that is 0 as well the index's own. `exact`:
+    compare with every row.
     """
 
     query: Float32Array
@@ -36,6 +37,22 @@ class SearchRequest:
     allowed: NDArray[np.bool_] | None = None
     ef: int = 0
     exact: bool = False
+    target_recall: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """How a search was answered: as vecmem.v1.Explanation. `kind` is "scan", "code_scan" or "graph"; what does not apply is 0."""
+
+    kind: str
+    row_count: int = 0
+    matching_count: int = 0
+    ef: int = 0
+    target_recall: float = 0.0
+    compared_count: int = 0
+    tail_count: int = 0
+    graph_cost_us: float = 0.0
+    scan_cost_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +61,7 @@ class SearchResult:
 
     rows: list[int]
     scores: list[float]
-    plan: str
+    plan: SearchPlan
 
 
 @dataclass(slots=True)
