@@ -92,28 +92,31 @@ class Fuzzer:
             lambda: np.ones((8, 8), np.uint8),
         ][int(self.random.integers(5))]()
 
+    def each(self, draw: Callable[[], Any]) -> Any:
+        """One for all queries, or a list."""
+        return draw() if self.chance(0.5) else [draw() for _ in range(int(self.random.integers(0, 6)))]
+
     def one(self) -> Callable[[], Any]:
         queries, count = self.vectors(), int(self.random.integers(0, 6))
         ef = self.integers(
             1 if self.chance(0.5) else len(queries) if isinstance(queries, np.ndarray) and queries.ndim else 1, 200
         )
         norm = 50.0 if self.chance(0.9) else float(self.random.choice([np.nan, -1, np.inf, 0]))
-        extra = None if self.chance(0.6) else self.integers(3)
+        extra = None if self.chance(0.6) else self.each(lambda: self.integers(3))
         threads = self.number(2) if self.chance(0.3) else 1
         threads = threads if threads is None or isinstance(threads, str | float) or threads < 1_000 else 8
-        k = self.number(5)
+        k = self.number(5) if self.chance(0.5) else self.integers(1 if self.chance(0.5) else count, 9)
+        allowed = self.each(self.bits)
         calls: list[Callable[[], Any]] = [
             lambda: self.graph.add(self.vectors(count), self.integers(count), threads),
             lambda: self.graph.add(self.matrix(count), self.random.permutation(512)[:count], 1),
             lambda: self.graph.remove(self.integers(count)),
             lambda: self.graph.sweep(self.number(10)),
             lambda: self.graph.search(
-                queries, k, ef, self.arena, self.number(20), self.bits(), extra, largest_norm=norm, threads=threads
+                queries, k, ef, self.arena, self.number(20), allowed, extra, largest_norm=norm, threads=threads
             ),
-            lambda: self.graph.scan(queries, k, self.arena, self.bits(), extra, largest_norm=norm, threads=threads),
-            lambda: self.arena.scan(
-                queries, k, self.number(512), self.bits(), extra, largest_norm=norm, threads=threads
-            ),
+            lambda: self.graph.scan(queries, k, self.arena, allowed, extra, largest_norm=norm, threads=threads),
+            lambda: self.arena.scan(queries, k, self.number(512), allowed, extra, largest_norm=norm, threads=threads),
             lambda: self.arena.append(self.vectors(), np.ones(3, np.float32)),
             lambda: self.graph.holding(self.integers(count)),
             lambda: self.graph.labels(),

@@ -96,6 +96,7 @@ def test_all_instruction_sets_give_the_same_answers(metric):
         found = graph.search(queries, 10, np.array([100]), arena, 40, largest_norm=largest_norm(vectors))
         for mine, other in zip(scan, exact, strict=True):
             assert np.array_equal(mine, other)
+        assert scan[3].tolist() == [500] * 20
         answers[name] = [part.tolist() for part in (*scan, *found)]
     assert all(answer == answers["plain"] for answer in answers.values())
 
@@ -109,7 +110,7 @@ def test_scans_are_exact_even_where_codes_clip_everything(metric):
     for scale in (1e-4, 0.01, 0.1, 10.0):
         graph = _kernel.Graph("int8", int(metric), 20, 8, 40, scale)
         graph.add(vectors, np.arange(400))
-        _, found, ends = graph.scan(queries, 7, arena_of(vectors, metric), largest_norm=largest_norm(vectors))
+        _, found, ends, _ = graph.scan(queries, 7, arena_of(vectors, metric), largest_norm=largest_norm(vectors))
         assert ends.tolist() == [7 * (i + 1) for i in range(10)]
         assert np.array_equal(found.reshape(10, 7) if metric is Metric.EUCLIDEAN else -found.reshape(10, 7), order)
 
@@ -121,8 +122,8 @@ def test_every_code_finds_near_neighbours(code):
     graph = _kernel.Graph(code, int(Metric.COSINE), 64, 16, 100, 0.004)
     graph.add(vectors, np.arange(1_000), 2)
     norm = largest_norm(vectors)
-    true, _, _ = arena.scan(queries, 10, 1_000, largest_norm=norm)
-    found, _, _ = graph.search(queries, 10, np.array([400]), arena, 400, largest_norm=norm)
+    true, *_ = arena.scan(queries, 10, 1_000, largest_norm=norm)
+    found, *_ = graph.search(queries, 10, np.array([400]), arena, 400, largest_norm=norm)
     shares = [
         len(set(a) & set(b)) / 10
         for a, b in zip(true.reshape(30, 10).tolist(), found.reshape(30, 10).tolist(), strict=True)
@@ -130,19 +131,99 @@ def test_every_code_finds_near_neighbours(code):
     assert np.mean(shares) >= (0.9 if code == "binary" else 0.98)
 
 
-def test_ef_belongs_to_the_query_and_threads_change_nothing():
+def test_what_a_query_wants_is_its_own_and_threads_change_nothing():
+    """Queries of one call differ in k, ef, rescored, filter and extra rows, and are answered as each would be alone."""
     vectors, queries = vectors_of(2_000, 32, 9), vectors_of(40, 32, 10)
     arena = arena_of(vectors, Metric.COSINE)
     graph = _kernel.Graph("int8", int(Metric.COSINE), 32, 8, 50, 0.006)
-    graph.add(vectors, np.arange(2_000))
+    graph.add(vectors[:1_900], np.arange(1_900))
     norm = largest_norm(vectors)
-    efs = np.where(np.arange(40) % 2, 10, 500)
-    together = graph.search(queries, 10, efs, arena, 20, largest_norm=norm, threads=4)
-    for i, ef in enumerate(efs):
-        rows, scores, _ = graph.search(queries[i : i + 1], 10, np.array([ef]), arena, 20, largest_norm=norm)
-        start = together[2][i - 1] if i else 0
-        assert together[0][start : together[2][i]].tolist() == rows.tolist()
-        assert together[1][start : together[2][i]].tolist() == scores.tolist()
+    number = np.arange(40)
+    k, ef, rescored = number % 7 + 1, np.where(number % 2, 10, 500), number % 30 + 1
+    random = np.random.default_rng(11)
+    filters = [random.integers(0, 256, 250).astype(np.uint8) if i % 3 else None for i in range(40)]
+    filters[4] = np.zeros(0, np.uint8)
+    extra = [np.arange(1_900, 2_000) if i % 4 else None for i in range(40)]
+    searches = {
+        "graph": lambda q, k, ef, rescored, *rest, threads: graph.search(
+            q, k, ef, arena, rescored, *rest, largest_norm=norm, threads=threads
+        ),
+        "codes": lambda q, k, _, __, *rest, threads: graph.scan(q, k, arena, *rest, largest_norm=norm, threads=threads),
+        "rows": lambda q, k, _, __, *rest, threads: arena.scan(q, k, 1_900, *rest, largest_norm=norm, threads=threads),
+    }
+    for name, search in searches.items():
+        together = search(queries, k, ef, rescored, filters, extra, threads=4)
+        for i in range(40):
+            alone = search(
+                queries[i : i + 1], int(k[i]), ef[i : i + 1], int(rescored[i]), filters[i], extra[i], threads=1
+            )
+            hits = slice(together[2][i - 1] if i else 0, together[2][i])
+            assert together[0][hits].tolist() == alone[0].tolist(), (name, i)
+            assert together[1][hits].tolist() == alone[1].tolist(), (name, i)
+            assert together[3][i] == alone[3][0], (name, i)
+            rows = alone[0][alone[0] < 1_900]
+            if filters[i] is not None:
+                assert np.unpackbits(np.append(filters[i], np.zeros(250, np.uint8)), bitorder="little")[rows].all()
+            assert len(rows) == len(alone[0]) or extra[i] is not None
+            assert len(alone[0]) == k[i] or (i == 4 and extra[i] is None and not len(alone[0]))
+
+
+def test_numbers_and_lists_need_one_element_for_each_query():
+    vectors = vectors_of(20, 8, 1)
+    arena = arena_of(vectors, Metric.DOT)
+    graph = _kernel.Graph("int8", int(Metric.DOT), 8, 8, 50, 0.01)
+    bits = np.ones(3, np.uint8)
+
+    def search(k=1, ef=1, rescored=1, allowed=None, extra=None):
+        return graph.search(vectors[:3], k, ef, arena, rescored, allowed, extra, largest_norm=10)
+
+    assert search()[2].tolist() == [0, 0, 0]
+    for wrong in ({"k": np.ones(2, np.int64)}, {"ef": np.ones(0, np.int64)}, {"rescored": np.ones(4, np.int64)}):
+        with pytest.raises(ValueError, match="one for each query"):
+            search(**wrong)
+    for wrong in ({"allowed": [bits, None]}, {"extra": []}):
+        with pytest.raises(ValueError, match="one element for each query"):
+            search(**wrong)
+    for wrong in ({"k": 0}, {"ef": np.array([1, 1, 0])}, {"rescored": -1}, {"k": 2**64}):
+        with pytest.raises(ValueError, match=r"at least 1|out of range"):
+            search(**wrong)
+    for wrong in (
+        {"k": 1.0},
+        {"ef": None},
+        {"allowed": [bits, None, 3]},
+        {"extra": [bits, None, None]},
+        {"allowed": "x"},
+    ):
+        with pytest.raises(TypeError, match=r"must be|incompatible"):
+            search(**wrong)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_searches_of_a_forked_child_start_their_own_helpers():
+    """The parent's helpers do not come along, and its pool may have been locked."""
+    vectors = vectors_of(500, 16, 2)
+    arena = arena_of(vectors, Metric.COSINE)
+    stop = threading.Event()
+
+    def search() -> tuple[np.ndarray, ...]:
+        return arena.scan(vectors[:40], 5, 500, largest_norm=100, threads=3)
+
+    def keep_searching() -> None:
+        while not stop.is_set():
+            search()
+
+    expected = search()[0].tolist()
+    busy = threading.Thread(target=keep_searching)
+    busy.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if not child:
+                os._exit(0 if search()[0].tolist() == expected else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        busy.join()
 
 
 def test_removed_labels_go_at_once_and_may_come_back():
@@ -206,7 +287,7 @@ def test_graphs_are_let_go_while_threads_still_search_them():
             if pair is None:
                 continue
             try:
-                rows, _, _ = pair[0].search(vectors[:50], 5, np.array([50]), pair[1], 10, largest_norm=100)
+                rows, *_ = pair[0].search(vectors[:50], 5, np.array([50]), pair[1], 10, largest_norm=100)
                 if len(rows) < 5:
                     errors.append(len(rows))
             except Exception as error:  # noqa: BLE001 - reported below

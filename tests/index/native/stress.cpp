@@ -60,14 +60,14 @@ void run(CodeType code, Metric metric, unsigned rounds, unsigned seed) {
                     Request request;
                     request.k = 5;
                     request.largest_norm = 20;
-                    auto found = search_graph(graph, arena, query, request, 64, 20);
+                    auto found = search_graph(graph, arena, query, request, 64, 20).hits;
                     expect(!found.empty() && found.size() <= kRows, "a search finds something");
                     ++searches;
                     if (found[0].row == labels[row]) ++selves;
                     request.allowed = {bits.data(), static_cast<int64_t>(kRows)};
-                    for (const auto& hit : search_graph(graph, arena, query, request, 32, 20)) expect(request.allowed(hit.row), "hits pass the filter");
+                    for (const auto& hit : search_graph(graph, arena, query, request, 32, 20).hits) expect(request.allowed(hit.row), "hits pass the filter");
                     if (code == CodeType::kInt8) {
-                        for (const auto& hit : scan_graph(graph, arena, query, request)) expect(request.allowed(hit.row), "hits pass the filter");
+                        for (const auto& hit : scan_graph(graph, arena, query, request).hits) expect(request.allowed(hit.row), "hits pass the filter");
                     }
                 }
             });
@@ -95,7 +95,7 @@ void run(CodeType code, Metric metric, unsigned rounds, unsigned seed) {
         Request request;
         request.k = kRows;
         request.largest_norm = 20;
-        for (const auto& hit : search_graph(graph, arena, rows.data(), request, kRows, kRows)) expect(hit.row < static_cast<int64_t>(kKept), "no removed row comes back");
+        for (const auto& hit : search_graph(graph, arena, rows.data(), request, kRows, kRows).hits) expect(hit.row < static_cast<int64_t>(kKept), "no removed row comes back");
     }
     // Under dot a longer row may be nearer, and signs alone tell few rows apart; else a graph leads nearly every row to itself.
     if (code != CodeType::kBinary && metric != Metric::kDot) expect(selves * 100 >= searches * 97, "a row is nearest to itself");

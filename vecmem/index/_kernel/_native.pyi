@@ -4,10 +4,17 @@ Arrays are C-contiguous and of exactly the dtype that is asked for, else TypeErr
 nothing is changed. Rows that the arena lacks: IndexError. All calls release the interpreter lock and may run beside each other; the locking
 rule stands in `graph.h`.
 
-Searches take (n, dimension) finite `queries` and return (rows, scores, ends): the hits of query i are rows[ends[i - 1]:ends[i]], nearest
-first, the `k` nearest and all that tie with the last of them, ties in order of rows; `scores` as vecmem.index.metric.scores has them.
-`allowed`: uint8, bit i of byte i // 8, lowest first, says whether row i may be a hit; None: all. `extra`: rows compared beside, whatever
-`allowed` says. `largest_norm`: an upper bound of the rows' Euclidean norms.
+Searches take (n, dimension) finite `queries` and answer them together, on up to `threads` threads. `k`, `ef` and `rescored` are at
+least 1: one number, or an int64 array of one element or one for each query. `allowed` and `extra` are one array for all queries, or
+a list that has an array or None for each:
+
+- `allowed`, uint8: bit i % 8 of byte i // 8, lowest first, says whether row i may be a hit. None: all.
+- `extra`, int64: rows compared beside, whatever `allowed` says. None: none.
+
+`largest_norm` is an upper bound of the rows' Euclidean norms. The answer is (rows, scores, ends, compared): the hits of query i are
+rows[ends[i - 1]:ends[i]], nearest first, the `k` nearest and all that tie with the last of them, ties in order of rows; `scores` as
+vecmem.index.metric.scores has them; compared[i] is how many codes, or rows where no codes are searched, were compared with query i,
+those of `extra` aside.
 """
 
 from typing import TypeAlias
@@ -15,7 +22,10 @@ from typing import TypeAlias
 from numpy import bool_, float32, int64, uint8
 from numpy.typing import NDArray
 
-Results: TypeAlias = tuple[NDArray[int64], NDArray[float32], NDArray[int64]]
+Results: TypeAlias = tuple[NDArray[int64], NDArray[float32], NDArray[int64], NDArray[int64]]
+Numbers: TypeAlias = int | NDArray[int64]
+Bits: TypeAlias = NDArray[uint8] | list[NDArray[uint8] | None] | None
+Rows: TypeAlias = NDArray[int64] | list[NDArray[int64] | None] | None
 
 class Arena:
     """Rows of float32 vectors in chunks of 2 ** chunk_shift that their owner writes; `metric` by its number."""
@@ -27,10 +37,10 @@ class Arena:
     def scan(
         self,
         queries: NDArray[float32],
-        k: int,
+        k: Numbers,
         row_count: int,
-        allowed: NDArray[uint8] | None = None,
-        extra: NDArray[int64] | None = None,
+        allowed: Bits = None,
+        extra: Rows = None,
         *,
         largest_norm: float,
         threads: int = 1,
@@ -58,25 +68,25 @@ class Graph:
     def search(
         self,
         queries: NDArray[float32],
-        k: int,
-        ef: NDArray[int64],
+        k: Numbers,
+        ef: Numbers,
         arena: Arena,
-        rescored: int,
-        allowed: NDArray[uint8] | None = None,
-        extra: NDArray[int64] | None = None,
+        rescored: Numbers,
+        allowed: Bits = None,
+        extra: Rows = None,
         *,
         largest_norm: float,
         threads: int = 1,
     ) -> Results:
-        """The nearest of `rescored` of the `ef` nodes (one number, or one for each query) that the graph leads to."""
+        """The nearest of `rescored` of the `ef` nodes that the graph leads to."""
 
     def scan(
         self,
         queries: NDArray[float32],
-        k: int,
+        k: Numbers,
         arena: Arena,
-        allowed: NDArray[uint8] | None = None,
-        extra: NDArray[int64] | None = None,
+        allowed: Bits = None,
+        extra: Rows = None,
         *,
         largest_norm: float,
         threads: int = 1,

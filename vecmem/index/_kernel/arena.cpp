@@ -62,6 +62,7 @@ float exact_score(Metric metric, const float* query, double query_length, const 
     if (metric == Metric::kDot) return static_cast<float>(p.dot);
     const double lengths = std::sqrt(p.squares) * query_length;
     if (!(lengths > 0)) return 0;
+    // max first, so that what is not a number becomes -1.
     return static_cast<float>(std::min(1.0, std::max(-1.0, p.dot / lengths)));
 }
 

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
 #include <limits>
 #include <stdexcept>
-#include <thread>
 #include <unordered_set>
+
+#include "pool.h"
 
 namespace {
 
@@ -241,35 +241,12 @@ void Graph::add(const float* vectors, const int64_t* labels, size_t count, unsig
     check_new(labels, count);
     const size_t first = cur_element_count;
     if (first + count > max_elements_) grow(std::max(first + count, max_elements_ + max_elements_ / 2));
-    std::atomic<size_t> next{0};
-    std::mutex failure_mutex;
-    std::exception_ptr failure;
-    const auto work = [&] {
-        try {
-            std::vector<char> code(codec_.code_bytes());
-            for (size_t i; (i = next.fetch_add(1)) < count;) {
-                node_number = first + i;
-                insert(vectors + i * codec_.dimension, labels[i], code);
-            }
-        } catch (...) {
-            next = count;
-            std::lock_guard<std::mutex> guard(failure_mutex);
-            failure = std::current_exception();
-        }
-    };
-    // Threads of this call alone: a pool would not survive the forks by which checkpoints are taken.
-    std::vector<std::thread> others;
-    const size_t wanted = std::min<size_t>(threads, (count + 3) / 4);
-    for (size_t i = 1; i < wanted; ++i) {
-        try {
-            others.emplace_back(work);
-        } catch (const std::system_error&) {
-            break;  // fewer threads, the same work
-        }
-    }
-    work();
-    for (auto& thread : others) thread.join();
-    if (failure) std::rethrow_exception(failure);
+    parallel(count, std::min<size_t>(threads, (count + 3) / 4), [&](size_t i) {
+        thread_local std::vector<char> code;
+        code.resize(codec_.code_bytes());
+        node_number = first + i;
+        insert(vectors + i * codec_.dimension, labels[i], code);
+    });
 }
 
 size_t Graph::remove(const int64_t* labels, size_t count) {
@@ -355,7 +332,7 @@ size_t Graph::unvisited(const NodeId* list, size_t count, hnswlib::vl_type* visi
 
 template <bool guarded>
 void Graph::search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef,
-                        std::vector<Candidate>& out) const {
+                        std::vector<Candidate>& out, size_t* compared) const {
     constexpr NodeId kExpanded = NodeId{1} << 31;
     NodeId copy[kNeighboursMax], fresh[kNeighboursMax];
     std::vector<Near> beam(ef + 1);
@@ -369,6 +346,7 @@ void Graph::search_beam(NodeId entry, float distance, const char* code, const Di
         size_t count;
         const NodeId* links = neighbours<guarded>(node, 0, copy, &count);
         count = unvisited(links, count, list->mass, list->curV, fresh);
+        *compared += count;
         const size_t bytes = data_size_;
         constexpr size_t kAhead = 3;
         for (size_t i = 0; i < std::min(count, kAhead); ++i) prefetch(getDataByInternalId(fresh[i]), bytes);
@@ -398,7 +376,7 @@ void Graph::search_beam(NodeId entry, float distance, const char* code, const Di
 
 template <bool guarded>
 void Graph::search_heaps(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, Allowed allowed,
-                         std::vector<Candidate>& out) const {
+                         std::vector<Candidate>& out, size_t* compared) const {
     NodeId copy[kNeighboursMax], fresh[kNeighboursMax];
     std::vector<Near> open;
     const auto further = [](const Near& a, const Near& b) { return a.distance > b.distance; };
@@ -426,6 +404,7 @@ void Graph::search_heaps(NodeId entry, float distance, const char* code, const D
         size_t count;
         const NodeId* links = neighbours<guarded>(near.node, 0, copy, &count);
         count = unvisited(links, count, list->mass, list->curV, fresh);
+        *compared += count;
         constexpr size_t kAhead = 3;
         for (size_t i = 0; i < std::min(count, kAhead); ++i) prefetch(getDataByInternalId(fresh[i]), data_size_);
         for (size_t i = 0; i < count; ++i) {
@@ -442,7 +421,7 @@ void Graph::search_heaps(NodeId entry, float distance, const char* code, const D
 }
 
 template <bool guarded>
-std::vector<Candidate> Graph::search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed) const {
+std::vector<Candidate> Graph::search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const {
     std::vector<Candidate> out;
     NodeId entry;
     int top;
@@ -455,12 +434,14 @@ std::vector<Candidate> Graph::search_as(const char* code, const DistanceParams& 
     if (entry == static_cast<NodeId>(-1)) return out;
     ef = std::max<size_t>(1, std::min(ef, cur_element_count.load()));
     float distance = fstdistfunc_(code, getDataByInternalId(entry), &params);
+    ++*compared;
     NodeId copy[kNeighboursMax];
     for (int level = top; level > 0; --level) {
         for (bool moved = true; moved;) {
             moved = false;
             size_t count;
             const NodeId* links = neighbours<guarded>(entry, level, copy, &count);
+            *compared += count;
             NodeId best = entry;
             for (size_t i = 0; i < count; ++i) {
                 const float d = fstdistfunc_(code, getDataByInternalId(links[i]), &params);
@@ -474,15 +455,15 @@ std::vector<Candidate> Graph::search_as(const char* code, const DistanceParams& 
         }
     }
     if (!allowed.bits && ef <= kBeamMax && !removed_count())
-        search_beam<guarded>(entry, distance, code, params, ef, out);
+        search_beam<guarded>(entry, distance, code, params, ef, out, compared);
     else
-        search_heaps<guarded>(entry, distance, code, params, ef, allowed, out);
+        search_heaps<guarded>(entry, distance, code, params, ef, allowed, out, compared);
     return out;
 }
 
-std::vector<Candidate> Graph::search(const char* code, const DistanceParams& params, size_t ef, Allowed allowed) const {
+std::vector<Candidate> Graph::search(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const {
     SearchEntry entry(gate_);
-    return entry.guarded ? search_as<true>(code, params, ef, allowed) : search_as<false>(code, params, ef, allowed);
+    return entry.guarded ? search_as<true>(code, params, ef, allowed, compared) : search_as<false>(code, params, ef, allowed, compared);
 }
 
 }  // namespace vecmem

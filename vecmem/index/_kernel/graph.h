@@ -93,8 +93,9 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     // Makes room for `count` nodes in all.
     void reserve(size_t count);
 
-    // Up to `ef` nodes near the query that are allowed, nearest first. `code` and `params` come from codec().encode_query.
-    std::vector<Candidate> search(const char* code, const DistanceParams& params, size_t ef, Allowed allowed) const;
+    // Up to `ef` nodes near the query that are allowed, nearest first. `code` and `params` come from codec().encode_query. Adds to
+    // `compared` the number of codes compared with the query's.
+    std::vector<Candidate> search(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const;
 
     // Codes of all nodes that are allowed: calls visit(label, distance) in order of nodes.
     template <class Visit>
@@ -140,12 +141,13 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     int32_t* node_of(int64_t label);
     void publish(int64_t label, NodeId node);
     template <bool guarded>
-    std::vector<Candidate> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed) const;
+    std::vector<Candidate> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const;
     template <bool guarded>
-    void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Candidate>& out) const;
+    void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Candidate>& out,
+                     size_t* compared) const;
     template <bool guarded>
     void search_heaps(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, Allowed allowed,
-                      std::vector<Candidate>& out) const;
+                      std::vector<Candidate>& out, size_t* compared) const;
     template <bool guarded>
     const NodeId* neighbours(NodeId node, int level, NodeId* copy, size_t* count) const;
     size_t unvisited(const NodeId* list, size_t count, hnswlib::vl_type* visited, hnswlib::vl_type tag, NodeId* out) const;

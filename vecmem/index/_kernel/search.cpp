@@ -91,18 +91,20 @@ void check(const Graph& graph, const Arena& arena) {
 
 }  // namespace
 
-std::vector<Scored> search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored) {
+Answer search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored) {
     check(graph, arena);
     const Encoded encoded(graph, query);
-    const std::vector<Candidate> found = graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), request.allowed);
+    Answer answer;
+    const std::vector<Candidate> found =
+        graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), request.allowed, &answer.compared);
     std::vector<int64_t> rows;
     rows.reserve(std::min(found.size(), rescored));
     for (size_t i = 0; i < std::min(found.size(), rescored); ++i) rows.push_back(found[i].label);
-    const ExactQuery exact(arena, query);
-    return compare(exact, request, std::move(rows));
+    answer.hits = compare(ExactQuery(arena, query), request, std::move(rows));
+    return answer;
 }
 
-std::vector<Scored> scan_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request) {
+Answer scan_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request) {
     check(graph, arena);
     if (graph.params().code != CodeType::kInt8) throw std::invalid_argument("only int8 codes bound the error of a scan");
     const Encoded encoded(graph, query);
@@ -117,16 +119,22 @@ std::vector<Scored> scan_graph(const Graph& graph, const Arena& arena, const flo
     const double rounding = 2e-6 * (euclidean ? row_length * row_length + 2 * query_length * row_length : query_length * row_length);
     const auto factor = static_cast<float>(-unit);
     Best best(request.k, static_cast<float>(2 * (error + rounding) * 1.001) + 2 * exact.rank_error(request.largest_norm));
-    graph.scan(encoded.code.data(), encoded.params, request.allowed,
-               [&](int64_t label, float distance) { best.offer(distance * factor, label); });
-    return compare(exact, request, best.rows());
+    Answer answer;
+    graph.scan(encoded.code.data(), encoded.params, request.allowed, [&](int64_t label, float distance) {
+        best.offer(distance * factor, label);
+        ++answer.compared;
+    });
+    answer.hits = compare(exact, request, best.rows());
+    return answer;
 }
 
-std::vector<Scored> scan_arena(const Arena& arena, const float* query, const Request& request, int64_t row_count) {
+Answer scan_arena(const Arena& arena, const float* query, const Request& request, int64_t row_count) {
     const ExactQuery exact(arena, query);
     if (row_count < 0 || row_count > exact.row_count()) throw std::out_of_range("more rows than the arena has");
     Best best(request.k, 2 * exact.rank_error(request.largest_norm));
+    Answer answer;
     if (!request.allowed.bits) {
+        answer.compared = static_cast<size_t>(row_count);
         for (int64_t row = 0; row < row_count; ++row) best.offer(exact.rank(row), row);
     } else {
         const int64_t stop = std::min(row_count, request.allowed.count);
@@ -143,13 +151,15 @@ std::vector<Scored> scan_arena(const Arena& arena, const float* query, const Req
                 }
                 row += 64;
             }
+            answer.compared += static_cast<size_t>(size);
             for (int64_t i = 0; i < size; ++i) {
                 if (i + kAhead < size) exact.prefetch(block[i + kAhead]);
                 best.offer(exact.rank(block[i]), block[i]);
             }
         }
     }
-    return compare(exact, request, best.rows());
+    answer.hits = compare(exact, request, best.rows());
+    return answer;
 }
 
 }  // namespace vecmem

@@ -16,13 +16,18 @@ struct Request {
     float largest_norm = 0;        // of the arena's rows
 };
 
+struct Answer {
+    std::vector<Scored> hits;  // the k nearest and all that tie with the last of them, nearest first, ties in order of rows
+    size_t compared = 0;       // codes or rows that the search itself went through; neither `extra` nor what was compared again
+};
+
 // The nearest of up to `ef` nodes that the graph leads to, of which `rescored` are compared again.
-std::vector<Scored> search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored);
+Answer search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored);
 
 // The nearest of all nodes of a graph: codes first, then exactly whatever can be among the nearest by the bound on rounding. Not for binary codes.
-std::vector<Scored> scan_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request);
+Answer scan_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request);
 
 // The nearest of the arena's first `row_count` rows that are allowed.
-std::vector<Scored> scan_arena(const Arena& arena, const float* query, const Request& request, int64_t row_count);
+Answer scan_arena(const Arena& arena, const float* query, const Request& request, int64_t row_count);
 
 }  // namespace vecmem
