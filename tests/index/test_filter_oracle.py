@@ -213,6 +213,13 @@ def check(compiled, message, table, stored):
     assert mask.shape == (len(POINT_IDS),)
     expected = [holds(message, point_id, stored.get(row, {})) for row, point_id in enumerate(POINT_IDS)]
     assert mask.tolist() == expected
+    packed = compiled.row_set(table, len(POINT_IDS), rows_of_ids)
+    assert packed.mask().tolist() == expected
+    assert (packed.count, packed.row_count, packed.rows().tolist()) == (
+        sum(expected),
+        len(expected),
+        [row for row, passes in enumerate(expected) if passes],
+    )
     assert [compiled.matches(point_id, stored.get(row, {})) for row, point_id in enumerate(POINT_IDS)] == expected
 
 

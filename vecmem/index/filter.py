@@ -26,6 +26,7 @@ from vecmem.index.conditions import (
 )
 from vecmem.index.field_path import FieldPath
 from vecmem.index.rfc3339 import NANOSECONDS
+from vecmem.index.row_set import RowSet
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -64,6 +65,10 @@ class CompiledFilter:
             rows_of_ids: finds the rows of point ids.
         """
         return self.root.mask(Rows(table, row_count, rows_of_ids))
+
+    def row_set(self, table: PayloadTable, row_count: int, rows_of_ids: RowsOfIds) -> RowSet:
+        """The rows that pass, as `mask` says, packed and counted. Rows without a point are counted where they happen to pass."""
+        return RowSet.of_mask(self.mask(table, row_count, rows_of_ids))
 
 
 def compile_filter(message: filter_pb2.Filter, field: str = "filter") -> CompiledFilter:

@@ -21,6 +21,7 @@ class FlatIndex:
     def __init__(self, parameters: VectorParameters) -> None:
         self.parameters = parameters
         self.arena = Arena(parameters.dimension, parameters.metric)
+        self.effort = None
 
     def add(self, rows: Rows, vectors: Float32Array) -> None:
         """See VectorIndex."""

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vecmem import limits
 from vecmem.index import planner, scan
 from vecmem.index.arena import Arena, Rows
+from vecmem.index.effort import Effort
 from vecmem.index.labelled_graph import LabelledGraph
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import HnswParameters, VectorParameters
@@ -40,6 +40,7 @@ class HnswIndex:
     def __init__(self, parameters: VectorParameters, table: RowTable) -> None:
         self.parameters = parameters
         self.arena = Arena(parameters.dimension, parameters.metric)
+        self.effort = Effort()
         self._table = table
         self._tail = Tail()
         self._current = LabelledGraph(parameters)
@@ -69,7 +70,7 @@ class HnswIndex:
         """See VectorIndex."""
         # The tail first: a row that moves to the graph meanwhile is then in both, never in neither.
         tail = self._tail.rows()
-        found = None if request.exact else self._search_graph(request, view, len(tail))
+        found = None if self._is_exact(request) else self._search_graph(request, view, len(tail))
         if found is None:
             rows = scan.wanted_rows(self.arena, request, view)
             candidates, plan = scan.nearest(self.arena, request, rows, view.row_count), "scan"
@@ -83,15 +84,20 @@ class HnswIndex:
         if self.has_work():
             return False
         compared = self.arena.present_count
-        if not request.exact and request.allowed is None:
-            effort = max(request.ef or self._hnsw().ef or limits.EF_DEFAULT, request.limit)
-            compared = min(compared, effort * planner.GRAPH_COMPARISONS_PER_EF)
+        if not self._is_exact(request) and request.allowed is None:
+            compared = min(compared, self._effort(request, 1.0) * planner.GRAPH_COMPARISONS_PER_EF)
         return compared * self.parameters.dimension <= QUICK_ELEMENTS
+
+    def _is_exact(self, request: SearchRequest) -> bool:
+        return request.exact or self._hnsw().aim(request.ef, request.target_recall)[1] >= 1
+
+    def _effort(self, request: SearchRequest, selectivity: float) -> int:
+        ef, target_recall = self._hnsw().aim(request.ef, request.target_recall)
+        return max(ef or self.effort.ef(target_recall, limit=request.limit, selectivity=selectivity), request.limit)
 
     def _search_graph(self, request: SearchRequest, view: RowView, tail_count: int) -> Rows | None:
         """Rows of the graph that pass, at least `limit` of them where the graph holds so many; None: scan instead."""
         current = self._current
-        hnsw = self._hnsw()
         graph_count = current.live_count
         if request.allowed is None:
             matching_count = row_count = graph_count
@@ -100,7 +106,7 @@ class HnswIndex:
             row_count = max(graph_count + tail_count, matching_count)
         plan = planner.choose(
             limit=request.limit,
-            ef=request.ef or hnsw.ef or limits.EF_DEFAULT,
+            ef=self._effort(request, matching_count / max(row_count, 1)),
             matching_count=matching_count,
             row_count=row_count,
             graph_count=graph_count,

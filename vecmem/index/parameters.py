@@ -40,6 +40,12 @@ class HnswParameters:
     graph: GraphCode = GraphCode.AUTOMATIC
     target_recall: float = limits.TARGET_RECALL_DEFAULT
 
+    def aim(self, ef: int, target_recall: float) -> tuple[int, float]:
+        """What a search that names these (0: it does not) goes by: an effort and 0, or 0 and a target recall."""
+        if ef or (self.ef and not target_recall):
+            return ef or self.ef, 0.0
+        return 0, target_recall or self.target_recall
+
 
 @dataclass(frozen=True, slots=True)
 class VectorParameters:

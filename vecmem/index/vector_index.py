@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecmem.index.arena import Arena, Rows
+from vecmem.index.effort import Effort
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import VectorParameters
 from vecmem.index.rows import RowView
@@ -83,6 +84,11 @@ class VectorIndex(Protocol):
 
     parameters: VectorParameters
     arena: Arena
+
+    @property
+    def effort(self) -> Effort | None:
+        """What effort a recall takes here; None: every search is exact."""
+        ...
 
     def add(self, rows: Rows, vectors: Float32Array) -> None:
         """Take vectors, shape (n, dimension), under rows that are not visible yet. Costs a memcpy."""

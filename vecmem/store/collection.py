@@ -24,6 +24,7 @@ from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.flat import FlatIndex
 from vecmem.index.hnsw import HnswIndex
 from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
+from vecmem.index.row_set import RowSet
 from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
 from vecmem.store.configuration import vector_parameters
@@ -187,6 +188,10 @@ class Collection:
     def filter_mask(self, compiled: CompiledFilter) -> NDArray[np.bool_]:
         """Which rows pass the filter, dead ones included; shape (row_count,)."""
         return compiled.mask(self.payloads, self.rows.row_count, self._rows_of_ids)
+
+    def filter_rows(self, compiled: CompiledFilter) -> RowSet:
+        """Which rows pass the filter, dead ones included, packed and counted: what `filter_mask` says, for the kernel."""
+        return compiled.row_set(self.payloads, self.rows.row_count, self._rows_of_ids)
 
     def ids_after(self, point_id: str) -> Iterable[str]:
         """Ids greater than `point_id` in order; the empty string comes before all."""
