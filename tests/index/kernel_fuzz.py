@@ -35,7 +35,12 @@ class Fuzzer:
         return bool(self.random.random() < share)
 
     def matrix(self, count: int) -> np.ndarray:
-        return self.random.normal(size=(count, self.dimension)).astype(np.float32)
+        """Some of its rows are equal to each other and to those of others."""
+        matrix = self.random.normal(size=(count, self.dimension)).astype(np.float32)
+        for row in matrix:
+            if self.chance(0.3):
+                row[:] = int(self.random.integers(1, 5))
+        return matrix
 
     def vectors(self, count: int | None = None) -> Any:
         right = self.matrix(int(self.random.integers(0, 6)) if count is None else count)

@@ -327,7 +327,10 @@ def test_a_saved_graph_comes_back_whole(code, tmp_path):
         copy = _kernel.Graph(code, 1, 12, 4, 40, 0.01)
         getattr(copy, load)(str(tmp_path / "g") if load == "load" else content)
         assert copy.to_bytes() == content
-        assert (copy.node_count, copy.live_count, copy.unswept_count) == (400, 300, 50)
+        counts = lambda g: (g.node_count, g.live_count, g.dead_count, g.unswept_count)  # noqa: E731
+        assert counts(copy) == counts(graph)
+        # Signs of 12 elements leave some vectors no code of their own.
+        assert counts(copy) == (400, 300, 100, 50) or (code == "binary" and copy.live_count == 300)
         assert sorted(copy.labels()) == sorted(graph.labels())
         copy.add(vectors[:5], np.arange(2_000, 2_005))
         assert copy.remove(np.array([2_001])) == 1

@@ -48,19 +48,22 @@ class Arena:
         """The nearest of the first `row_count` rows, exactly."""
 
 class Graph:
-    """A graph; `code` is int8, float16, float32 or binary, `scale` what one step of an int8 code stands for (a unit of float16)."""
+    """A graph with a node for each distinct code.
+
+    `code` is int8, float16, float32 or binary, `scale` what one step of an int8 code stands for (a unit of float16).
+    """
 
     def __init__(
         self, code: str, metric: int, dimension: int, m: int, ef_construction: int, scale: float = 1.0
     ) -> None: ...
     def add(self, vectors: NDArray[float32], labels: NDArray[int64], threads: int = 1) -> None:
-        """Insert vectors, shape (n, dimension), under labels, shape (n,), that no node has."""
+        """Take vectors, shape (n, dimension), under labels, shape (n,), that no node has; those of equal codes share a node."""
 
     def remove(self, labels: NDArray[int64]) -> int:
-        """Take labels out of the results; how many there were."""
+        """Take labels away; how many there were."""
 
     def sweep(self, count_max: int) -> int:
-        """Keep insertions from linking to up to `count_max` removed nodes; how many."""
+        """Keep insertions from linking to up to `count_max` nodes without a label; how many."""
 
     def reserve(self, count: int) -> None:
         """Make room for `count` nodes in all."""
@@ -78,7 +81,7 @@ class Graph:
         largest_norm: float,
         threads: int = 1,
     ) -> Results:
-        """The nearest of `rescored` of the `ef` nodes that the graph leads to."""
+        """The nearest of the rows of the `rescored` nearest of the `ef` nodes that the graph leads to."""
 
     def scan(
         self,
@@ -109,14 +112,22 @@ class Graph:
         """Which labels have a node; shape (n,)."""
 
     def labels(self) -> NDArray[int64]:
-        """The labels of all live nodes, in no order."""
+        """All labels, in no order."""
 
     @property
     def node_count(self) -> int: ...
     @property
-    def live_count(self) -> int: ...
+    def live_count(self) -> int:
+        """Labels, of which several may share a node."""
+
     @property
-    def unswept_count(self) -> int: ...
+    def dead_count(self) -> int:
+        """Nodes without a label."""
+
+    @property
+    def unswept_count(self) -> int:
+        """Nodes without a label that `sweep` has not seen."""
+
     @property
     def clipped_count(self) -> int:
         """Vectors with elements beyond the scale of int8 codes."""

@@ -18,6 +18,9 @@ size_t element_bytes(CodeType code, size_t dimension) {
     throw std::invalid_argument("unknown code type");
 }
 
+// Zeros of either sign are one code.
+uint16_t positive_zero(uint16_t half) { return half == 0x8000u ? 0 : half; }
+
 }  // namespace
 
 Codec::Codec(CodeType code_type, Metric metric, size_t dim, float code_scale)
@@ -69,13 +72,14 @@ void Codec::encode_other(const float* vector, char* out, double length) const {
     switch (code) {
         case CodeType::kFloat16:
             for (size_t i = 0; i < dimension; ++i) {
-                const uint16_t half = float_to_half(static_cast<float>(vector[i] * length / scale));
+                const uint16_t half = positive_zero(float_to_half(static_cast<float>(vector[i] * length / scale)));
                 std::memcpy(out + 2 * i, &half, 2);
             }
             return;
         case CodeType::kFloat32:
             for (size_t i = 0; i < dimension; ++i) {
-                const auto element = static_cast<float>(vector[i] * length);
+                // + 0.0f, so that zeros of either sign are one code.
+                const float element = static_cast<float>(vector[i] * length) + 0.0f;
                 std::memcpy(out + 4 * i, &element, 4);
             }
             return;

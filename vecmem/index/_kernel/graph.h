@@ -5,19 +5,22 @@
 // - Storage. The element of hnswlib (links, data, label) is laid out so that data begins on a cache line, in memory that the system moves by
 //   remapping pages when the graph grows.
 // - Search (the paper's algorithms 2 and 5) over hnswlib's structures, because hnswlib's own reads neighbour lists without locks and has one ef.
-// - Labels. A node stands for a label, or for nothing since `remove`. Labels are numbers that the caller may use again after `remove`; nodes never are.
+// - Labels (labels.h). A node stands for the labels of all vectors that have its code, since equal nodes would have nothing but one another for
+//   neighbours and hold a search that comes upon them; or, when all these were removed, for nothing. It is taken up again where its
+//   code comes back before `sweep` has marked it.
 //
 // LOCKING. Every structure of hnswlib is read and written inside `gate_` (gate.h), as follows.
 // - Plain searches are never inside together with insertions, so they read links without locks.
 // - Guarded searches run beside insertions. They take `global` for the entry point and its level, and copy each neighbour list under
 //   link_list_locks_[node], which hnswlib holds when it writes a list. Whatever else they read of a node (data, levels) was written before the
 //   node was linked for the first time, and they have it from a list. They hold one lock at a time, so they add no cycle to hnswlib's order.
-// - hnswlib's deletion marks (read by insertions), growth and everything that moves memory happen alone.
-// - `labels_` are atomic and say which nodes are results: set after a node is fully linked, cleared by `remove` at any time, without waiting.
-// - `writing_` serializes add, sweep, reserve, save and load as whole calls. `labels_mutex_` guards the way from label to node; it is held briefly.
-// - Order: writing_, gate_, labels_mutex_. A search takes neither of the others.
-// - save reads while searches go on. It takes writing_ alone, so that a forked child may save when nothing wrote at the moment of the
-//   fork; otherwise it fails after 20 s.
+// - hnswlib's deletion marks (read by insertions), growth and everything that moves memory or frees what searches look at happen alone.
+// - `labels_` is read without locks and says which nodes are results: attached after a node is fully linked, detached by `remove` at any
+//   time, without waiting. It locks its writers itself. `unswept_mutex_` guards `unswept_` and keeps it in step with `labels_`.
+// - `writing_` serializes add, sweep, reserve, save and load as whole calls, and guards `codes_`.
+// - Order: writing_, gate_, unswept_mutex_, the lock of labels_. A search takes none but gate_.
+// - save reads while searches and removals go on. It takes writing_ alone, so that a forked child may save when nothing was being added at the
+//   moment of the fork; otherwise it fails after 20 s.
 //
 // No method calls Python; module.cpp releases the interpreter lock around all of them.
 #pragma once
@@ -26,6 +29,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <unordered_set>
 #include <vector>
 
 // hnswlib defines a static function per translation unit that this kernel does not call.
@@ -34,8 +39,10 @@
 #include <hnswlib/hnswlib.h>
 #pragma GCC diagnostic pop
 
+#include "code_table.h"
 #include "codec.h"
 #include "gate.h"
+#include "labels.h"
 #include "region.h"
 
 // Levels are drawn from the node's number alone: hnswlib's generator would be used by several threads at once.
@@ -59,11 +66,6 @@ struct Allowed {
     bool operator()(int64_t label) const { return !bits || (label < count && (bits[label >> 3] >> (label & 7) & 1)); }
 };
 
-struct Candidate {
-    float distance;
-    int64_t label;
-};
-
 struct GraphParams {
     CodeType code;
     Metric metric;
@@ -73,15 +75,14 @@ struct GraphParams {
 
 class Graph : private hnswlib::HierarchicalNSW<float> {
   public:
-    using NodeId = hnswlib::tableint;
-
-    static constexpr int64_t kLabelMax = (int64_t{1} << 31) - 2;
+    static constexpr int64_t kLabelMax = LabelTable::kLabelMax;
+    static constexpr size_t kConnectionsMax = 1024;
 
     explicit Graph(const GraphParams& params);
     ~Graph();
 
     // Inserts vectors of `dimension` finite elements under labels that no node has. Throws invalid_argument and changes nothing if one has, or if
-    // one stands twice in the call. Searches find each node as soon as it is linked.
+    // one stands twice in the call. Searches find all of them when the call returns, most of them before.
     void add(const float* vectors, const int64_t* labels, size_t count, unsigned threads);
 
     // Takes labels out of the results at once; those that no node has are passed over. Returns how many there were.
@@ -93,13 +94,13 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     // Makes room for `count` nodes in all.
     void reserve(size_t count);
 
-    // Up to `ef` nodes near the query that are allowed, nearest first. `code` and `params` come from codec().encode_query. Adds to
-    // `compared` the number of codes compared with the query's.
-    std::vector<Candidate> search(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const;
+    // The allowed labels of the nearest `kept` of the up to `ef` nodes found near the query that have any, nearest first. `code` and `params` come
+    // from codec().encode_query. Adds to `compared` the number of codes compared with the query's.
+    std::vector<int64_t> search(const char* code, const DistanceParams& params, size_t ef, size_t kept, Allowed allowed, size_t* compared) const;
 
-    // Codes of all nodes that are allowed: calls visit(label, distance) in order of nodes.
+    // Codes of all nodes: calls visit(label, distance) for the allowed labels of each, in order of nodes. Returns how many codes it compared.
     template <class Visit>
-    void scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const;
+    size_t scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const;
 
     // The whole graph as bytes (graph_file.cpp).
     void save(const std::string& path) const;
@@ -111,68 +112,72 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     const Codec& codec() const { return codec_; }
     const GraphParams& params() const { return params_; }
     size_t node_count() const { return cur_element_count.load(); }
-    size_t live_count() const { return live_count_.load(); }
-    size_t removed_count() const { return node_count_done_.load() - live_count_.load(); }
+    // Labels, of which several may share a node.
+    size_t live_count() const { return labels_.label_count(); }
+    // Nodes without a label, and those of them that `sweep` has not marked.
+    size_t dead_count() const { return unswept_count_.load() + swept_count_.load(); }
     size_t unswept_count() const { return unswept_count_.load(); }
     size_t clipped_count() const { return clipped_count_.load(); }
     size_t memory_bytes() const;
     // Largest length cut off from a vector by int8 rounding.
     float residual_max() const { return residual_max_.load(); }
     // Which labels have a node; `out` takes one byte each.
-    void holding(const int64_t* labels, size_t count, bool* out);
-    // Labels of all live nodes, in order of nodes.
+    void holding(const int64_t* labels, size_t count, bool* out) const;
+    // All labels, in order of nodes.
     std::vector<int64_t> labels() const;
 
   private:
-    static constexpr int32_t kNone = -1;
     static constexpr size_t kInitialCapacity = 1024;
-    static constexpr size_t kLabelChunk = 1 << 16;
-    using Labels = std::unique_ptr<std::atomic<int32_t>[]>;
+    static constexpr size_t kNeighboursMax = 2 * kConnectionsMax;
 
     struct Near {
         float distance;
         NodeId node;
     };
+    struct Found {
+        float distance;
+        int32_t state;  // of the node, in labels_
+    };
 
-    void insert(const float* vector, int64_t label, std::vector<char>& code);
-    void check_new(const int64_t* labels, size_t count);
+    void check_new(const int64_t* labels, size_t count) const;
     void grow(size_t count);
-    void map_label(int64_t label, NodeId node);
-    int32_t* node_of(int64_t label);
-    void publish(int64_t label, NodeId node);
+    void add_slice(const float* vectors, const int64_t* labels, size_t count, unsigned threads);
+    void encode(const float* vector, char* code);
+    NodeId insert(const char* code, size_t number);
+    void attach(int64_t label, NodeId node);
+    void find_codes_again();
     template <bool guarded>
-    std::vector<Candidate> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const;
+    std::vector<Found> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const;
     template <bool guarded>
-    void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Candidate>& out,
+    void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Found>& out,
                      size_t* compared) const;
     template <bool guarded>
     void search_heaps(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, Allowed allowed,
-                      std::vector<Candidate>& out, size_t* compared) const;
+                      std::vector<Found>& out, size_t* compared) const;
     template <bool guarded>
     const NodeId* neighbours(NodeId node, int level, NodeId* copy, size_t* count) const;
     size_t unvisited(const NodeId* list, size_t count, hnswlib::vl_type* visited, hnswlib::vl_type tag, NodeId* out) const;
     void write(const std::function<void(const void*, size_t)>& sink) const;
     void read(const std::function<void(void*, size_t)>& source, size_t size);
-    int32_t label_of(NodeId node) const { return labels_[node].load(std::memory_order_relaxed); }
 
     const GraphParams params_;
     const Codec codec_;
     const DistanceParams code_params_;
     Region region_;
     size_t base_ = 0;  // where the first element begins in the region
-    Labels labels_;
+    LabelTable labels_;
 
     mutable Gate gate_;
     mutable std::mutex writing_;
-    mutable std::mutex labels_mutex_;
-    std::vector<std::unique_ptr<int32_t[]>> nodes_;  // by label, in chunks
-    std::vector<NodeId> unswept_;
-    std::atomic<size_t> live_count_{0}, node_count_done_{0}, unswept_count_{0}, clipped_count_{0};
+    CodeTable codes_;
+    std::mutex unswept_mutex_;
+    std::unordered_set<NodeId> unswept_;  // nodes without a label that hnswlib has no mark on
+    std::atomic<size_t> unswept_count_{0}, swept_count_{0}, clipped_count_{0}, codes_bytes_{0};
     std::atomic<float> residual_max_{0};
 };
 
 template <class Visit>
-void Graph::scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const {
+size_t Graph::scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const {
     // Nodes that are still being inserted have no label, so their data is never read.
     SearchEntry entry(gate_);
     const size_t count = cur_element_count;
@@ -180,21 +185,27 @@ void Graph::scan(const char* code, const DistanceParams& params, Allowed allowed
     constexpr size_t kBlock = 256, kAhead = 4;
     struct {
         const char* code;
-        int32_t label;
+        int32_t state;
     } block[kBlock];
+    size_t compared = 0;
     for (size_t node = 0; node < count;) {
         size_t size = 0;
         for (; node < count && size < kBlock; ++node) {
-            const int32_t label = labels_[node].load(std::memory_order_acquire);
-            block[size] = {data + node * size_data_per_element_, label};
-            size += label >= 0 && allowed(label);
+            const int32_t state = labels_.state(static_cast<NodeId>(node));
+            block[size] = {data + node * size_data_per_element_, state};
+            size += labels_.any(state, allowed);
         }
         for (size_t i = 0; i < size; ++i) {
             if (i + kAhead < size)
                 for (size_t byte = 0; byte < data_size_; byte += 64) __builtin_prefetch(block[i + kAhead].code + byte);
-            visit(block[i].label, fstdistfunc_(code, block[i].code, &params));
+            const float distance = fstdistfunc_(code, block[i].code, &params);
+            labels_.visit(block[i].state, [&](int64_t label) {
+                if (allowed(label)) visit(label, distance);
+            });
         }
+        compared += size;
     }
+    return compared;
 }
 
 }  // namespace vecmem

@@ -4,7 +4,8 @@
 //   elements          node_count x (links of the bottom layer, code), as in memory without the padding
 //   levels            node_count x int32
 //   lists             for each node of a level above 0, its upper lists
-//   labels            node_count x int32, -1 where removed
+//   label counts      node_count x uint32, 0 where removed
+//   labels            int32 each, those of a node together, in order of nodes
 //   unswept           unswept_count x uint32, removed nodes without hnswlib's mark
 //   checksum          CRC32C of all bytes before, uint32
 //
@@ -27,14 +28,14 @@ namespace vecmem {
 namespace {
 
 constexpr char kMagic[8] = {'v', 'm', 'k', 'g', 'r', 'a', 'p', 'h'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr std::chrono::milliseconds kPause{1}, kPatience{20'000};
 
 struct Header {
     char magic[8];
     uint32_t version, code, metric, dimension, m, ef_construction;
     float scale, residual_max;
-    uint64_t node_count, unswept_count, clipped_count, lists_bytes;
+    uint64_t node_count, label_count, unswept_count, clipped_count, lists_bytes;
     uint32_t entry;
     int32_t top_level;
 };
@@ -112,8 +113,8 @@ void Graph::write(const std::function<void(const void*, size_t)>& sink) const {
         crc.update(data, size);
         sink(data, size);
     };
-    // Not under labels_mutex_, which a forked child may find locked: a label that is removed meanwhile is on one side or the other,
-    // and unswept_ is what writing_ and the caller keep still.
+    // Not under the locks of labels_ and unswept_, which a forked child may find taken: a label that is removed meanwhile is on one side or
+    // the other.
     const size_t count = cur_element_count;
     Header header{};
     std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -130,18 +131,24 @@ void Graph::write(const std::function<void(const void*, size_t)>& sink) const {
     header.entry = enterpoint_node_;
     header.top_level = maxlevel_;
     for (size_t i = 0; i < count; ++i) header.lists_bytes += static_cast<size_t>(element_levels_[i]) * size_links_per_element_;
-    std::vector<int32_t> labels(count);
+    std::vector<uint32_t> label_counts(count);
+    std::vector<int32_t> labels;
     std::vector<NodeId> unswept;
     for (size_t i = 0; i < count; ++i) {
-        labels[i] = label_of(static_cast<NodeId>(i));
-        if (labels[i] < 0 && !isMarkedDeleted(static_cast<NodeId>(i))) unswept.push_back(static_cast<NodeId>(i));
+        const auto node = static_cast<NodeId>(i);
+        const size_t before = labels.size();
+        labels_.visit(labels_.state(node), [&](int64_t label) { labels.push_back(static_cast<int32_t>(label)); });
+        label_counts[i] = static_cast<uint32_t>(labels.size() - before);
+        if (!label_counts[i] && !isMarkedDeleted(node)) unswept.push_back(node);
     }
+    header.label_count = labels.size();
     header.unswept_count = unswept.size();
     put(&header, sizeof header);
     for (size_t i = 0; i < count; ++i) put(data_level0_memory_ + i * size_data_per_element_, label_offset_);
     put(element_levels_.data(), count * sizeof(int));
     for (size_t i = 0; i < count; ++i)
         if (element_levels_[i]) put(linkLists_[i], static_cast<size_t>(element_levels_[i]) * size_links_per_element_);
+    put(label_counts.data(), count * sizeof(uint32_t));
     put(labels.data(), labels.size() * sizeof(int32_t));
     put(unswept.data(), unswept.size() * sizeof(NodeId));
     const uint32_t value = crc.value();
@@ -166,9 +173,11 @@ void Graph::read(const std::function<void(void*, size_t)>& source, size_t size) 
         header.dimension != params_.dimension || header.m != params_.m || header.scale != params_.scale)
         throw std::runtime_error("the graph was made with other parameters");
     const uint64_t count = header.node_count;
-    const uint64_t each = label_offset_ + sizeof(int) + sizeof(int32_t);
+    const uint64_t each = label_offset_ + sizeof(int) + sizeof(uint32_t);
     if (count > static_cast<uint64_t>(kLabelMax) || count > size / each || header.unswept_count > count || header.lists_bytes > size ||
-        size != sizeof header + count * each + header.lists_bytes + header.unswept_count * sizeof(NodeId) + sizeof(uint32_t))
+        header.label_count > size ||
+        size != sizeof header + count * each + header.lists_bytes + header.label_count * sizeof(int32_t) + header.unswept_count * sizeof(NodeId) +
+                    sizeof(uint32_t))
         damaged("its size is not what its header says");
     if (!(header.residual_max >= 0)) damaged("residual");
     grow(std::max<size_t>(count, kInitialCapacity));
@@ -196,8 +205,10 @@ void Graph::read(const std::function<void(void*, size_t)>& source, size_t size) 
             if (!linkLists_[i]) throw std::bad_alloc();
             get(linkLists_[i], bytes);
         }
-        std::vector<int32_t> labels(count);
-        get(labels.data(), count * sizeof(int32_t));
+        std::vector<uint32_t> label_counts(count);
+        get(label_counts.data(), count * sizeof(uint32_t));
+        std::vector<int32_t> labels(header.label_count);
+        get(labels.data(), labels.size() * sizeof(int32_t));
         std::vector<NodeId> unswept(header.unswept_count);
         get(unswept.data(), unswept.size() * sizeof(NodeId));
         uint32_t expected;
@@ -215,34 +226,35 @@ void Graph::read(const std::function<void(void*, size_t)>& source, size_t size) 
         if (count ? header.entry >= count || header.top_level < 0 || levels[header.entry] != header.top_level
                   : header.entry != static_cast<NodeId>(-1) || header.top_level != -1)
             damaged("its entry point");
-        std::unordered_set<int32_t> seen(2 * count);
+        std::unordered_set<int32_t> seen(2 * labels.size());
         for (int32_t label : labels)
-            if (label < kNone || (label >= 0 && !seen.insert(label).second)) damaged("a label");
+            if (label < 0 || label > kLabelMax || !seen.insert(label).second) damaged("a label");
+        uint64_t label_count = 0;
+        for (uint32_t of_node : label_counts) label_count += of_node;
+        if (label_count != labels.size()) damaged("its labels");
         for (NodeId node : unswept)
-            if (node >= count || labels[node] != kNone) damaged("a removed node");
+            if (node >= count || label_counts[node] || isMarkedDeleted(node)) damaged("a removed node");
         AloneEntry alone(gate_);
-        std::lock_guard<std::mutex> labels_lock(labels_mutex_);
-        size_t live = 0, marked = 0;
-        for (size_t i = 0; i < count; ++i) {
-            labels_[i].store(labels[i], std::memory_order_relaxed);
-            if (labels[i] >= 0) {
-                map_label(labels[i], static_cast<NodeId>(i));
-                ++live;
-            }
-            setExternalLabel(static_cast<NodeId>(i), i);
-            marked += isMarkedDeleted(static_cast<NodeId>(i));
+        labels_.make_room(static_cast<size_t>(std::count_if(label_counts.begin(), label_counts.end(), [](uint32_t n) { return n > 1; })));
+        size_t marked = 0;
+        for (size_t i = 0, next = 0; i < count; ++i) {
+            const auto node = static_cast<NodeId>(i);
+            for (uint32_t j = 0; j < label_counts[i]; ++j) labels_.attach(labels[next++], node);
+            setExternalLabel(node, i);
+            marked += isMarkedDeleted(node);
         }
         element_levels_.swap(levels);
-        unswept_.swap(unswept);
+        std::lock_guard<std::mutex> unswept_lock(unswept_mutex_);
+        unswept_.insert(unswept.begin(), unswept.end());
         unswept_count_ = unswept_.size();
-        live_count_ = live;
-        node_count_done_ = count;
         num_deleted_ = marked;
+        swept_count_ = marked;
         clipped_count_ = header.clipped_count;
         residual_max_ = header.residual_max;
         enterpoint_node_ = header.entry;
         maxlevel_ = header.top_level;
         cur_element_count = count;
+        find_codes_again();
     } catch (...) {
         free_lists();
         throw;

@@ -157,6 +157,7 @@ NB_MODULE(_native, m) {
              })
         .def_prop_ro("node_count", &Graph::node_count)
         .def_prop_ro("live_count", &Graph::live_count)
+        .def_prop_ro("dead_count", &Graph::dead_count)
         .def_prop_ro("unswept_count", &Graph::unswept_count)
         .def_prop_ro("clipped_count", &Graph::clipped_count)
         .def_prop_ro("memory_bytes", &Graph::memory_bytes)

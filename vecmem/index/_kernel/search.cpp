@@ -95,11 +95,8 @@ Answer search_graph(const Graph& graph, const Arena& arena, const float* query, 
     check(graph, arena);
     const Encoded encoded(graph, query);
     Answer answer;
-    const std::vector<Candidate> found =
-        graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), request.allowed, &answer.compared);
-    std::vector<int64_t> rows;
-    rows.reserve(std::min(found.size(), rescored));
-    for (size_t i = 0; i < std::min(found.size(), rescored); ++i) rows.push_back(found[i].label);
+    std::vector<int64_t> rows =
+        graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), rescored, request.allowed, &answer.compared);
     answer.hits = compare(ExactQuery(arena, query), request, std::move(rows));
     return answer;
 }
@@ -120,10 +117,8 @@ Answer scan_graph(const Graph& graph, const Arena& arena, const float* query, co
     const auto factor = static_cast<float>(-unit);
     Best best(request.k, static_cast<float>(2 * (error + rounding) * 1.001) + 2 * exact.rank_error(request.largest_norm));
     Answer answer;
-    graph.scan(encoded.code.data(), encoded.params, request.allowed, [&](int64_t label, float distance) {
-        best.offer(distance * factor, label);
-        ++answer.compared;
-    });
+    answer.compared = graph.scan(encoded.code.data(), encoded.params, request.allowed,
+                                 [&](int64_t label, float distance) { best.offer(distance * factor, label); });
     answer.hits = compare(exact, request, best.rows());
     return answer;
 }
