@@ -27,9 +27,10 @@ class Fuzzer:
         code = str(self.random.choice(["int8", "float16", "float32", "binary"]))
         self.metric = int(self.random.integers(1, 4))
         self.graph = _kernel.Graph(code, self.metric, self.dimension, int(self.random.integers(2, 12)), 30, 0.02)
-        self.arena = _kernel.Arena(self.metric, self.dimension, 7)
+        dtype = np.dtype(self.random.choice(["float32", "float16"]))
+        self.arena = _kernel.Arena(self.metric, self.dimension, 7, dtype.name)
         for _ in range(4):
-            self.arena.append(self.matrix(128), np.ones(128, np.float32))
+            self.arena.append(self.matrix(128).astype(dtype), np.ones(128, np.float32))
 
     def chance(self, share: float) -> bool:
         return bool(self.random.random() < share)

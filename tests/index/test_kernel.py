@@ -101,6 +101,63 @@ def test_all_instruction_sets_give_the_same_answers(metric):
     assert all(answer == answers["plain"] for answer in answers.values())
 
 
+@pytest.mark.parametrize("dimension", [1, 7, 16, 31, 48, 100])
+@pytest.mark.parametrize("metric", list(Metric), ids=lambda metric: metric.name.lower())
+def test_rows_of_float16_are_compared_as_they_are(metric, dimension):
+    """An arena of float16 answers as one of float32 that holds the same rounded values, on every set of instructions."""
+    rounded = (vectors_of(400, dimension, 3) * 0.01).astype(np.float16)
+    rounded[:3] = [[np.finfo(np.float16).smallest_subnormal], [-0.0], [6e4 if metric is not Metric.COSINE else 1]]
+    vectors, queries = rounded.astype(np.float32), vectors_of(12, dimension, 4)
+    norm = largest_norm(vectors)
+    bits = np.packbits(np.arange(400) % 3 > 0, bitorder="little")
+    for name in _kernel.instruction_sets():
+        _kernel.use_instruction_set(name)
+        graph = _kernel.Graph("int8", int(metric), dimension, 16, 100, 0.001)
+        graph.add(vectors, np.arange(400))
+        wide = arena_of(vectors, metric)
+        for chunk in (rounded, rounded.view(np.uint16)):
+            narrow = _kernel.Arena(int(metric), dimension, 9, "float16")
+            padded = np.zeros((512, dimension), chunk.dtype)
+            padded[:400] = chunk
+            narrow.append(padded, row_terms(metric, padded.view(np.float16).astype(np.float32)))
+            for search in (
+                lambda arena: arena.scan(queries, 10, 400, largest_norm=norm),
+                lambda arena: arena.scan(queries, 10, 400, bits, largest_norm=norm),
+                lambda arena, graph=graph: graph.scan(queries, 10, arena, largest_norm=norm),
+                lambda arena, graph=graph: graph.search(queries, 10, 60, arena, 40, largest_norm=norm),
+            ):
+                assert [x.tolist() for x in search(narrow)] == [x.tolist() for x in search(wide)], name
+
+
+def test_chunks_have_the_type_of_their_arena():
+    terms = np.ones(4, np.float32)
+    for storage, right, wrong in (
+        ("float32", [np.float32], [np.float64, np.float16, np.uint16, np.int32]),
+        ("float16", [np.float16, np.uint16], [np.float32, np.int16, np.uint8]),
+    ):
+        arena = _kernel.Arena(1, 3, 2, storage)
+        for dtype in right:
+            arena.append(np.ones((4, 3), dtype), terms)
+        for dtype in wrong:
+            with pytest.raises(TypeError, match="float32, or float16"):
+                arena.append(np.ones((4, 3), dtype), terms)
+        with pytest.raises(ValueError, match="a chunk needs"):
+            arena.append(np.ones((4, 2), right[0]), terms)
+    with pytest.raises(ValueError, match="storage"):
+        _kernel.Arena(1, 3, 2, "int8")
+
+
+def test_rows_that_are_not_numbers_come_last():
+    """The owner of an arena keeps them out; if one gets in, searches stay whole."""
+    vectors = np.ones((64, 4), np.float32)
+    vectors[::2] = [np.inf, -np.inf, np.nan, 1]
+    for metric in Metric:
+        arena = _kernel.Arena(int(metric), 4, 6)
+        arena.append(vectors, np.ones(64, np.float32))
+        rows, *_ = arena.scan(vectors[1:2], 32, 64, None, np.arange(64), largest_norm=100)
+        assert set(range(1, 64, 2)) <= set(rows[:32].tolist())
+
+
 @pytest.mark.parametrize("metric", list(Metric), ids=lambda metric: metric.name.lower())
 def test_scans_are_exact_even_where_codes_clip_everything(metric):
     """The bound on rounding counts what clipping cut off, so a hopeless scale costs time and nothing else."""

@@ -40,7 +40,7 @@ void run(CodeType code, Metric metric, unsigned rounds, unsigned seed) {
         const double length = exact_length(&rows[i * kDimension], kDimension);
         terms[i] = static_cast<float>(metric == Metric::kCosine ? 1 / length : metric == Metric::kDot ? 1 : length * length);
     }
-    Arena arena(metric, kDimension, kChunkShift);
+    Arena arena(metric, kDimension, kChunkShift, Storage::kFloat32);
     for (size_t i = 0; i < kRows; i += size_t{1} << kChunkShift) arena.append(&rows[i * kDimension], &terms[i]);
 
     Graph graph({code, metric, kDimension, 8, 40, 0.03f});

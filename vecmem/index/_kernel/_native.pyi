@@ -19,7 +19,7 @@ those of `extra` aside.
 
 from typing import TypeAlias
 
-from numpy import bool_, float32, int64, uint8
+from numpy import bool_, float16, float32, int64, uint8, uint16
 from numpy.typing import NDArray
 
 Results: TypeAlias = tuple[NDArray[int64], NDArray[float32], NDArray[int64], NDArray[int64]]
@@ -28,11 +28,17 @@ Bits: TypeAlias = NDArray[uint8] | list[NDArray[uint8] | None] | None
 Rows: TypeAlias = NDArray[int64] | list[NDArray[int64] | None] | None
 
 class Arena:
-    """Rows of float32 vectors in chunks of 2 ** chunk_shift that their owner writes; `metric` by its number."""
+    """Rows of vectors in chunks of 2 ** chunk_shift that their owner writes; `metric` by its number, `storage` is float32 or float16.
 
-    def __init__(self, metric: int, dimension: int, chunk_shift: int) -> None: ...
-    def append(self, vectors: NDArray[float32], terms: NDArray[float32]) -> None:
-        """Add a chunk, shape (2 ** chunk_shift, dimension), and the row_terms of its rows; both are kept by reference."""
+    Rows of float16 are compared as they are, in the arithmetic that rows of float32 get.
+    """
+
+    def __init__(self, metric: int, dimension: int, chunk_shift: int, storage: str = "float32") -> None: ...
+    def append(self, vectors: NDArray[float32 | float16 | uint16], terms: NDArray[float32]) -> None:
+        """Add a chunk, shape (2 ** chunk_shift, dimension), and the row_terms of its rows; both are kept by reference.
+
+        float16 may come as uint16.
+        """
 
     def scan(
         self,

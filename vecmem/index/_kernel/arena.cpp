@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace vecmem {
@@ -66,10 +67,10 @@ float exact_score(Metric metric, const float* query, double query_length, const 
     return static_cast<float>(std::min(1.0, std::max(-1.0, p.dot / lengths)));
 }
 
-Arena::Arena(Metric m, size_t dim, unsigned chunk_shift)
-    : metric(m), dimension(dim), chunk_shift_(chunk_shift), chunks_(std::make_shared<Chunks>()), set_(instruction_set()) {}
+Arena::Arena(Metric m, size_t dim, unsigned chunk_shift, Storage stored)
+    : metric(m), dimension(dim), storage(stored), chunk_shift_(chunk_shift), row_bytes_(dim * (stored == Storage::kFloat16 ? 2 : 4)), chunks_(std::make_shared<Chunks>()), set_(instruction_set()) {}
 
-void Arena::append(const float* vectors, const float* terms) {
+void Arena::append(const void* vectors, const float* terms) {
     auto grown = std::make_shared<Chunks>(*chunks());
     grown->push_back({vectors, terms});
     std::lock_guard<std::mutex> lock(mutex_);
@@ -88,10 +89,10 @@ ExactQuery::ExactQuery(const Arena& arena, const float* query)
         for (float& element : scan_query_) element = static_cast<float>(element / length_);
 }
 
-const float* ExactQuery::vector(int64_t row) const {
+const char* ExactQuery::at(int64_t row) const {
     const auto chunk = static_cast<size_t>(row >> arena_.chunk_shift_);
     const auto within = static_cast<size_t>(row) & ((size_t{1} << arena_.chunk_shift_) - 1);
-    return (*chunks_)[chunk].vectors + within * arena_.dimension;
+    return static_cast<const char*>((*chunks_)[chunk].vectors) + within * arena_.row_bytes_;
 }
 
 float ExactQuery::term(int64_t row) const {
@@ -100,7 +101,9 @@ float ExactQuery::term(int64_t row) const {
 }
 
 float ExactQuery::rank(int64_t row) const {
-    const float product = arena_.set_.dot(scan_query_.data(), vector(row), arena_.dimension);
+    const float product = arena_.storage == Storage::kFloat16
+                              ? arena_.set_.dot_half(scan_query_.data(), reinterpret_cast<const uint16_t*>(at(row)), arena_.dimension)
+                              : arena_.set_.dot(scan_query_.data(), reinterpret_cast<const float*>(at(row)), arena_.dimension);
     switch (arena_.metric) {
         case Metric::kCosine: return product * term(row);
         case Metric::kDot: return product;
@@ -121,19 +124,30 @@ float ExactQuery::rank_error(float norm) const {
 }
 
 float ExactQuery::score(int64_t row) const {
-    return exact_score(arena_.metric, query_, length_, vector(row), arena_.dimension);
+    const auto* vector = reinterpret_cast<const float*>(at(row));
+    if (arena_.storage == Storage::kFloat16) {
+        widened_.resize(arena_.dimension);
+        arena_.set_.widen(reinterpret_cast<const uint16_t*>(at(row)), widened_.data(), arena_.dimension);
+        vector = widened_.data();
+    }
+    return exact_score(arena_.metric, query_, length_, vector, arena_.dimension);
 }
 
 void ExactQuery::prefetch(int64_t row) const {
-    const char* start = reinterpret_cast<const char*>(vector(row));
-    for (size_t i = 0; i < arena_.dimension * 4; i += 64) __builtin_prefetch(start + i);
+    const char* start = at(row);
+    for (size_t i = 0; i < arena_.row_bytes_; i += 64) __builtin_prefetch(start + i);
 }
 
 std::vector<Scored> ExactQuery::best(std::vector<int64_t>& rows, size_t k) const {
     std::vector<Scored> found;
     found.reserve(rows.size());
-    for (int64_t row : rows) found.push_back({score(row), row});
     const bool euclidean = arena_.metric == Metric::kEuclidean;
+    constexpr float kWorst = std::numeric_limits<float>::infinity();
+    for (int64_t row : rows) {
+        const float by = score(row);
+        // Rows are the owner's; one with an element that is not finite must not upset the order.
+        found.push_back({std::isnan(by) ? (euclidean ? kWorst : -kWorst) : by, row});
+    }
     std::sort(found.begin(), found.end(), [&](const Scored& a, const Scored& b) {
         if (a.score != b.score) return euclidean ? a.score < b.score : a.score > b.score;
         return a.row < b.row;

@@ -1,8 +1,8 @@
-// Exact comparison: ranks in float32, final scores in float64, over rows of raw vectors in chunks that never move.
+// Exact comparison: ranks in float32, final scores in float64, over rows of vectors, float32 or float16, in chunks that never move.
 //
 // The chunks belong to vecmem.index.arena.Arena, which writes a row before anyone may see it; here they are only read.
 // Final scores depend on the query and the row alone, not on where a row lies, which set of instructions computes ranks, or how a row was
-// found: eight partial sums in fixed order, products of float32 exact in float64, no contraction to fused operations. So equal vectors have
+// found: eight partial sums in fixed order, products of float32 (which holds every float16) exact in float64, no contraction to fused operations. So equal vectors have
 // equal scores, on every machine.
 #pragma once
 
@@ -19,35 +19,40 @@ struct Scored {
     int64_t row;
 };
 
+enum class Storage { kFloat32, kFloat16 };
+
 class ExactQuery;
 
 class Arena {
   public:
     // Chunks of 2^`chunk_shift` rows each.
-    Arena(Metric metric, size_t dimension, unsigned chunk_shift);
+    Arena(Metric metric, size_t dimension, unsigned chunk_shift, Storage storage);
 
-    // Adds a chunk: rows of `dimension` float32, and for each row what vecmem.index.metric.row_terms says of it.
-    void append(const float* vectors, const float* terms);
+    // Adds a chunk: rows of `dimension` elements as stored, and for each row what vecmem.index.metric.row_terms says of it.
+    void append(const void* vectors, const float* terms);
 
     const Metric metric;
     const size_t dimension;
+    const Storage storage;
 
   private:
     friend class ExactQuery;
     struct Chunk {
-        const float *vectors, *terms;
+        const void* vectors;
+        const float* terms;
     };
     using Chunks = std::vector<Chunk>;
 
     std::shared_ptr<const Chunks> chunks() const;
 
     const unsigned chunk_shift_;
+    const size_t row_bytes_;
     mutable std::mutex mutex_;  // guards the pointer; a search keeps the table that it took
     std::shared_ptr<const Chunks> chunks_;
     const InstructionSet& set_;
 };
 
-// One query against an arena: a snapshot of its chunks.
+// One query against an arena: a snapshot of its chunks. For one thread.
 class ExactQuery {
   public:
     // `query`: `dimension` finite elements, kept until the end of the ExactQuery.
@@ -73,13 +78,14 @@ class ExactQuery {
     double length() const { return length_; }
 
   private:
-    const float* vector(int64_t row) const;
+    const char* at(int64_t row) const;
     float term(int64_t row) const;
 
     const Arena& arena_;
     const float* query_;
     std::shared_ptr<const Arena::Chunks> chunks_;
-    std::vector<float> scan_query_;  // of unit length under cosine
+    std::vector<float> scan_query_;      // of unit length under cosine
+    mutable std::vector<float> widened_;  // a row of float16 while its score is computed
     double length_;
 };
 

@@ -24,6 +24,9 @@ using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using Labels = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bits = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+// Rows of float32, or of float16 as float16 or uint16.
+using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
 constexpr unsigned kThreadsMax = 256;
 
 template <class T>
@@ -55,15 +58,29 @@ inline size_t checked_positive(int64_t value, const char* name) {
     return static_cast<size_t>(value);
 }
 
+inline Storage storage_named(const std::string& name) {
+    if (name == "float32") return Storage::kFloat32;
+    if (name == "float16") return Storage::kFloat16;
+    throw std::invalid_argument("no storage is called " + name);
+}
+
+inline bool holds(const Rows& rows, Storage storage) {
+    const nb::dlpack::dtype type = rows.dtype();
+    if (storage == Storage::kFloat32) return type == nb::dtype<float>();
+    return type == nb::dtype<uint16_t>() || (type.bits == 16 && type.lanes == 1 && type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float));
+}
+
 // An arena with the arrays that it points into.
 struct PyArena {
-    PyArena(int metric, int64_t dimension, int64_t chunk_shift)
+    PyArena(int metric, int64_t dimension, int64_t chunk_shift, const std::string& storage)
         : arena(metric_numbered(metric), checked_positive(dimension, "dimension"),
                 chunk_shift < 0 || chunk_shift > 40 ? throw std::invalid_argument("chunk_shift must be between 0 and 40")
-                                                    : static_cast<unsigned>(chunk_shift)),
+                                                    : static_cast<unsigned>(chunk_shift),
+                storage_named(storage)),
           chunk_rows(size_t{1} << chunk_shift) {}
 
-    void append(Matrix vectors, Vector terms) {
+    void append(Rows vectors, Vector terms) {
+        if (!holds(vectors, arena.storage)) throw nb::type_error("vectors must be float32, or float16 or uint16 in an arena of float16");
         if (vectors.shape(0) != chunk_rows || vectors.shape(1) != arena.dimension || terms.shape(0) != chunk_rows)
             throw std::invalid_argument("a chunk needs its number of rows, the arena's dimension, and a term for each row");
         arrays.emplace_back(vectors, terms);
@@ -72,7 +89,7 @@ struct PyArena {
 
     Arena arena;
     const size_t chunk_rows;
-    std::vector<std::pair<Matrix, Vector>> arrays;
+    std::vector<std::pair<Rows, Vector>> arrays;
 };
 
 // Adds the searches and PyArena to the module (module_search.cpp).

@@ -26,6 +26,21 @@ float dot_float32(const float* a, const float* b, size_t count) {
     return sum;
 }
 
+float dot_half(const float* query, const uint16_t* row, size_t count) {
+    float lanes[8] = {};
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        for (size_t j = 0; j < 8; ++j) lanes[j] += query[i + j] * half_to_float(row[i + j]);
+    float sum = 0;
+    for (; i < count; ++i) sum += query[i] * half_to_float(row[i]);
+    for (float lane : lanes) sum += lane;
+    return sum;
+}
+
+void widen(const uint16_t* row, float* out, size_t count) {
+    for (size_t i = 0; i < count; ++i) out[i] = half_to_float(row[i]);
+}
+
 float square_float32(const float* a, const float* b, size_t count) {
     float lanes[8] = {};
     for (size_t i = 0; i < count; i += 8)
@@ -76,7 +91,8 @@ std::atomic<const InstructionSet*> forced{nullptr};
 }  // namespace
 
 const InstructionSet kPlain = {"plain",           always,      int8_dot,          int8_euclidean, float16_dot,
-                               float16_euclidean, float32_dot, float32_euclidean, hamming,        dot_float32};
+                               float16_euclidean, float32_dot, float32_euclidean, hamming,        dot_float32,
+                               dot_half,          widen};
 
 const InstructionSet* const kInstructionSets[] = {
 #if defined(__x86_64__)

@@ -42,8 +42,10 @@ struct InstructionSet {
     DistanceFunction float32_dot;
     DistanceFunction float32_euclidean;
     DistanceFunction hamming;
-    // Products of float32 rows that need no padding, for scans and rescoring.
-    float (*dot)(const float* a, const float* b, size_t count);
+    // For scans and rescoring, where rows need no padding: the product of a query with a row of float32 or float16, and a row in float32.
+    float (*dot)(const float* query, const float* row, size_t count);
+    float (*dot_half)(const float* query, const uint16_t* row, size_t count);
+    void (*widen)(const uint16_t* row, float* out, size_t count);
 };
 
 extern const InstructionSet kPlain;

@@ -69,6 +69,24 @@ inline float square_float16(const void* a, const void* b, size_t count) {
     return vaddvq_f32(vaddq_f32(s0, s1));
 }
 
+float dot_half(const float* query, const uint16_t* row, size_t count) {
+    float32x4_t s0 = vdupq_n_f32(0), s1 = s0;
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        s0 = vfmaq_f32(s0, vld1q_f32(query + i), halves(row, i));
+        s1 = vfmaq_f32(s1, vld1q_f32(query + i + 4), halves(row, i + 4));
+    }
+    float sum = vaddvq_f32(vaddq_f32(s0, s1));
+    for (; i < count; ++i) sum += query[i] * half_to_float(row[i]);
+    return sum;
+}
+
+void widen(const uint16_t* row, float* out, size_t count) {
+    size_t i = 0;
+    for (; i + 4 <= count; i += 4) vst1q_f32(out + i, halves(row, i));
+    for (; i < count; ++i) out[i] = half_to_float(row[i]);
+}
+
 inline uint32_t differing_bits(const void* a, const void* b, size_t padded) {
     uint32_t count = 0;
     for (size_t i = 0; i < padded; i += 16) count += vaddvq_u8(vcntq_u8(veorq_u8(vld1q_u8(bytes(a) + i), vld1q_u8(bytes(b) + i))));
@@ -82,7 +100,8 @@ bool always() { return true; }
 }  // namespace
 
 const InstructionSet kNeon = {"neon",            always,      int8_dot,          int8_euclidean, float16_dot,
-                              float16_euclidean, float32_dot, float32_euclidean, hamming,        dot_float32};
+                              float16_euclidean, float32_dot, float32_euclidean, hamming,        dot_float32,
+                              dot_half,          widen};
 
 }  // namespace vecmem
 

@@ -84,6 +84,24 @@ AVX2 inline float square_float16(const void* a, const void* b, size_t count) {
     return sum_of(_mm256_add_ps(s0, s1));
 }
 
+AVX2 float dot_half(const float* query, const uint16_t* row, size_t count) {
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0;
+    size_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        s0 = _mm256_fmadd_ps(_mm256_loadu_ps(query + i), halves(row, i), s0);
+        s1 = _mm256_fmadd_ps(_mm256_loadu_ps(query + i + 8), halves(row, i + 8), s1);
+    }
+    float sum = sum_of(_mm256_add_ps(s0, s1));
+    for (; i < count; ++i) sum += query[i] * _cvtsh_ss(row[i]);
+    return sum;
+}
+
+AVX2 void widen(const uint16_t* row, float* out, size_t count) {
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8) _mm256_storeu_ps(out + i, halves(row, i));
+    for (; i < count; ++i) out[i] = _cvtsh_ss(row[i]);
+}
+
 AVX2 inline uint32_t differing_bits(const void* a, const void* b, size_t padded) {
     uint64_t count = 0;
     const auto *x = static_cast<const long long*>(a), *y = static_cast<const long long*>(b);
@@ -169,6 +187,31 @@ AVX512 inline float square_float16(const void* a, const void* b, size_t count) {
     return _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
 }
 
+AVX512 inline __mmask16 first(size_t count) { return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1); }
+
+AVX512 inline __m512 halves(__mmask16 mask, const uint16_t* p) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)); }
+
+AVX512 float dot_half(const float* query, const uint16_t* row, size_t count) {
+    __m512 s0 = _mm512_setzero_ps(), s1 = s0;
+    size_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        s0 = _mm512_fmadd_ps(_mm512_loadu_ps(query + i), halves(row, i), s0);
+        s1 = _mm512_fmadd_ps(_mm512_loadu_ps(query + i + 16), halves(row, i + 16), s1);
+    }
+    for (; i < count; i += 16) {
+        const __mmask16 mask = first(count - i);
+        s0 = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, query + i), halves(mask, row + i), s0);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
+}
+
+AVX512 void widen(const uint16_t* row, float* out, size_t count) {
+    for (size_t i = 0; i < count; i += 16) {
+        const __mmask16 mask = first(count - i);
+        _mm512_mask_storeu_ps(out + i, mask, halves(mask, row + i));
+    }
+}
+
 AVX512 inline uint32_t differing_bits(const void* a, const void* b, size_t padded) {
     __m512i sum = _mm512_setzero_si512();
     for (size_t i = 0; i < padded; i += 64) {
@@ -192,7 +235,8 @@ bool is_supported() {
 
 #define VECMEM_INSTRUCTION_SET(NAME, SPACE)                                                                                  \
     {NAME, SPACE::is_supported, SPACE::int8_dot, SPACE::int8_euclidean, SPACE::float16_dot, SPACE::float16_euclidean,        \
-     SPACE::float32_dot, SPACE::float32_euclidean, SPACE::hamming, SPACE::dot}
+     SPACE::float32_dot, SPACE::float32_euclidean, SPACE::hamming, SPACE::dot,                                                    \
+     SPACE::dot_half, SPACE::widen}
 
 const InstructionSet kAvx2 = VECMEM_INSTRUCTION_SET("avx2", avx2);
 const InstructionSet kAvx512Vnni = VECMEM_INSTRUCTION_SET("avx512_vnni", avx512);

@@ -178,7 +178,7 @@ nb::tuple scan(const PyArena& arena, Matrix queries, nb::handle k, int64_t row_c
 
 void bind_searches(nb::module_& m, nb::class_<Graph>& graph) {
     nb::class_<PyArena>(m, "Arena")
-        .def(nb::init<int, int64_t, int64_t>(), "metric"_a, "dimension"_a, "chunk_shift"_a)
+        .def(nb::init<int, int64_t, int64_t, const std::string&>(), "metric"_a, "dimension"_a, "chunk_shift"_a, "storage"_a = "float32")
         .def("append", &PyArena::append, "vectors"_a.noconvert(), "terms"_a.noconvert())
         .def("scan", &scan, "queries"_a.noconvert(), "k"_a, "row_count"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
              "largest_norm"_a, "threads"_a = 1);

@@ -14,7 +14,7 @@ class Best {
     Best(size_t k, float margin) : k_(k), margin_(margin) {}
 
     void offer(float rank, int64_t row) {
-        if (rank < threshold_) return;
+        if (!(rank >= threshold_)) return;  // nor what is not a number
         kept_.push_back({rank, row});
         if (ranks_.size() == k_) {
             if (rank <= ranks_.front()) return;
