@@ -29,8 +29,9 @@ serve: $(RUN_STAMP) ## Keep a server running; SERVE="--listen 127.0.0.1:7701" ad
 bench: $(RUN_STAMP) ## Measure: tables on the terminal; DATA=directory for the full data set
 	@$(BIN)/python -m bench ann --dataset $(DATASET)
 
-test: lint ## Lint, types, stubs and all tests but the long ones
+test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines
 	$(BIN)/python -m pytest -m "not long"
+	VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest -m "not long" tests/api tests/node clients/python/tests
 
 test-long: $(DEV_STAMP) ## The soaks
 	$(BIN)/python -m pytest -m long
@@ -60,9 +61,9 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 $(RUN_STAMP): $(PYPROJECTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e clients/python -e '.[import]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e clients/python -e '.[import,native]'
 	@touch $@
 
 $(DEV_STAMP): $(PYPROJECTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e 'clients/python[langchain]' -e '.[import,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e 'clients/python[langchain]' -e '.[import,native,dev]'
 	@touch $(RUN_STAMP) $@

@@ -51,6 +51,7 @@ def test_every_setting_is_read_from_the_environment_in_its_type():
         "checkpoint_log_bytes": ("4096", 4096),
         "checkpoint_idle_seconds": ("1", 1.0),
         "log_retention_bytes": ("0", 0),
+        "grpc_engine": ("grpcio", "grpcio"),
         "search_threads": ("3", 3),
         "graph_threads": ("4", 4),
     }

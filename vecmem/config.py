@@ -26,6 +26,7 @@ OTHER_VARIABLES: Final = frozenset({"VECMEM_ADDRESS", "VECMEM_CONFIG", "VECMEM_F
 them, and a crash test the place to die at (vecmem.log.failpoints)."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+GRPC_ENGINES: Final = ("auto", "grpcio", "native")
 
 _SERVICE_LINK: Final = re.compile(r"VECMEM_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """Kubernetes puts these into every pod beside a service named `vecmem`; they are nobody's settings."""
@@ -127,6 +128,16 @@ class Settings:
             "Log bytes kept although a checkpoint covers them. More: an older checkpoint can still stand in for a "
             "damaged one; less: less disk. 0 keeps no more than recovery needs.",
             minimum=0,
+            group="performance",
+        ),
+    )
+    grpc_engine: str = field(
+        default="auto",
+        metadata=_about(
+            "What serves gRPC; answers are the same. native (pip install 'vecmem[native]') takes several times as many "
+            "single calls a second, but bounds the size of a message only once it has been read. auto: native on a "
+            "loopback address where it is installed, else grpcio.",
+            choices=GRPC_ENGINES,
             group="performance",
         ),
     )

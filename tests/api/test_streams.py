@@ -228,11 +228,11 @@ def test_a_request_that_comes_after_its_deadline_is_not_carried_out(api, server,
     upsert = "/vecmem.v1.PointService/Upsert"
     for _ in range(5):
         late = http2.call(server.address, upsert, message, timeout=timeout, wait_seconds=0.05)
-        assert late.was_reset or b"grpc-status\x014" in late.headers
+        assert late.was_reset or late.headers["grpc-status"] == "4"
         assert late.data == b""
     assert api.count(stored) == 0
     in_time = http2.call(server.address, upsert, message, timeout="30S", wait_seconds=0.05)
-    assert b"grpc-status\x010" in in_time.headers
+    assert in_time.headers["grpc-status"] == "0"
     assert api.count(stored) == 1
 
 
@@ -240,9 +240,10 @@ def test_a_client_that_gives_up_at_any_moment_finds_its_write_whole_or_not_at_al
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
+    size = 20 * BATCH_POINTS  # takes longer than some are waited for, on any machine
     acknowledged, given_up = set(), {}
     for number in range(150):
-        request = points_pb2.UpsertRequest(collection=stored, points=batch(number).points)
+        request = points_pb2.UpsertRequest(collection=stored, points=batch(number, size=size).points)
         try:
             api.points.Upsert(request, timeout=rng.uniform(0.0, 0.006))
             acknowledged.add(number)
@@ -251,7 +252,7 @@ def test_a_client_that_gives_up_at_any_moment_finds_its_write_whole_or_not_at_al
     assert set(given_up.values()) == {grpc.StatusCode.DEADLINE_EXCEEDED}
     counts = counts_by_batch(api, stored)
     assert acknowledged <= set(counts)
-    assert set(counts.values()) <= {BATCH_POINTS}
+    assert set(counts.values()) <= {size}
 
 
 def test_streams_wait_where_the_queue_of_writes_is_full(tmp_path):

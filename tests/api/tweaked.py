@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.server import ServerProcess
@@ -11,8 +12,8 @@ from tests.support.server import ServerProcess
 class TweakedServer(ServerProcess):
     """`tweaks` are Python statements that run before the server's modules are imported, but for those they import."""
 
-    def __init__(self, data_dir: Path, tweaks: str) -> None:
-        super().__init__(data_dir)
+    def __init__(self, data_dir: Path, tweaks: str, *, arguments: Sequence[str] = ()) -> None:
+        super().__init__(data_dir, arguments=arguments)
         self._tweaks = tweaks
 
     def command(self) -> list[str]:

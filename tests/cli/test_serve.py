@@ -55,7 +55,7 @@ def failing(*arguments, environment=None):
 def test_the_ready_line_names_the_address_and_sigterm_drains_and_exits_0(tmp_path):
     with serving("--json", "--listen", "127.0.0.1:0", "--data-dir", tmp_path / "data") as (process, line):
         ready = json.loads(line)
-        assert set(ready) == {"event", "address", "pid", "version"}
+        assert set(ready) == {"event", "address", "pid", "version", "grpc_engine"}
         assert (ready["event"], ready["pid"]) == ("ready", process.pid)
         with Client(ready["address"]) as client:
             client.create_collection("c", VectorConfig(2))

@@ -1,6 +1,6 @@
 """A gRPC call by hand over HTTP/2 (RFC 9113, gRPC over HTTP2), to send what a gRPC library keeps to itself.
 
-Headers go out as HPACK literals without indexing (RFC 7541, 6.2.2); those that come back are looked at as bytes only.
+Headers go out as HPACK literals without indexing (RFC 7541, 6.2.2).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import struct
 import time
 from dataclasses import dataclass
 
+from hpack import Decoder
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
 ACK = END_STREAM = 1
@@ -18,9 +20,9 @@ END_HEADERS = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended: the bytes of all headers and data, and whether the server reset the stream."""
+    """How a call ended: its headers and trailers, the bytes of all data, and whether the server reset the stream."""
 
-    headers: bytes
+    headers: dict[str, str]
     data: bytes
     was_reset: bool
 
@@ -62,7 +64,9 @@ def call(
 
 
 def _read_outcome(connection: socket.socket) -> Outcome:
-    headers, data = b"", b""
+    headers: dict[str, str] = {}
+    data = b""
+    decoder = Decoder()
     with connection.makefile("rb") as incoming:
         while True:
             start = incoming.read(9)
@@ -78,7 +82,7 @@ def _read_outcome(connection: socket.socket) -> Outcome:
             elif kind == RST_STREAM:
                 return Outcome(headers, data, was_reset=True)
             elif kind == HEADERS:
-                headers += payload
+                headers.update(decoder.decode(payload))
             elif kind == DATA:
                 data += payload
             if kind in {HEADERS, DATA} and flags & END_STREAM:

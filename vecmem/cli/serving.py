@@ -50,7 +50,7 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
     """Run a server until SIGTERM or SIGINT; then finish the calls in flight and exit 0.
 
     With --json the one line on standard output says when and where it serves:
-    {"event": "ready", "address": "127.0.0.1:7700", "pid": 1, "version": "..."}
+    {"event": "ready", "address": "127.0.0.1:7700", "pid": 1, "version": "...", "grpc_engine": "native"}
     """
     settings = load_settings(config_file=config_file, environment=os.environ, flags=flags)
     if not is_loopback(split_address(settings.listen)[0]):
@@ -60,16 +60,25 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
             err=True,
         )
 
+    # Imported here: the other commands need neither the index nor the log, and start faster without them.
+    from vecmem.server.app import serve as run_server
+    from vecmem.server.engine import choose
+
+    engine = choose(settings)
+
     def announce(address: str) -> None:
-        ready = {"event": "ready", "address": address, "pid": os.getpid(), "version": version("vecmem")}
+        ready = {
+            "event": "ready",
+            "address": address,
+            "pid": os.getpid(),
+            "version": version("vecmem"),
+            "grpc_engine": engine.name,
+        }
         human = f"vecmem {ready['version']} serves on {address}, data in {settings.data_dir}, process {ready['pid']}"
         click.echo(json.dumps(ready) if session.as_json else human)
 
-    # Imported here: the other commands need neither the index nor the log, and start faster without them.
-    from vecmem.server.app import serve as run_server
-
     try:
-        run_server(settings, on_ready=announce)
+        run_server(settings, engine, on_ready=announce)
     except ConfigurationError as error:
         # The settings themselves have passed every check: it is the machine that will not have the address.
         raise CannotListenError(error.message, **error.metadata) from error

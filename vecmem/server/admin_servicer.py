@@ -19,6 +19,7 @@ class ServerFacts:
     """What a process knows about itself. `ready_ms`: from its start until it could answer."""
 
     version: str
+    grpc_engine: str
     started_at_unix_ms: int
     ready_ms: float
 
@@ -50,6 +51,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             resident_memory_bytes=resident_memory_bytes(),
             read_only_reason=shard.read_only_reason,
             failures=shard.failures,
+            grpc_engine=self._facts.grpc_engine,
             recovery=api.RecoveryInfo(
                 checkpoint_sequence=shard.recovery.checkpoint_sequence,
                 replayed_record_count=shard.recovery.replayed_record_count,

@@ -23,13 +23,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from threadpoolctl import threadpool_limits
 
-from vecmem import limits
 from vecmem.clock import Clock, SystemClock
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
 from vecmem.server.collection_servicer import CollectionServicer
-from vecmem.server.decoding import UndecodableRequests
+from vecmem.server.decoding import tolerant
+from vecmem.server.engine import Engine, make_server
 from vecmem.server.point_servicer import PointServicer
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
@@ -42,46 +42,47 @@ from vecmem.v1 import (
     points_pb2_grpc,
 )
 
-MESSAGE_OVERHEAD_BYTES = 1024 * 1024
-KEEPALIVE_INTERVAL_MS_MIN = 10_000
-CONNECTION_AGE_MS_MAX = 30 * 60 * 1_000
-"""Then a connection takes no new calls and clients open another, which lets a load balancer spread them anew."""
-CONNECTION_AGE_GRACE_MS = 30 * 1_000
-"""For the calls in flight on such a connection; a stream that goes on longer ends with UNAVAILABLE and is taken up again."""
 GC_THRESHOLDS = (50_000, 50, 100)
 """Points live in few large containers; the collector's default pace would walk over them for nothing."""
 
 _logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, on_ready: Callable[[str], None], clock: Clock | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; `on_ready` gets the bound address.
+def serve(settings: Settings, engine: Engine, *, on_ready: Callable[[str], None], clock: Clock | None = None) -> None:
+    """Serve with a gRPC engine (`engine.choose`) until SIGTERM or SIGINT; `on_ready` gets the bound address.
 
     Raises DataLossError and UnavailableError for the data directory, ConfigurationError for the address.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _logger.info("gRPC engine: %s", engine.description)
     # One search is one thread's work; BLAS threads would fight over the cores with the other searches.
     with threadpool_limits(limits=1):
         recovered = recover(settings.data_dir)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        uvloop.run(_serve(recovered, settings, on_ready, clock or SystemClock()))
+        uvloop.run(_serve(recovered, settings, engine, on_ready, clock or SystemClock()))
 
 
-async def _serve(recovered: Recovered, settings: Settings, on_ready: Callable[[str], None], clock: Clock) -> None:
+async def _serve(
+    recovered: Recovered, settings: Settings, engine: Engine, on_ready: Callable[[str], None], clock: Clock
+) -> None:
     shard = Shard(recovered, settings, clock)
     async with shard.closing():
         threads = settings.search_threads or os.cpu_count() or 1
         with _executor(threads) as search_executor:
-            server = grpc.aio.server(options=_options(), interceptors=[UndecodableRequests()])
+            server = make_server(engine)
+            methods = tolerant(server)
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
-                importlib.metadata.version("vecmem"), started_at_unix_ms, time.time() * 1e3 - started_at_unix_ms
+                importlib.metadata.version("vecmem"),
+                engine.name,
+                started_at_unix_ms,
+                time.time() * 1e3 - started_at_unix_ms,
             )
-            collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), server)
-            points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, search_executor), server)
-            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), server)
+            collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), methods)
+            points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, search_executor), methods)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
                 for module, service in (
@@ -124,20 +125,6 @@ async def _listen(server: grpc.aio.Server, listen: str) -> str:
         raise ConfigurationError(f"cannot listen on {listen}: {error}", key="listen") from error
     await server.start()
     return f"{host}:{port}"
-
-
-def _options() -> list[tuple[str, int]]:
-    message_bytes = limits.MESSAGE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES
-    return [
-        ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
-        ("grpc.max_send_message_length", message_bytes),
-        # Two servers on one port would each hold half of the calls.
-        ("grpc.so_reuseport", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_INTERVAL_MS_MIN),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
-        ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
-    ]
 
 
 def _process_started_at_unix_ms() -> int:

@@ -6,38 +6,36 @@ handed to the servicer as the DecodeError, and `vecmem.server.calls` raises what
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from vecmem.errors import InvalidArgumentError
 
-PREFIX = "/vecmem.v1."
+
+def tolerant(server: grpc.aio.Server) -> grpc.aio.Server:
+    """What to add servicers to instead of the server itself."""
+    return cast("grpc.aio.Server", _Tolerant(server))
 
 
-class UndecodableRequests(grpc.aio.ServerInterceptor):
-    """Hands undecodable requests on. Looks each method up once."""
+class _Tolerant:
+    """Stands between the generated `add_..._to_server` functions and a server, and exchanges the deserializers for ones that do not raise.
 
-    def __init__(self) -> None:
-        self._handlers: dict[str, Any] = {}
+    Done once, when the servicers are added, and not by an interceptor, which both gRPC engines would run for every call.
+    """
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
-        """Return the method's handler, with a deserializer that does not raise."""
-        method: str = handler_call_details.method
-        known = self._handlers.get(method)
-        if known is not None:
-            return known
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(PREFIX):
-            return handler
-        self._handlers[method] = handler = handler._replace(
-            request_deserializer=_tolerant(handler.request_deserializer)
-        )
-        return handler
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Nothing: the generated code registers the same methods by name as well."""
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """Add the methods of a service."""
+        handlers = {name: _with_tolerance(handler) for name, handler in method_handlers.items()}
+        self._server.add_registered_method_handlers(service_name, handlers)
 
 
 def check_decoded(request: object) -> None:
@@ -46,11 +44,13 @@ def check_decoded(request: object) -> None:
         raise InvalidArgumentError(f"the request cannot be decoded: {request}")
 
 
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _with_tolerance(handler: Any) -> Any:
+    deserialize: Callable[[bytes], Any] = handler.request_deserializer
+
     def decode(raw: bytes) -> Any:
         try:
             return deserialize(raw)
         except DecodeError as error:
             return error
 
-    return decode
+    return handler._replace(request_deserializer=decode)

@@ -179,6 +179,7 @@ def server_info(reply: admin_pb2.GetServerInfoResponse) -> ServerInfo:
             duration_ms=recovery.duration_ms,
             notes=list(recovery.notes),
         ),
+        grpc_engine=reply.grpc_engine,
     )
 
 

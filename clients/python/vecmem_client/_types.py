@@ -258,6 +258,8 @@ class ServerInfo:
     read_only_reason: str
     """Why writes are refused; empty while they are not."""
     recovery: RecoveryInfo
+    grpc_engine: str
+    """What serves gRPC: native or grpcio; empty for an older server."""
 
 
 @dataclass(frozen=True, slots=True)

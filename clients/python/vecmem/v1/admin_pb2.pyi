@@ -115,6 +115,7 @@ class GetServerInfoResponse(_message.Message):
     READ_ONLY_REASON_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    GRPC_ENGINE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     log_first_sequence: _builtins.int
@@ -131,6 +132,8 @@ class GetServerInfoResponse(_message.Message):
     """Resident memory of the process, bytes."""
     read_only_reason: _builtins.str
     """Set while writes are refused (a failed append): why."""
+    grpc_engine: _builtins.str
+    """What serves gRPC: "native" or "grpcio"."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -162,10 +165,11 @@ class GetServerInfoResponse(_message.Message):
         read_only_reason: _builtins.str = ...,
         recovery: Global___RecoveryInfo | None = ...,
         failures: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        grpc_engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "recovery", b"recovery", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "failures", b"failures", "header", b"header", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
