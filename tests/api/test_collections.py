@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support.api import COSINE, DOT, EUCLIDEAN, expect_refusal, params, point
+from tests.support.api import COSINE, DOT, EUCLIDEAN, expect_refusal, params, payload_indexes, point
 from vecmem.v1 import collections_pb2, common_pb2
 
 
@@ -42,9 +42,13 @@ def test_a_collection_comes_back_with_its_defaults_filled_in(api, collection_nam
         tuned=params(4, DOT, m=8, ef_construction=50, ef=20),
     ).collection
     assert get(api, collection_name) == made
-    assert made.config.vector.hnsw == collections_pb2.HnswParams(m=16, ef_construction=200, ef=64)
+    assert made.config.vector.hnsw == collections_pb2.HnswParams(m=16, ef_construction=200, target_recall=0.97)
+    assert made.config.vector.storage == collections_pb2.STORAGE_FLOAT32
     assert made.config.vectors["flat"].WhichOneof("index") == "flat"
-    assert made.config.vectors["tuned"].hnsw == collections_pb2.HnswParams(m=8, ef_construction=50, ef=20)
+    assert made.config.vectors["flat"].storage == collections_pb2.STORAGE_FLOAT32
+    tuned = collections_pb2.HnswParams(m=8, ef_construction=50, ef=20, target_recall=0.97)
+    assert made.config.vectors["tuned"].hnsw == tuned
+    assert not made.config.HasField("payload_indexes")
     assert abs(made.created_at.ToMilliseconds() - time.time() * 1000) < 3_600_000
 
 
@@ -127,6 +131,64 @@ def test_concurrent_creations_of_one_name_have_one_winner(api, collection_name):
     }
 
 
+@pytest.mark.parametrize("target", [0.5, 0.97, 0.999, 1.0])
+@pytest.mark.parametrize("code", collections_pb2.GraphCode.values())
+def test_every_graph_code_and_recall_target_is_taken_and_kept(api, collection_name, code, target):
+    chosen = collections_pb2.HnswParams(m=16, ef_construction=200, graph=code, target_recall=target)
+    api.create(collection_name, params(2, DOT, graph=code, target_recall=target), named=params(2, DOT))
+    assert get(api, collection_name).config.vector.hnsw == chosen
+    update(api, collection_name, vectors_hnsw={"named": collections_pb2.HnswParams(graph=code, target_recall=target)})
+    assert get(api, collection_name).config.vectors["named"].hnsw == chosen
+    # Parameters are given all together: what is 0 takes its default.
+    assert update(
+        api, collection_name, hnsw=collections_pb2.HnswParams(ef=80)
+    ).config.vector.hnsw == collections_pb2.HnswParams(m=16, ef_construction=200, ef=80, target_recall=0.97)
+
+
+def test_storage_is_chosen_for_each_vector_and_changed_later(api, collection_name):
+    half, single = collections_pb2.STORAGE_FLOAT16, collections_pb2.STORAGE_FLOAT32
+
+    def stored():
+        stats = api.stats(collection_name)
+        config = get(api, collection_name).config
+        declared = {"": config.vector.storage} | {name: each.storage for name, each in config.vectors.items()}
+        assert {name: each.storage for name, each in stats.vectors.items()} == declared
+        return declared
+
+    api.create(
+        collection_name, params(2, DOT, storage=half), flat=params(2, DOT, flat=True, storage=half), n=params(3, DOT)
+    )
+    assert stored() == {"": half, "flat": half, "n": single}
+    update(api, collection_name, storage=single, vectors_storage={"n": half})
+    assert stored() == {"": single, "flat": half, "n": half}
+    update(api, collection_name, description="words", vectors_storage={"flat": single, "n": 0})
+    assert stored() == {"": single, "flat": single, "n": half}
+
+
+def test_the_default_vectors_storage_cannot_change_where_there_is_none(api, collection_name):
+    api.create(collection_name, n=params(2, DOT))
+    refusal = expect_refusal(lambda: update(api, collection_name, storage=collections_pb2.STORAGE_FLOAT16))
+    assert (refusal.reason, refusal.field) == ("UNKNOWN_VECTOR", "storage")
+    assert get(api, collection_name).config.vectors["n"].storage == collections_pb2.STORAGE_FLOAT32
+
+
+def test_payload_indexes_are_declared_and_replaced_as_a_whole(api, collection_name):
+    declared = collections_pb2.PayloadIndexes(
+        indexes=[
+            collections_pb2.PayloadIndex(path=f'author."x.{kind}"', type=kind)
+            for kind in collections_pb2.PayloadType.values()[1:]
+        ]
+    )
+    config = collections_pb2.CollectionConfig(vector=params(2, DOT), payload_indexes=declared)
+    api.call("CreateCollection", collections_pb2.CreateCollectionRequest(name=collection_name, config=config))
+    assert get(api, collection_name).config.payload_indexes == declared
+    assert update(api, collection_name, description="words").config.payload_indexes == declared
+    many = payload_indexes(**{f"p{i}": collections_pb2.PAYLOAD_TYPE_INTEGER for i in range(64)})
+    assert update(api, collection_name, payload_indexes=many).config.payload_indexes == many
+    none = collections_pb2.PayloadIndexes()
+    assert not update(api, collection_name, payload_indexes=none).config.payload_indexes.indexes
+
+
 def test_an_update_changes_only_what_it_names(api, collection_name):
     api.create(collection_name, params(2, DOT), named=params(3, DOT))
     described = update(api, collection_name, description="words")
@@ -135,7 +197,9 @@ def test_an_update_changes_only_what_it_names(api, collection_name):
     tuned = update(api, collection_name, vectors_hnsw={"named": collections_pb2.HnswParams(m=32)})
     assert tuned.config.description == "words"
     assert tuned.config.vector.hnsw.m == 16
-    assert tuned.config.vectors["named"].hnsw == collections_pb2.HnswParams(m=32, ef_construction=200, ef=64)
+    assert tuned.config.vectors["named"].hnsw == collections_pb2.HnswParams(
+        m=32, ef_construction=200, target_recall=0.97
+    )
     assert update(api, collection_name, description="").config.description == ""
     assert get(api, collection_name).config.vectors["named"].hnsw.m == 32
 

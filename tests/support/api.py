@@ -162,10 +162,18 @@ def expect_refusal(call: Callable[[], Any]) -> Refusal:
     return refusal_of(raised.value)
 
 
-def params(dimension: int, metric: int, *, flat: bool = False, **hnsw: int) -> collections_pb2.VectorParams:
+def params(
+    dimension: int, metric: int, *, flat: bool = False, storage: int = 0, **hnsw: Any
+) -> collections_pb2.VectorParams:
     """Declare a vector."""
     index = {"flat": collections_pb2.FlatParams()} if flat else {"hnsw": collections_pb2.HnswParams(**hnsw)}
-    return collections_pb2.VectorParams(dimension=dimension, metric=metric, **index)
+    return collections_pb2.VectorParams(dimension=dimension, metric=metric, storage=storage, **index)
+
+
+def payload_indexes(**types: int) -> collections_pb2.PayloadIndexes:
+    """Declare payload indexes, their types by path."""
+    indexes = [collections_pb2.PayloadIndex(path=path, type=kind) for path, kind in types.items()]
+    return collections_pb2.PayloadIndexes(indexes=indexes)
 
 
 def values(elements: Sequence[float]) -> common_pb2.Vector:

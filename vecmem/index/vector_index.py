@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vecmem.index.arena import Arena, Rows
 from vecmem.index.effort import Effort
 from vecmem.index.metric import Float32Array
-from vecmem.index.parameters import VectorParameters
+from vecmem.index.parameters import GraphCode, VectorParameters
 from vecmem.index.rows import RowView
 
 QUICK_ELEMENTS = 1_000_000
@@ -67,7 +67,11 @@ class SearchResult:
 
 @dataclass(slots=True)
 class IndexStatistics:
-    """Counts of one index; bytes are estimates."""
+    """Counts of one index; bytes are estimates.
+
+    `graph`: what the graph holds of each vector now; AUTOMATIC: there is no graph yet. `measured_recall` of `measured_query_count`
+    live queries, and `calibrated_ef`: as vecmem.v1.VectorStats.
+    """
 
     vector_count: int = 0
     graph_row_count: int = 0
@@ -76,6 +80,10 @@ class IndexStatistics:
     rebuilding: bool = False
     arena_bytes: int = 0
     graph_bytes: int = 0
+    graph: GraphCode = GraphCode.AUTOMATIC
+    measured_recall: float = 0.0
+    measured_query_count: int = 0
+    calibrated_ef: int = 0
     metadata: dict[str, int] = field(default_factory=dict)
 
 

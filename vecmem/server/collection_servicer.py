@@ -141,6 +141,11 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
                     rebuilding=counts.rebuilding,
                     arena_bytes=counts.arena_bytes,
                     graph_bytes=counts.graph_bytes,
+                    storage=api.Storage.ValueType(index.parameters.storage),
+                    graph=api.GraphCode.ValueType(counts.graph),
+                    measured_recall=counts.measured_recall,
+                    measured_query_count=counts.measured_query_count,
+                    calibrated_ef=counts.calibrated_ef,
                 )
             )
         return api.GetCollectionStatsResponse(header=calls.header(self._shard, sequence), stats=stats)
