@@ -141,7 +141,7 @@ def nearest(
     with collection.rows.readers.reading():
         view = collection.view(sequence, now_unix_ms)
         request = SearchRequest(query=np.full(DIMENSION, 0.25, dtype=np.float32), limit=limit, exact=True)
-        found = collection.vectors[vector].search(request, view)
+        found = collection.vectors[vector].search([request], view)[0]
     return [(collection.rows.ids[row], score) for row, score in zip(found.rows, found.scores, strict=True)]
 
 

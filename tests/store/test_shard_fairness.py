@@ -12,7 +12,7 @@ import pytest
 
 from tests.store.support import DIMENSION, create, delete_ids, drained, shard_at, upsert
 from vecmem.clock import ManualClock
-from vecmem.index.hnsw import HnswIndex
+from vecmem.index.kernel import KernelIndex
 from vecmem.store import search
 from vecmem.store import shard as shard_module
 from vecmem.store.search import CompiledQuery, compile_query, run_queries
@@ -53,15 +53,15 @@ async def test_a_failure_of_the_maintenance_is_told_and_it_goes_on_later(
 ) -> None:
     """The tail is drained all the same, and the failure is forgotten when it is."""
     monkeypatch.setattr(shard_module, "BACKGROUND_RETRY_SECONDS", 0.3)
-    maintain = HnswIndex.maintain
+    maintain = KernelIndex.maintain
     failures = [MemoryError("none left")]
 
-    def failing(self: HnswIndex, *, threads: int, slice_rows: int) -> bool:
+    def failing(self: KernelIndex, *, threads: int, slice_rows: int) -> bool:
         if failures:
             raise failures.pop()
         return maintain(self, threads=threads, slice_rows=slice_rows)
 
-    monkeypatch.setattr(HnswIndex, "maintain", failing)
+    monkeypatch.setattr(KernelIndex, "maintain", failing)
     async with shard_at(tmp_path / "data") as shard:
         await shard.write(create("c"))
         await shard.write(upsert(1, dict.fromkeys(IDS[:500], b"{}")))

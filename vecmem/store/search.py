@@ -65,12 +65,12 @@ class _Snapshot:
     error: VecmemError | None = None
 
     def is_quick(self) -> bool:
-        return self.request is None or self.query.index.is_quick(self.request)
+        return self.request is None or self.query.index.is_quick([self.request])
 
     def search(self) -> SearchResult | VecmemError:
         if self.error is not None or self.request is None or self.view is None:
             return self.error or VecmemError("a snapshot without a request")
-        return self.query.index.search(self.request, self.view)
+        return self.query.index.search([self.request], self.view)[0]
 
 
 def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -> CompiledQuery:
@@ -220,15 +220,16 @@ def _take_snapshot(query: CompiledQuery, sequence: int, now_unix_ms: int) -> _Sn
             what = "no point" if row is None else f"no vector {query.using!r} in point"
             return _Snapshot(query, None, None, PointNotFoundError(f"there is {what} {query.nearest_id[:200]!r}"))
         vector = query.index.arena.gather(row_array(row))[0]
+    view = collection.view(sequence, now_unix_ms)
     request = SearchRequest(
         query=vector,
         # The point itself comes first among its own neighbours and is taken out again.
         limit=query.offset + query.limit + bool(query.nearest_id),
-        allowed=None if query.compiled is None else collection.filter_mask(query.compiled),
+        allowed=None if query.compiled is None else collection.matching_rows(query.compiled, view),
         ef=query.ef,
         exact=query.exact,
     )
-    return _Snapshot(query, collection.view(sequence, now_unix_ms), request)
+    return _Snapshot(query, view, request)
 
 
 def _search_all(snapshots: Sequence[_Snapshot]) -> list[SearchResult | VecmemError]:

@@ -25,6 +25,7 @@ from vecmem.errors import (
     UnknownVectorError,
 )
 from vecmem.index import metric as metrics
+from vecmem.index.arena import UNSTORABLE, unstorable
 from vecmem.index.field_path import parse_paths
 from vecmem.index.filter import compile_filter
 from vecmem.index.metric import Float32Array, Metric
@@ -139,6 +140,10 @@ class _Column:
             if found is not None:
                 index, problem = found
                 raise InvalidVectorError(problem, field=f"points[{self.indexes[start + index]}].{self.label}")
+            beyond = unstorable(matrix, self.parameters.metric, self.parameters.storage)
+            if beyond.any():
+                index = int(np.argmax(beyond))
+                raise InvalidVectorError(UNSTORABLE, field=f"points[{self.indexes[start + index]}].{self.label}")
             yield
 
 
