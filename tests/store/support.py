@@ -18,10 +18,11 @@ from vecmem.index.vector_index import SearchRequest
 from vecmem.log.record import LogEntry, Record, chain
 from vecmem.store.configuration import complete_config
 from vecmem.store.recovery import recover
+from vecmem.store.search import AddHit
 from vecmem.store.shard import Shard
 from vecmem.store.state_machine import COMMAND_RECORD, StateMachine
 from vecmem.store.v1 import command_pb2
-from vecmem.v1 import collections_pb2, common_pb2
+from vecmem.v1 import collections_pb2, common_pb2, points_pb2
 
 Command = command_pb2.Command
 DIMENSION = 4
@@ -154,6 +155,11 @@ def settings_for(data_dir: Path, **changes: Any) -> Settings:
         "log_retention_bytes": 0,
     }
     return dataclasses.replace(Settings(), **(defaults | changes))
+
+
+def adder(response: points_pb2.QueryResponse) -> AddHit:
+    """Takes hits into a reply."""
+    return lambda raw: response.hits.add().MergeFromString(raw)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.store.support import DIMENSION, create, drained, dump, shard_at, upsert
+from tests.store.support import DIMENSION, adder, create, drained, dump, shard_at, upsert
 from vecmem.clock import ManualClock
 from vecmem.errors import CheckpointError, ShuttingDownError
 from vecmem.log.checkpoints import CheckpointStore
@@ -29,7 +29,7 @@ async def find_all(shard: Shard, executor: ThreadPoolExecutor, limit: int = 10_0
     query = points_pb2.Query(collection="c", limit=limit)
     query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
     response = points_pb2.QueryResponse()
-    _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
+    _, errors = await run_queries(shard, executor, [(compile_query(shard, query), adder(response))])
     assert errors == [None]
     return list(response.hits)
 

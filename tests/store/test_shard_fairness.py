@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.store.support import DIMENSION, create, delete_ids, drained, shard_at, upsert
+from tests.store.support import DIMENSION, adder, create, delete_ids, drained, shard_at, upsert
 from vecmem.clock import ManualClock
 from vecmem.index.hnsw import HnswIndex
 from vecmem.store import search
@@ -116,7 +116,7 @@ async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> 
             for number, response in enumerate(responses):
                 query = points_pb2.Query(collection="c", limit=1)
                 query.nearest.id = IDS[number] if number % 7 else "missing"
-                queries.append((compile_query(shard, query), response.hits.add))
+                queries.append((compile_query(shard, query), adder(response)))
             _, errors = await run_queries(shard, executor, queries)
     assert [error is not None for error in errors] == [number % 7 == 0 for number in range(100)]
     assert all(len(response.hits) == (number % 7 != 0) for number, response in enumerate(responses))
@@ -168,6 +168,6 @@ async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> No
             for number in range(1, 100, 2):
                 query.filter.any_of.filters.add().field.path = f"k{number}"
                 query.filter.any_of.filters[-1].field.match.integer = 2
-            _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
+            _, errors = await run_queries(shard, executor, [(compile_query(shard, query), adder(response))])
             assert errors == [None]
             assert {hit.point.id for hit in response.hits} == {f"p{number}" for number in range(0, 100, 2)}

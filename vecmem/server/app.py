@@ -28,9 +28,9 @@ from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
 from vecmem.server.collection_servicer import CollectionServicer
-from vecmem.server.decoding import tolerant
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.point_servicer import PointServicer
+from vecmem.server.serializers import adapted
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
 from vecmem.v1 import (
@@ -72,7 +72,7 @@ async def _serve(
         threads = settings.search_threads or os.cpu_count() or 1
         with _executor(threads) as search_executor:
             server = make_server(engine)
-            methods = tolerant(server)
+            methods = adapted(server)
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
                 importlib.metadata.version("vecmem"),

@@ -21,6 +21,7 @@ from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.metric import Float32Array
 from vecmem.index.rows import RowView, row_array
 from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
+from vecmem.store import wire
 from vecmem.store.collection import Collection
 from vecmem.store.reading import PointSelection, ReplySize, compile_selection
 from vecmem.store.shard import Shard
@@ -34,7 +35,8 @@ CHUNK_QUERIES = 16
 """Queries that run at one snapshot, in one thread: what is lost when their caller goes."""
 CHUNKS_AT_ONCE = 4
 
-AddHit = Callable[[], points_pb2.Hit]
+AddHit = Callable[[bytes], object]
+"""Takes a hit of a query: a serialized Hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
 async def run_queries(
     shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]]
 ) -> tuple[int, list[VecmemError | None]]:
-    """Run queries and fill a message from each one's `AddHit` for every hit, best first.
+    """Run queries and give each one's `AddHit` its hits, best first.
 
     Many queries are run in chunks, each at a snapshot of its own, on as many threads as the executor has; none is begun
     when the caller is gone. Returns the smallest sequence that the hits reflect and, for each query, why it failed.
@@ -259,7 +261,7 @@ def _fill(
         else:
             hits = [hit for hit in hits if hit[1] <= query.score_threshold]
     for row, score in hits[query.offset : query.offset + query.limit]:
-        hit = add_hit()
-        hit.score = score
-        reply.grow(query.selection.fill(hit.point, query.collection, row), "limit")
+        hit = wire.hit(query.selection.encode(query.collection, row), score)
+        reply.grow(len(hit), "limit")
+        add_hit(hit)
     return None
