@@ -16,9 +16,10 @@ from vecmem.config import Settings
 from vecmem.index.rows import row_array
 from vecmem.index.vector_index import SearchRequest
 from vecmem.log.record import LogEntry, Record, chain
+from vecmem.store import wire
 from vecmem.store.configuration import complete_config
 from vecmem.store.recovery import recover
-from vecmem.store.search import AddHit
+from vecmem.store.search import AddHits
 from vecmem.store.shard import Shard
 from vecmem.store.state_machine import COMMAND_RECORD, StateMachine
 from vecmem.store.v1 import command_pb2
@@ -157,9 +158,9 @@ def settings_for(data_dir: Path, **changes: Any) -> Settings:
     return dataclasses.replace(Settings(), **(defaults | changes))
 
 
-def adder(response: points_pb2.QueryResponse) -> AddHit:
+def adder(response: points_pb2.QueryResponse) -> AddHits:
     """Takes hits into a reply."""
-    return lambda raw: response.hits.add().MergeFromString(raw)
+    return lambda encoded: response.MergeFromString(wire.repeated_field(2, encoded))
 
 
 @asynccontextmanager

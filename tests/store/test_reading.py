@@ -49,12 +49,12 @@ def test_a_point_counts_for_no_less_than_it_adds_to_a_reply(
     page, hits = points_pb2.ScrollResponse(), points_pb2.QueryResponse()
     page_size, hits_size = reading.ReplySize(), reading.ReplySize()
     for point_id in LONG_IDS:
-        raw = selection.encode(collection, collection.row_of[point_id])
-        page.points.add().MergeFromString(raw)
-        page_size.grow(len(raw), "")
-        raw_hit = wire.hit(raw, 0.5)
-        hits.hits.add().MergeFromString(raw_hit)
-        hits_size.grow(len(raw_hit), "")
+        points = selection.encode(collection, [collection.row_of[point_id]])
+        page.MergeFromString(wire.repeated_field(2, points))
+        page_size.grow(points, "")
+        encoded = wire.hits(points, [0.5])
+        hits.MergeFromString(wire.repeated_field(2, encoded))
+        hits_size.grow(encoded, "")
     assert page.ByteSize() <= page_size.size_bytes <= page.ByteSize() + len(LONG_IDS) * wire.FRAME_BYTES_MAX
     assert hits.ByteSize() <= hits_size.size_bytes
     if vectors is not None:

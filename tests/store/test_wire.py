@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,8 +22,10 @@ POINTS = st.builds(points_pb2.Point, id=st.text(min_size=1, max_size=200), versi
 SCORES = st.floats(width=32) | st.sampled_from([0.0, -0.0])
 
 
-def encoded(point: points_pb2.Point) -> bytes:
-    return wire.point(point.id, point.version, point.payload_json)
+def encoded(*points: points_pb2.Point) -> list[bytes]:
+    versions = np.array([point.version for point in points], dtype=np.uint64).view(np.int64)
+    ids = [point.id for point in points]
+    return wire.points(ids, versions, [point.payload_json for point in points], list(range(len(points))))
 
 
 def without_empty_payload(point: points_pb2.Point) -> points_pb2.Point:
@@ -53,12 +57,13 @@ def test_headers(sequence: int, time_unix_ms: int) -> None:
 
 @given(POINTS)
 def test_points(point: points_pb2.Point) -> None:
-    assert encoded(point) == without_empty_payload(point).SerializeToString()
+    assert encoded(point) == [without_empty_payload(point).SerializeToString()]
 
 
 @given(st.lists(st.tuples(POINTS, SCORES), max_size=8), st.text(max_size=20))
 def test_replies_with_their_frames(found: list[tuple[points_pb2.Point, float]], text: str) -> None:
-    raw_hits = [wire.hit(encoded(point), score) for point, score in found]
+    raw_points = encoded(*(point for point, _ in found))
+    raw_hits = wire.hits(raw_points, [score for _, score in found])
     hits = [points_pb2.Hit(point=without_empty_payload(point), score=score) for point, score in found]
     assert raw_hits == [hit.SerializeToString() for hit in hits]
     assert wire.repeated_field(2, raw_hits) == points_pb2.QueryResponse(hits=hits).SerializeToString()
@@ -69,14 +74,39 @@ def test_replies_with_their_frames(found: list[tuple[points_pb2.Point, float]], 
     assert wire.repeated_field(2, [raw_outcome]) == batch.SerializeToString()
     if text:
         page = points_pb2.ScrollResponse(points=[hit.point for hit in hits], next_page_token=text)
-        raw_points = wire.repeated_field(2, [encoded(point) for point, _ in found])
-        assert raw_points + wire.message_field(3, text.encode()) == page.SerializeToString()
+        assert wire.repeated_field(2, raw_points) + wire.message_field(3, text.encode()) == page.SerializeToString()
 
 
 @pytest.mark.parametrize("score", [1e-50, -1e-50, 0.1, struct.unpack("<f", struct.pack("<f", 0.1))[0]])
 def test_scores_are_rounded_as_the_messages_round_them(score: float) -> None:
     point = points_pb2.Point(id="a", version=1)
-    assert wire.hit(encoded(point), score) == points_pb2.Hit(point=point, score=score).SerializeToString()
+    assert wire.hits(encoded(point), [score]) == [points_pb2.Hit(point=point, score=score).SerializeToString()]
+
+
+def test_rows_beyond_the_payloads_have_none_and_others_are_refused() -> None:
+    versions = np.array([7, 8, 9], dtype=np.int64)
+    first, second = wire.points(["a", "b"], versions, [b"{}"], [1, 0])
+    assert first == points_pb2.Point(id="b", version=8).SerializeToString()
+    assert second == points_pb2.Point(id="a", version=7, payload_json=b"{}").SerializeToString()
+    for row in (-1, 2, 3, 2**70):
+        with pytest.raises(IndexError):
+            wire.points(["a", "b"], versions, [], [row])
+
+
+def test_what_is_no_part_of_a_reply_is_refused() -> None:
+    wrong: Any = [["text"], [None], [b"", 1]]
+    for bodies in wrong:
+        with pytest.raises(TypeError):
+            wire.repeated_field(1, bodies)
+    for number in (0, 16):
+        with pytest.raises(ValueError, match="1 to 15"):
+            wire.repeated_field(number, [b""])
+    with pytest.raises(ValueError, match="as many"):
+        wire.hits([b""], [])
+    with pytest.raises(TypeError):
+        wire.hits([b""], ["text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        wire.points(["a"], np.zeros(1, dtype=np.int64), ["text"], [0])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("payload", [None, common_pb2.PayloadSelector(all=False), common_pb2.PayloadSelector(all=True)])
@@ -99,7 +129,7 @@ def test_a_point_has_what_its_selection_asks_for_whichever_way_it_is_encoded(
         payload = common_pb2.PayloadSelector(all=payload.all, format=form)
     selection = compile_selection(collection, payload, vectors)
     for point_id, number in (("a", 1), ("b", 2)):
-        found = points_pb2.Point.FromString(selection.encode(collection, collection.row_of[point_id]))
+        found = points_pb2.Point.FromString(*selection.encode(collection, [collection.row_of[point_id]]))
         assert (found.id, found.version) == (point_id, 2)
         assert found.HasField("expires_at") == (point_id == "a" and bool(expires_at_unix_ms))
         assert found.expires_at.ToMilliseconds() == (expires_at_unix_ms if point_id == "a" else 0)

@@ -154,7 +154,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         calls.check_position(self._shard, request.read)
         compiled = search.compile_query(self._shard, request.query)
         hits: list[bytes] = []
-        sequence, errors = await search.run_queries(self._shard, self._search_executor, [(compiled, hits.append)])
+        sequence, errors = await search.run_queries(self._shard, self._search_executor, [(compiled, hits.extend)])
         if errors[0] is not None:
             raise errors[0]
         return calls.header_field(self._shard, sequence) + wire.repeated_field(2, hits)
@@ -173,7 +173,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             raise LimitExceededError(
                 f"{len(request.queries)} queries, more than {limits.QUERIES_PER_BATCH_MAX}", field="queries"
             )
-        running: list[tuple[search.CompiledQuery, search.AddHit]] = []
+        running: list[tuple[search.CompiledQuery, search.AddHits]] = []
         hits: list[list[bytes]] = [[] for _ in request.queries]
         failures: dict[int, VecmemError] = {}
         indexes: list[int] = []
@@ -183,7 +183,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             except VecmemError as error:
                 failures[index] = error
                 continue
-            running.append((compiled, hits[index].append))
+            running.append((compiled, hits[index].extend))
             indexes.append(index)
         sequence, errors = await search.run_queries(self._shard, self._search_executor, running)
         failures |= {index: error for index, error in zip(indexes, errors, strict=True) if error is not None}

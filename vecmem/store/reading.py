@@ -22,6 +22,8 @@ from vecmem.store.collection import Collection
 from vecmem.store.validation import request_fingerprint, vector_of
 from vecmem.v1 import common_pb2, filter_pb2, points_pb2
 
+SLICE_POINTS = 16
+"""Points encoded before their size is looked at: not much more than what a reply may hold is ever put together."""
 PAGE_BYTES_MAX = limits.MESSAGE_BYTES_MAX // 4
 """A page of scroll ends early when it has grown to this: one more point, of 1 MiB payload (6 MiB as a Struct) and 64 vectors,
 still fits."""
@@ -36,15 +38,17 @@ class PointSelection:
     vector_names: tuple[str, ...]
     as_values: bool
 
-    def encode(self, collection: Collection, row: int) -> bytes:
-        """Serialize what is chosen of the point of a row as a Point."""
+    def encode(self, collection: Collection, rows: list[int]) -> list[bytes]:
+        """Serialize what is chosen of the points of rows, each as a Point. All at once: mind `SLICE_POINTS`."""
         table = collection.rows
-        expires = table.any_expiry() and table.expires_at(row) != NEVER
-        if not (self.as_struct or self.vector_names or expires):
-            payload = collection.payloads.get(row)
-            if self.payload is not None:
-                payload = self.payload.apply(payload)
-            return wire.point(table.ids[row], int(table.versions[row]), payload)
+        plain = self.payload is None or self.payload.nothing
+        expiring = table.any_expiry() and any(table.expires_at(row) != NEVER for row in rows)
+        if plain and not (self.as_struct or self.vector_names or expiring):
+            payloads = collection.payloads.by_row if self.payload is None else []
+            return wire.points(table.ids, table.versions, payloads, rows)
+        return [self._encode_any(collection, row) for row in rows]
+
+    def _encode_any(self, collection: Collection, row: int) -> bytes:
         point = points_pb2.Point()
         self._fill(point, collection, row)
         # Maps in an order of their own would make equal replies differ.
@@ -134,13 +138,13 @@ def get(
     reply: ReplySize,
 ) -> list[bytes]:
     """Encode the point of each id that exists, in order. Raises LimitExceededError when `reply` is full."""
-    points = []
-    for point_id in ids:
-        row = collection.find(point_id, now_unix_ms)
-        if row is not None:
-            point = selection.encode(collection, row)
-            reply.grow(len(point), "ids")
-            points.append(point)
+    found = (collection.find(point_id, now_unix_ms) for point_id in ids)
+    rows = [row for row in found if row is not None]
+    points: list[bytes] = []
+    for start in range(0, len(rows), SLICE_POINTS):
+        some = selection.encode(collection, rows[start : start + SLICE_POINTS])
+        reply.grow(some, "ids")
+        points += some
     return points
 
 
@@ -150,9 +154,9 @@ class ReplySize:
 
     size_bytes: int = 0
 
-    def grow(self, size_bytes: int, field: str) -> None:
-        """Count in a point or a hit, and its frame. Raises LimitExceededError when all is more than a message may hold."""
-        self.size_bytes += size_bytes + wire.FRAME_BYTES_MAX
+    def grow(self, parts: list[bytes], field: str) -> None:
+        """Count in points or hits, and their frames. Raises LimitExceededError when all is more than a message may hold."""
+        self.size_bytes += sum(map(len, parts)) + len(parts) * wire.FRAME_BYTES_MAX
         if self.size_bytes > limits.MESSAGE_BYTES_MAX:
             raise LimitExceededError(
                 f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each",
@@ -194,7 +198,7 @@ def scroll(
             continue
         if len(points) == page_size or size_bytes > PAGE_BYTES_MAX:
             return points, last
-        points.append(selection.encode(collection, row))
+        points += selection.encode(collection, [row])
         size_bytes += len(points[-1]) + wire.FRAME_BYTES_MAX
         last = point_id
     return points, ""

@@ -23,7 +23,7 @@ from vecmem.index.rows import RowView, row_array
 from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
 from vecmem.store import wire
 from vecmem.store.collection import Collection
-from vecmem.store.reading import PointSelection, ReplySize, compile_selection
+from vecmem.store.reading import SLICE_POINTS, PointSelection, ReplySize, compile_selection
 from vecmem.store.shard import Shard
 from vecmem.store.validation import dense_values, query_vector, vector_of
 from vecmem.v1 import common_pb2, points_pb2
@@ -35,8 +35,8 @@ CHUNK_QUERIES = 16
 """Queries that run at one snapshot, in one thread: what is lost when their caller goes."""
 CHUNKS_AT_ONCE = 4
 
-AddHit = Callable[[bytes], object]
-"""Takes a hit of a query: a serialized Hit."""
+AddHits = Callable[[list[bytes]], object]
+"""Takes some of the hits of a query, each a serialized Hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,9 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
 
 
 async def run_queries(
-    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]]
+    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHits]]
 ) -> tuple[int, list[VecmemError | None]]:
-    """Run queries and give each one's `AddHit` its hits, best first.
+    """Run queries and give each one's `AddHits` its hits, best first.
 
     Many queries are run in chunks, each at a snapshot of its own, on as many threads as the executor has; none is begun
     when the caller is gone. Returns the smallest sequence that the hits reflect and, for each query, why it failed.
@@ -158,7 +158,7 @@ async def run_queries(
 
 
 async def _run_chunk(
-    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]], reply: ReplySize
+    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHits]], reply: ReplySize
 ) -> tuple[int, list[VecmemError | None]]:
     """Run queries at one snapshot."""
     shard.note_search()
@@ -182,7 +182,7 @@ async def _run_chunk(
 
 
 async def _run_at_snapshot(
-    shard: Shard, executor: Executor | None, queries: Sequence[tuple[CompiledQuery, AddHit]], reply: ReplySize
+    shard: Shard, executor: Executor | None, queries: Sequence[tuple[CompiledQuery, AddHits]], reply: ReplySize
 ) -> tuple[int, list[VecmemError | None]] | None:
     """Run queries at the snapshot of now; None when a write overtook them. Without an executor none can."""
     sequence = shard.applied_sequence
@@ -198,8 +198,8 @@ async def _run_at_snapshot(
         if any(map(_was_overtaken, snapshots, results)):
             return None
         errors = [
-            _fill(snapshot, result, add_hit, reply)
-            for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
+            _fill(snapshot, result, add_hits, reply)
+            for snapshot, result, (_, add_hits) in zip(snapshots, results, queries, strict=True)
         ]
         return sequence, errors
     finally:
@@ -207,7 +207,7 @@ async def _run_at_snapshot(
             readers.end(ticket)
 
 
-async def _settled(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
+async def _settled(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHits]]) -> None:
     """Return when none of the queries' collections is changed in part."""
     while changing := [query.collection for query, _ in queries if query.collection.changing]:
         await shard.settled(changing[0])
@@ -246,7 +246,7 @@ def _was_overtaken(snapshot: _Snapshot, result: SearchResult | VecmemError) -> b
 
 
 def _fill(
-    snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddHit, reply: ReplySize
+    snapshot: _Snapshot, result: SearchResult | VecmemError, add_hits: AddHits, reply: ReplySize
 ) -> VecmemError | None:
     if isinstance(result, VecmemError):
         return result
@@ -260,8 +260,10 @@ def _fill(
             hits = [hit for hit in hits if hit[1] >= query.score_threshold]
         else:
             hits = [hit for hit in hits if hit[1] <= query.score_threshold]
-    for row, score in hits[query.offset : query.offset + query.limit]:
-        hit = wire.hit(query.selection.encode(query.collection, row), score)
-        reply.grow(len(hit), "limit")
-        add_hit(hit)
+    for start in range(query.offset, min(query.offset + query.limit, len(hits)), SLICE_POINTS):
+        some = hits[start : min(start + SLICE_POINTS, query.offset + query.limit)]
+        points = query.selection.encode(query.collection, [row for row, _ in some])
+        encoded = wire.hits(points, [score for _, score in some])
+        reply.grow(encoded, "limit")
+        add_hits(encoded)
     return None
