@@ -132,6 +132,26 @@ nb::object repeated_field(unsigned number, nb::list bodies) {
   return made;
 }
 
+/// The field `header`, number 1, with fields 1 (position, whose field 2 is the sequence) and 2 (time); what is 0 is left out.
+nb::object header_field(uint64_t sequence, uint64_t server_time_unix_ms) {
+  char position[16];
+  char* end = position;
+  if (sequence) {
+    *end++ = 0x10;
+    end = put_varint(end, sequence);
+  }
+  char header[32];
+  char* to = put_field(header, 0x0A, position, static_cast<size_t>(end - position));
+  if (server_time_unix_ms) {
+    *to++ = 0x10;
+    to = put_varint(to, server_time_unix_ms);
+  }
+  const size_t size = static_cast<size_t>(to - header);
+  nb::object made = new_bytes(field_size(size));
+  put_field(data_of(made), 0x0A, header, size);
+  return made;
+}
+
 }  // namespace
 
 NB_MODULE(_wire, module) {
@@ -139,4 +159,6 @@ NB_MODULE(_wire, module) {
   module.def("hits", &hits, nb::arg("points"), nb::arg("scores"));
   module.def("repeated_field", &repeated_field, nb::arg("number"), nb::arg("bodies"),
              nb::sig("def repeated_field(number: int, bodies: list) -> bytes"));
+  module.def("header_field", &header_field, nb::arg("sequence"), nb::arg("server_time_unix_ms"),
+             nb::sig("def header_field(sequence: int, server_time_unix_ms: int) -> bytes"));
 }

@@ -85,6 +85,10 @@ class PointSelection:
             dense.data_type = common_pb2.DATA_TYPE_FLOAT32
 
 
+WHOLE_PAYLOAD = PointSelection(payload=None, as_struct=False, vector_names=(), as_values=False)
+"""What a request without selectors asks for."""
+
+
 def compile_selection(
     collection: Collection,
     payload: common_pb2.PayloadSelector | None,
@@ -101,6 +105,8 @@ def compile_selection(
         LimitExceededError: too many names.
         UnknownVectorError: a vector is not the collection's.
     """
+    if payload is None and vectors is None:
+        return WHOLE_PAYLOAD
     names: tuple[str, ...] = ()
     encoding = request_encoding
     if vectors is not None:

@@ -44,16 +44,4 @@ def message_field(number: int, body: bytes) -> bytes:
 
 def header_field(sequence: int, server_time_unix_ms: int) -> bytes:
     """Encode the field `header`, number 1 of every reply, of shard 0. The time is not negative."""
-    position = b"\x10" + varint(sequence) if sequence else b""
-    time = b"\x10" + varint(server_time_unix_ms) if server_time_unix_ms else b""
-    return message_field(1, message_field(1, position) + time)
-
-
-def varint(value: int) -> bytes:
-    """Encode a whole number from 0 to 2^64 - 1."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return _wire.header_field(sequence, server_time_unix_ms)
