@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.store.support import DIMENSION, create, shard_at, upsert
+from tests.store.support import DIMENSION, create, hits_of, shard_at, upsert
 from vecmem import limits
 from vecmem.errors import DeadlineExceededError, OverloadedError, VecmemError
 from vecmem.store import lanes
@@ -80,11 +80,8 @@ async def ask(
     if payload is not None:
         query.filter.field.path = "round"
         query.filter.field.match.integer = payload
-    response = points_pb2.QueryResponse()
-    _, errors = await into.run([(compile_query(shard, query), response.hits.add)], deadline)
-    if errors[0] is not None:
-        raise errors[0]
-    return [hit.point.id for hit in response.hits]
+    _, outcomes = await into.run([compile_query(shard, query)], deadline)
+    return [hit.point.id for hit in hits_of(outcomes[0])]
 
 
 def asked(*arguments: Any, **options: Any) -> asyncio.Task[list[str]]:
@@ -207,12 +204,12 @@ async def test_a_query_that_a_write_overtakes_runs_again(shard: Shard, executor:
 async def test_a_large_call_lets_others_in_between(shard: Shard, executor: Executor, gate: Gate) -> None:
     """A batch of hundreds waits in the lanes part by part; every part answers in its place."""
     into = SearchLanes(shard, executor, 1)
-    responses = [points_pb2.QueryResponse() for _ in range(3 * lanes.BATCH_QUERIES_MAX)]
+    count = 3 * lanes.BATCH_QUERIES_MAX
     queries = []
-    for number, response in enumerate(responses):
+    for number in range(count):
         query = points_pb2.Query(collection="a", limit=1)
         query.nearest.id = IDS[number] if number % 5 else "missing"
-        queries.append((compile_query(shard, query), response.hits.add))
+        queries.append(compile_query(shard, query))
     large = asyncio.ensure_future(into.run(queries, None))
     await gate.until(1)
     small = asked(into, shard, "a")
@@ -220,6 +217,6 @@ async def test_a_large_call_lets_others_in_between(shard: Shard, executor: Execu
     gate.opened.set()
     await small
     assert not large.done() or len(gate.calls) == 4
-    _, errors = await large
-    assert [isinstance(error, VecmemError) for error in errors] == [number % 5 == 0 for number in range(len(responses))]
-    assert all(len(response.hits) == bool(number % 5) for number, response in enumerate(responses))
+    _, outcomes = await large
+    assert [isinstance(outcome, VecmemError) for outcome in outcomes] == [number % 5 == 0 for number in range(count)]
+    assert all(len(hits_of(outcome)) == 1 for outcome in outcomes if not isinstance(outcome, VecmemError))

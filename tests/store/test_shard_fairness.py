@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.store.support import DIMENSION, create, delete_ids, drained, shard_at, upsert
+from tests.store.support import DIMENSION, create, delete_ids, drained, hits_of, shard_at, upsert
 from vecmem.clock import ManualClock
 from vecmem.index.kernel import KernelIndex
 from vecmem.store import lanes
 from vecmem.store import shard as shard_module
-from vecmem.store.lanes import SearchLanes
+from vecmem.store.lanes import Answer, SearchLanes
 from vecmem.store.search import CompiledQuery, compile_query
 from vecmem.store.shard import Shard
 from vecmem.v1 import points_pb2
@@ -92,7 +92,7 @@ async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: p
         async with shard_at(tmp_path / "data") as shard:
             await shard.write(create("c"))
             await shard.write(upsert(1, dict.fromkeys(IDS[:100], b"{}")))
-            queries = [(nearest(shard, "c"), points_pb2.QueryResponse().hits.add) for _ in range(320)]
+            queries = [nearest(shard, "c") for _ in range(320)]
             batch = asyncio.ensure_future(SearchLanes(shard, executor, 2).run(queries, None))
             while not searched:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
@@ -113,16 +113,16 @@ async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> 
         async with shard_at(tmp_path / "data") as shard:
             await shard.write(create("c"))
             await shard.write(upsert(1, dict.fromkeys(IDS[:200], b"{}")))
-            responses = [points_pb2.QueryResponse() for _ in range(100)]
             queries = []
-            for number, response in enumerate(responses):
+            for number in range(100):
                 query = points_pb2.Query(collection="c", limit=1)
                 query.nearest.id = IDS[number] if number % 7 else "missing"
-                queries.append((compile_query(shard, query), response.hits.add))
-            _, errors = await SearchLanes(shard, executor, 2).run(queries, None)
-    assert [error is not None for error in errors] == [number % 7 == 0 for number in range(100)]
-    assert all(len(response.hits) == (number % 7 != 0) for number, response in enumerate(responses))
-    assert all(hit.point.id != IDS[number] for number, response in enumerate(responses) for hit in response.hits)
+                queries.append(compile_query(shard, query))
+            _, outcomes = await SearchLanes(shard, executor, 2).run(queries, None)
+    assert [not isinstance(outcome, Answer) for outcome in outcomes] == [number % 7 == 0 for number in range(100)]
+    found = [hits_of(outcome) if isinstance(outcome, Answer) else [] for outcome in outcomes]
+    assert all(len(hits) == (number % 7 != 0) for number, hits in enumerate(found))
+    assert all(hit.point.id != IDS[number] for number, hits in enumerate(found) for hit in hits)
 
 
 async def test_reads_and_writes_go_by_one_time_though_the_clock_was_mended(tmp_path: Path) -> None:
@@ -161,7 +161,6 @@ async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> No
             await shard.write(create("c"))
             payloads = {f"p{number}": b'{"k%d":1}' % number for number in range(100)}
             await shard.write(upsert(1, payloads))
-            response = points_pb2.QueryResponse()
             query = points_pb2.Query(collection="c", limit=200)
             query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
             for number in range(0, 100, 2):
@@ -170,8 +169,5 @@ async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> No
             for number in range(1, 100, 2):
                 query.filter.any_of.filters.add().field.path = f"k{number}"
                 query.filter.any_of.filters[-1].field.match.integer = 2
-            _, errors = await SearchLanes(shard, executor, 2).run(
-                [(compile_query(shard, query), response.hits.add)], None
-            )
-            assert errors == [None]
-            assert {hit.point.id for hit in response.hits} == {f"p{number}" for number in range(0, 100, 2)}
+            _, outcomes = await SearchLanes(shard, executor, 2).run([compile_query(shard, query)], None)
+            assert {hit.point.id for hit in hits_of(outcomes[0])} == {f"p{number}" for number in range(0, 100, 2)}

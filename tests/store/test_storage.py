@@ -18,6 +18,7 @@ from tests.store.support import (
     drained,
     dump,
     entries,
+    hits_of,
     nearest,
     shard_at,
     upsert,
@@ -142,10 +143,8 @@ async def find(shard: Shard, into: SearchLanes) -> list[str]:
     query = points_pb2.Query(collection="c", limit=20)
     query.nearest.vector.dense.packed = np.full(DIMENSION, 0.25, dtype="<f4").tobytes()
     query.params.exact = True
-    response = points_pb2.QueryResponse()
-    _, errors = await into.run([(compile_query(shard, query), response.hits.add)], None)
-    assert errors == [None]
-    return [hit.point.id for hit in response.hits]
+    _, outcomes = await into.run([compile_query(shard, query)], None)
+    return [hit.point.id for hit in hits_of(outcomes[0])]
 
 
 async def test_searches_go_on_while_the_storage_changes_and_a_restart_keeps_it(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
 from vecmem.server.collection_servicer import CollectionServicer
-from vecmem.server.decoding import tolerant
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.point_servicer import PointServicer
+from vecmem.server.serializers import adapted
 from vecmem.store.lanes import SearchLanes
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
@@ -74,7 +74,7 @@ async def _serve(
         with _executor(threads) as search_executor:
             lanes = SearchLanes(shard, search_executor, threads)
             server = make_server(engine)
-            methods = tolerant(server)
+            methods = adapted(server)
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
                 importlib.metadata.version("vecmem"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from vecmem import limits
 from vecmem.errors import DeadlineExceededError, OverloadedError, PointNotFoundError, VecmemError
 from vecmem.index.field_path import FieldPath
 from vecmem.index.rows import RowView, row_array
-from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
+from vecmem.index.vector_index import SearchPlan, SearchRequest, SearchResult, VectorIndex
+from vecmem.store import wire
 from vecmem.store.collection import Collection
-from vecmem.store.reading import ReplySize
+from vecmem.store.reading import SLICE_POINTS, ReplySize
 from vecmem.store.search import CompiledQuery
 from vecmem.store.shard import Shard
-from vecmem.v1 import points_pb2
 
 BATCH_QUERIES_MAX = 64
 """Queries searched together; others of the lane wait for so many at the most before it is another lane's turn."""
@@ -38,7 +38,16 @@ ATTEMPTS_IN_THREADS = 4
 BURST_SECONDS = 0.0002
 """A lane idle for less may be in the middle of a burst: the next query waits until those that have arrived with it are queued."""
 
-AddHit = Callable[[], points_pb2.Hit]
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hits of a query, best first, each a serialized Hit, and how they were found."""
+
+    hits: list[bytes]
+    plan: SearchPlan
+
+
+Outcome = Answer | VecmemError
 
 
 class _Call:
@@ -47,7 +56,7 @@ class _Call:
     def __init__(self, deadline: float | None, count: int) -> None:
         self.deadline = deadline
         self.reply = ReplySize()
-        self.errors: list[VecmemError | None] = [None] * count
+        self.outcomes: list[Outcome | None] = [None] * count
         self.sequence: int | None = None
         self.outstanding = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -68,7 +77,6 @@ class _Waiting:
     """One query of a call, the `place`-th."""
 
     query: CompiledQuery
-    add_hit: AddHit
     call: _Call
     place: int
 
@@ -108,13 +116,11 @@ class SearchLanes:
         self._waiting_count = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(
-        self, queries: Sequence[tuple[CompiledQuery, AddHit]], deadline: float | None
-    ) -> tuple[int, list[VecmemError | None]]:
-        """Run the queries of one call and fill a message from each one's `AddHit` for every hit, best first.
+    async def run(self, queries: Sequence[CompiledQuery], deadline: float | None) -> tuple[int, list[Outcome]]:
+        """Run the queries of one call.
 
-        Returns the smallest sequence that the hits reflect and, for each query, why it failed. Raises LimitExceededError when all hits
-        together are more than a reply may hold, OverloadedError, DeadlineExceededError.
+        Returns the smallest sequence that the answers reflect and, for each query, its answer or why it failed. Raises LimitExceededError
+        when all hits together are more than a reply may hold, OverloadedError, DeadlineExceededError.
         """
         self._shard.note_search()
         call = _Call(deadline, len(queries))
@@ -126,10 +132,11 @@ class SearchLanes:
             call.outstanding = len(part)
             if start:
                 call.done = asyncio.get_running_loop().create_future()
-            for place, (query, add_hit) in enumerate(part, start):
-                self._enqueue(_Waiting(query, add_hit, call, place))
+            for place, query in enumerate(part, start):
+                self._enqueue(_Waiting(query, call, place))
             await call.done
-        return self._shard.applied_sequence if call.sequence is None else call.sequence, call.errors
+        sequence = self._shard.applied_sequence if call.sequence is None else call.sequence
+        return sequence, [outcome for outcome in call.outcomes if outcome is not None]
 
     def _enqueue(self, waiting: _Waiting) -> None:
         index = waiting.query.index
@@ -270,13 +277,14 @@ class SearchLanes:
         if call.done.done():
             return
         if isinstance(outcome, VecmemError):
-            call.errors[waiting.place] = outcome
+            call.outcomes[waiting.place] = outcome
         else:
             try:
-                _fill(waiting.query, outcome, waiting.add_hit, call.reply)
+                hits = _encode(waiting.query, outcome, call.reply)
             except VecmemError as error:
                 call.fail(error)
                 return
+            call.outcomes[waiting.place] = Answer(hits, outcome.plan)
         call.finish_one(sequence)
 
 
@@ -312,18 +320,27 @@ def _was_overtaken(query: CompiledQuery, result: SearchResult, sequence: int) ->
     return any(versions[row] > sequence for row in result.rows)
 
 
-def _fill(query: CompiledQuery, result: SearchResult, add_hit: AddHit, reply: ReplySize) -> None:
-    """Add the hits. Raises LimitExceededError when the reply is full."""
-    ids = query.collection.rows.ids
-    hits = list(zip(result.rows, result.scores, strict=True))
-    if query.nearest_id:
-        hits = [hit for hit in hits if ids[hit[0]] != query.nearest_id]
-    if query.score_threshold is not None:
-        if query.index.arena.metric.higher_is_nearer:
-            hits = [hit for hit in hits if hit[1] >= query.score_threshold]
-        else:
-            hits = [hit for hit in hits if hit[1] <= query.score_threshold]
-    for row, score in hits[query.offset : query.offset + query.limit]:
-        hit = add_hit()
-        hit.score = score
-        reply.grow(query.selection.fill(hit.point, query.collection, row), "limit")
+def _encode(query: CompiledQuery, result: SearchResult, reply: ReplySize) -> list[bytes]:
+    """The hits, serialized. Raises LimitExceededError when the reply is full."""
+    rows, scores = result.rows, result.scores
+    if query.nearest_id or query.score_threshold is not None:
+        kept = [place for place in range(len(rows)) if _is_kept(query, rows[place], scores[place])]
+        rows, scores = [rows[place] for place in kept], [scores[place] for place in kept]
+    end = min(query.offset + query.limit, len(rows))
+    encoded: list[bytes] = []
+    for start in range(query.offset, end, SLICE_POINTS):
+        stop = min(start + SLICE_POINTS, end)
+        hits = wire.hits(query.selection.encode(query.collection, rows[start:stop]), scores[start:stop])
+        reply.grow(hits, "limit")
+        encoded += hits
+    return encoded
+
+
+def _is_kept(query: CompiledQuery, row: int, score: float) -> bool:
+    """Whether a row found is a hit: not the point whose neighbours are wanted, and near enough."""
+    if query.nearest_id and query.collection.rows.ids[row] == query.nearest_id:
+        return False
+    threshold = query.score_threshold
+    if threshold is None:
+        return True
+    return score >= threshold if query.index.arena.metric.higher_is_nearer else score <= threshold

@@ -43,17 +43,20 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
     collection = shard.state.collection(query.collection)
     if query.WhichOneof("kind") != "nearest":
         raise InvalidArgumentError("no kind of query is set", field=f"{field}.nearest")
-    parameters = vector_of(collection, query.using, f"{field}.using")
+    using = query.using
+    parameters = vector_of(collection, using, f"{field}.using")
+    nearest = query.nearest
     vector: Float32Array | None = None
     encoding: common_pb2.VectorEncoding.ValueType = common_pb2.VECTOR_ENCODING_PACKED
-    match query.nearest.WhichOneof("kind"):
+    match nearest.WhichOneof("kind"):
         case "vector":
             place = f"{field}.nearest.vector"
-            vector = query_vector(dense_values(query.nearest.vector, place), parameters, place)
-            if query.nearest.vector.dense.values:
+            given = nearest.vector
+            vector = query_vector(dense_values(given, place), parameters, place)
+            if given.dense.values:
                 encoding = common_pb2.VECTOR_ENCODING_VALUES
         case "id":
-            if not query.nearest.id:
+            if not nearest.id:
                 raise InvalidArgumentError("is empty", field=f"{field}.nearest.id")
         case _:
             raise InvalidArgumentError("neither vector nor id is set", field=f"{field}.nearest")
@@ -70,10 +73,10 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
         raise InvalidArgumentError("is NaN", field=f"{field}.score_threshold")
     return CompiledQuery(
         collection=collection,
-        index=collection.vectors[query.using],
-        using=query.using,
+        index=collection.vectors[using],
+        using=using,
         vector=vector,
-        nearest_id=query.nearest.id if vector is None else "",
+        nearest_id=nearest.id if vector is None else "",
         compiled=compile_filter(query.filter, f"{field}.filter") if query.HasField("filter") else None,
         limit=query.limit,
         offset=query.offset,
