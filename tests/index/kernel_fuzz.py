@@ -102,6 +102,23 @@ class Fuzzer:
         """One for all queries, or a list."""
         return draw() if self.chance(0.5) else [draw() for _ in range(int(self.random.integers(0, 6)))]
 
+    def view(self) -> Any:
+        if self.chance(0.5):
+            return None
+        times = [self.random.integers(0, 4, 512) for _ in range(3)]
+        wrong: list[Callable[[], Any]] = [
+            lambda: (2, 2, 512, *times[:2]),
+            lambda: (2, 2, 513, *times),
+            lambda: (2, 2, 2**63, *times),
+            lambda: (2, 2, 512, times[0], times[1].astype(np.int32), None),
+            lambda: (2, 2, 512, times[0][:100], *times[1:]),
+            lambda: [2, 2, 512, *times],
+            lambda: "view",
+        ]
+        if self.chance(0.3):
+            return wrong[int(self.random.integers(len(wrong)))]()
+        return (2, 2, self.number(512), times[0], times[1], times[2] if self.chance(0.5) else None)
+
     def one(self) -> Callable[[], Any]:
         queries, count = self.vectors(), int(self.random.integers(0, 6))
         ef = self.integers(
@@ -113,16 +130,16 @@ class Fuzzer:
         threads = threads if threads is None or isinstance(threads, str | float) or threads < 1_000 else 8
         k = self.number(5) if self.chance(0.5) else self.integers(1 if self.chance(0.5) else count, 9)
         allowed = self.each(self.bits)
+        view = self.view()
+        more: dict[str, Any] = {"view": view, "largest_norm": norm, "threads": threads}
         calls: list[Callable[[], Any]] = [
             lambda: self.graph.add(self.vectors(count), self.integers(count), threads),
             lambda: self.graph.add(self.matrix(count), self.random.permutation(512)[:count], 1),
             lambda: self.graph.remove(self.integers(count)),
             lambda: self.graph.sweep(self.number(10)),
-            lambda: self.graph.search(
-                queries, k, ef, self.arena, self.number(20), allowed, extra, largest_norm=norm, threads=threads
-            ),
-            lambda: self.graph.scan(queries, k, self.arena, allowed, extra, largest_norm=norm, threads=threads),
-            lambda: self.arena.scan(queries, k, self.number(512), allowed, extra, largest_norm=norm, threads=threads),
+            lambda: self.graph.search(queries, k, ef, self.arena, self.number(20), allowed, extra, **more),
+            lambda: self.graph.scan(queries, k, self.arena, allowed, extra, **more),
+            lambda: self.arena.scan(queries, k, self.number(512), allowed, extra, **more),
             lambda: self.arena.append(self.vectors(), np.ones(3, np.float32)),
             lambda: self.graph.holding(self.integers(count)),
             lambda: self.graph.labels(),

@@ -34,15 +34,6 @@ class Found:
             start = end
         return hits
 
-    def unseen(self, view: RowView) -> list[int]:
-        """Which queries have a hit that the view does not see."""
-        inside = self.rows < view.row_count
-        seen = view.visible(self.rows if inside.all() else np.where(inside, self.rows, 0)) & inside
-        if seen.all():
-            return []
-        unseen: list[int] = np.unique(np.searchsorted(self.ends, np.flatnonzero(~seen), side="right")).tolist()
-        return unseen
-
 
 def _in_order(rows: list[int], scores: list[float], limit: int, ids: list[str]) -> tuple[list[int], list[float]]:
     # They come best first with ties in order of rows: only runs of equal scores are sorted.
@@ -57,33 +48,31 @@ def _in_order(rows: list[int], scores: list[float], limit: int, ids: list[str]) 
     return rows[:limit], scores[:limit]
 
 
-def visible_rows(view: RowView, arena: Arena, allowed: RowSet | None) -> RowSet:
-    """The rows of `allowed` (None: of all) that the view sees and that hold a vector."""
-    mask = view.visible_mask()
-    mask &= arena.present(view.row_count)
-    if allowed is not None:
-        mask[: allowed.row_count] &= allowed.mask()[: view.row_count]
-        mask[allowed.row_count :] = False
-    return RowSet.of_mask(mask)
-
-
 def scan(requests: Sequence[SearchRequest], arena: Arena, view: RowView, threads: int) -> Found:
     """Compare every row that a view sees and a request allows."""
-    bits: list[NDArray[np.uint8] | None] = []
+    present = arena.present(view.row_count)
     everything: RowSet | None = None
+    bits: list[NDArray[np.uint8] | None] = []
     for request in requests:
-        if request.allowed is None:
-            everything = everything or visible_rows(view, arena, None)
-            bits.append(everything.bits)
-        else:
-            bits.append(visible_rows(view, arena, request.allowed).bits)
+        allowed = request.allowed
+        if allowed is None:
+            allowed = everything = everything or RowSet.of_mask(present)
+        elif arena.present_count != view.row_count:
+            allowed = RowSet.of_mask(allowed.mask()[: len(present)] & present[: allowed.row_count])
+        bits.append(allowed.bits)
     return Found(
         *arena.native.scan(
-            np.stack([request.query for request in requests]),
+            stacked([request.query for request in requests]),
             np.array([request.limit for request in requests], dtype=np.int64),
             min(view.row_count, arena.row_capacity),
             bits,
+            view=view.native(),
             largest_norm=arena.largest_norm,
             threads=threads,
         )
     )
+
+
+def stacked(queries: Sequence[Float32Array]) -> Float32Array:
+    """Queries of shape (dimension,) as (n, dimension)."""
+    return queries[0][None] if len(queries) == 1 else np.stack(queries)

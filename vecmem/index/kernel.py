@@ -5,8 +5,7 @@
 - The *graph* holds codes of the rest, int8 where that keeps recall. Its best candidates are compared again with the arena, so that scores
   and order do not depend on codes. `maintain` moves the tail into it in short slices, beside searches.
 
-A search is one native call for all its requests that have the same plan (vecmem.index.planner). The kernel knows rows and bits, not
-snapshots: hits that the view does not see are noticed afterwards, and the request is then searched again under the bits of the view.
+A search is one native call for all its requests that have the same plan (vecmem.index.planner).
 
 Dead rows leave the graph at once (`forget`); their nodes stay as stepping stones until their share passes `REBUILD_SHARE`, when a
 second graph is built beside the first, slice by slice, and takes its place. So it is when parameters change, or when the codes turn out
@@ -19,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from vecmem import errors
 from vecmem.index import _kernel, calibration, hits, planner
 from vecmem.index.arena import Arena, Rows
 from vecmem.index.effort import Effort
-from vecmem.index.hits import Found, visible_rows
+from vecmem.index.hits import Found
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import GraphCode, HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
@@ -91,33 +91,18 @@ class KernelIndex:
 
     def search(self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1) -> list[SearchResult]:
         """See VectorIndex."""
-        arena = self.arena
         # The tail first: a row that moves to the graph meanwhile is then in both, never in neither.
         tail = self._tail.rows()
-        tail = tail[tail < view.row_count]
-        tail = tail[view.visible(tail)]
         graph = self._current
         plans = [self._plan(request, graph, len(tail)) for request in requests]
-        results: dict[int, SearchResult] = {}
-        wanted = dict(enumerate(zip(requests, plans, strict=True)))
-        under_view = False
-        while wanted:
-            unseen: list[int] = []
-            for kind in {plan.kind for _, plan in wanted.values()}:
-                chosen = {index: pair for index, pair in wanted.items() if pair[1].kind == kind}
-                found = self._run(kind, list(chosen.values()), arena, graph, tail, view, threads)
-                best = found.hits([request.limit for request, _ in chosen.values()], view.ids)
-                for (index, (_, plan)), (rows, scores), compared in zip(
-                    chosen.items(), best, found.compared.tolist(), strict=True
-                ):
-                    told = replace(plan, compared_count=compared, tail_count=len(tail))
-                    results[index] = SearchResult(rows, scores, told)
-                if kind != "scan":
-                    unseen += [list(chosen)[place] for place in found.unseen(view)]
-            assert not (unseen and under_view), "a search under the bits of its view found what that does not see"
-            under_view = True
-            wanted = _under_view(unseen, wanted, view, arena)
-        return [results[index] for index in range(len(requests))]
+        results: list[SearchResult | None] = [None] * len(requests)
+        for kind in {plan.kind for plan in plans}:
+            chosen = [index for index, plan in enumerate(plans) if plan.kind == kind]
+            found = self._run(kind, [(requests[index], plans[index]) for index in chosen], graph, tail, view, threads)
+            best = found.hits([requests[index].limit for index in chosen], view.ids)
+            for index, (rows, scores), compared in zip(chosen, best, found.compared.tolist(), strict=True):
+                results[index] = SearchResult(rows, scores, replace(plans[index], compared_count=compared))
+        return [result for result in results if result is not None]
 
     def is_quick(self, requests: Sequence[SearchRequest]) -> bool:
         """See VectorIndex."""
@@ -152,33 +137,29 @@ class KernelIndex:
         self,
         kind: str,
         wanted: Sequence[tuple[SearchRequest, SearchPlan]],
-        arena: Arena,
         graph: _CodedGraph | None,
         tail: Rows,
         view: RowView,
         threads: int,
     ) -> Found:
         """One native call."""
+        arena = self.arena
         if kind == "scan" or graph is None:
             return hits.scan([request for request, _ in wanted], arena, view, threads)
-        queries = np.stack([request.query for request, _ in wanted])
+        queries = hits.stacked([request.query for request, _ in wanted])
         limits = np.array([request.limit for request, _ in wanted], dtype=np.int64)
-        allowed = [None if request.allowed is None else request.allowed.bits for request, _ in wanted]
-        extra: list[Rows | None] = [
-            tail if request.allowed is None else tail[request.allowed.contains(tail)] for request, _ in wanted
-        ]
+        allowed = None
+        if any(request.allowed is not None for request, _ in wanted):
+            allowed = [None if request.allowed is None else request.allowed.bits for request, _ in wanted]
+        extra = tail if tail.size else None
+        options: dict[str, Any] = {"view": view.native(), "largest_norm": arena.largest_norm, "threads": threads}
         if kind == "code_scan":
-            return Found(*graph.native.scan(
-                queries, limits, arena.native, allowed, extra, largest_norm=arena.largest_norm, threads=threads
-            ))  # fmt: skip
+            return Found(*graph.native.scan(queries, limits, arena.native, allowed, extra, **options))
         efs = np.array([plan.ef for _, plan in wanted], dtype=np.int64)
         rescored = np.array(
             [planner.rescored(graph.code, request.limit, plan.ef) for request, plan in wanted], dtype=np.int64
         )
-        return Found(*graph.native.search(
-            queries, limits, efs, arena.native, rescored, allowed, extra,
-            largest_norm=arena.largest_norm, threads=threads,
-        ))  # fmt: skip
+        return Found(*graph.native.search(queries, limits, efs, arena.native, rescored, allowed, extra, **options))
 
     # -- maintenance: one thread -----------------------------------------------------------------------------------------
 
@@ -381,16 +362,3 @@ class KernelIndex:
     def _hnsw(self) -> HnswParameters:
         assert self.parameters.hnsw is not None
         return self.parameters.hnsw
-
-
-def _under_view(
-    indexes: Sequence[int], wanted: dict[int, tuple[SearchRequest, SearchPlan]], view: RowView, arena: Arena
-) -> dict[int, tuple[SearchRequest, SearchPlan]]:
-    """Some of the searches again, each allowed only what the view sees."""
-    everything = visible_rows(view, arena, None) if indexes else None
-    again = {}
-    for index in indexes:
-        request, plan = wanted[index]
-        allowed = everything if request.allowed is None else visible_rows(view, arena, request.allowed)
-        again[index] = (replace(request, allowed=allowed), plan)
-    return again

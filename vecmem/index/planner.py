@@ -72,6 +72,7 @@ def choose(here: Circumstances, *, limit: int, ef: int, target_recall: float, ex
         row_count=here.row_count,
         matching_count=here.matching_count,
         ef=ef if kind == "graph" else 0,
+        tail_count=0 if kind == "scan" else here.tail_count,
         target_recall=target_recall,
         graph_cost_us=graph_us,
         scan_cost_us=cheapest_us,

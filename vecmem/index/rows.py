@@ -88,6 +88,10 @@ class RowView:
     expires_at: Int64Array | None
     ids: list[str]
 
+    def native(self) -> tuple[int, int, int, Int64Array, Int64Array, Int64Array | None]:
+        """What the kernel's searches take as `view`."""
+        return self.sequence, self.now_unix_ms, self.row_count, self.born, self.died, self.expires_at
+
     def visible(self, rows: Rows) -> NDArray[np.bool_]:
         """Which of `rows` this view sees; shape (n,)."""
         # `born` must be read before `died`: a row being reused is hidden by its birth first (see RowTable.allocate).

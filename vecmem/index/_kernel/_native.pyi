@@ -9,7 +9,10 @@ least 1: one number, or an int64 array of one element or one for each query. `al
 a list that has an array or None for each:
 
 - `allowed`, uint8: bit i % 8 of byte i // 8, lowest first, says whether row i may be a hit. None: all.
-- `extra`, int64: rows compared beside, whatever `allowed` says. None: none.
+- `extra`, int64: rows compared beside, as far as they are allowed. None: none.
+
+`view` is (sequence, now, row_count, born, died, expires or None), as vecmem.index.rows.RowView has them: rows that it does not see are
+not allowed. None: it sees all.
 
 `largest_norm` is an upper bound of the rows' Euclidean norms. The answer is (rows, scores, ends, compared): the hits of query i are
 rows[ends[i - 1]:ends[i]], nearest first, the `k` nearest and all that tie with the last of them, ties in order of rows; `scores` as
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 Results: TypeAlias = tuple[NDArray[int64], NDArray[float32], NDArray[int64], NDArray[int64]]
 Numbers: TypeAlias = int | NDArray[int64]
 Bits: TypeAlias = NDArray[uint8] | list[NDArray[uint8] | None] | None
+View: TypeAlias = tuple[int, int, int, NDArray[int64], NDArray[int64], NDArray[int64] | None] | None
 Rows: TypeAlias = NDArray[int64] | list[NDArray[int64] | None] | None
 
 class Arena:
@@ -48,6 +52,7 @@ class Arena:
         allowed: Bits = None,
         extra: Rows = None,
         *,
+        view: View = None,
         largest_norm: float,
         threads: int = 1,
     ) -> Results:
@@ -84,6 +89,7 @@ class Graph:
         allowed: Bits = None,
         extra: Rows = None,
         *,
+        view: View = None,
         largest_norm: float,
         threads: int = 1,
     ) -> Results:
@@ -97,6 +103,7 @@ class Graph:
         allowed: Bits = None,
         extra: Rows = None,
         *,
+        view: View = None,
         largest_norm: float,
         threads: int = 1,
     ) -> Results:

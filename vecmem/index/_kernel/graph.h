@@ -58,12 +58,30 @@ hnswlib::HierarchicalNSW<float>::searchBaseLayer(tableint entry, const void* dat
 
 namespace vecmem {
 
-// Which labels may be results: bit i of byte i / 8, lowest first. No bits: all.
+// The rows that a search sees, as vecmem.index.rows.RowView: born at its sequence or before, not dead at it, not expired.
+//
+// The arrays are written by their owner meanwhile, in a way that does not change what is seen (vecmem.index.rows); birth is read before death.
+struct Snapshot {
+    int64_t sequence = 0, now = 0, row_count = 0;
+    const int64_t* born = nullptr;
+    const int64_t* died = nullptr;
+    const int64_t* expires = nullptr;  // null: no row expires
+
+    bool sees(int64_t row) const {
+        return row < row_count && __atomic_load_n(born + row, __ATOMIC_ACQUIRE) <= sequence && __atomic_load_n(died + row, __ATOMIC_ACQUIRE) > sequence &&
+               (!expires || __atomic_load_n(expires + row, __ATOMIC_RELAXED) > now);
+    }
+};
+
+// Which labels may be results: those that have a bit, i % 8 of byte i / 8, lowest first, and that the snapshot sees. No bits, or no snapshot: all.
 struct Allowed {
     const uint8_t* bits = nullptr;
     int64_t count = 0;
+    const Snapshot* snapshot = nullptr;
 
-    bool operator()(int64_t label) const { return !bits || (label < count && (bits[label >> 3] >> (label & 7) & 1)); }
+    bool operator()(int64_t label) const {
+        return (!bits || (label < count && (bits[label >> 3] >> (label & 7) & 1))) && (!snapshot || snapshot->sees(label));
+    }
 };
 
 struct GraphParams {
@@ -147,7 +165,7 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     void attach(int64_t label, NodeId node);
     void find_codes_again();
     template <bool guarded>
-    std::vector<Found> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const;
+    std::vector<Found> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, bool every, size_t* compared) const;
     template <bool guarded>
     void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Found>& out,
                      size_t* compared) const;

@@ -132,7 +132,7 @@ void Graph::search_heaps(NodeId entry, float distance, const char* code, const D
 }
 
 template <bool guarded>
-std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, size_t* compared) const {
+std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, bool every, size_t* compared) const {
     std::vector<Found> out;
     NodeId entry;
     int top;
@@ -165,7 +165,7 @@ std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParam
             entry = best;
         }
     }
-    if (!allowed.bits && ef <= kBeamMax && !dead_count())
+    if (!every && !allowed.bits && ef <= kBeamMax && !dead_count())
         search_beam<guarded>(entry, distance, code, params, ef, out, compared);
     else
         search_heaps<guarded>(entry, distance, code, params, ef, allowed, out, compared);
@@ -174,15 +174,23 @@ std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParam
 
 std::vector<int64_t> Graph::search(const char* code, const DistanceParams& params, size_t ef, size_t kept, Allowed allowed, size_t* compared) const {
     SearchEntry entry(gate_);
-    const std::vector<Found> found =
-        entry.guarded ? search_as<true>(code, params, ef, allowed, compared) : search_as<false>(code, params, ef, allowed, compared);
     std::vector<int64_t> labels;
-    labels.reserve(std::min(found.size(), kept));
-    for (size_t i = 0; i < std::min(found.size(), kept); ++i)
-        labels_.visit(found[i].state, [&](int64_t label) {
-            if (allowed(label)) labels.push_back(label);
-        });
-    return labels;
+    // Nearly always the snapshot sees all that is near, and to ask of the few that are kept is enough. Where it does not, every node is asked.
+    for (bool every = false;; every = true) {
+        const std::vector<Found> found = entry.guarded ? search_as<true>(code, params, ef, allowed, every, compared)
+                                                       : search_as<false>(code, params, ef, allowed, every, compared);
+        bool missed = false;
+        labels.clear();
+        labels.reserve(std::min(found.size(), kept));
+        for (size_t i = 0; i < std::min(found.size(), kept); ++i) {
+            const size_t before = labels.size();
+            labels_.visit(found[i].state, [&](int64_t label) {
+                if (allowed(label)) labels.push_back(label);
+            });
+            missed |= labels.size() == before;
+        }
+        if (!missed || every) return labels;
+    }
 }
 
 }  // namespace vecmem

@@ -82,13 +82,46 @@ class Arrays {
     bool listed_ = false;
 };
 
+// What a search sees, with the arrays that it points into. None: all.
+class View {
+  public:
+    explicit View(nb::handle value) {
+        if (value.is_none()) return;
+        const char* const expected = "None or (sequence, now, row_count, born, died, expires or None), the last three int64 arrays";
+        if (!PyTuple_Check(value.ptr()) || PyTuple_GET_SIZE(value.ptr()) != 6) throw nb::type_error((std::string("view must be ") + expected).c_str());
+        const auto tuple = nb::borrow<nb::tuple>(value);
+        snapshot_.sequence = nb::cast<int64_t>(tuple[0]);
+        snapshot_.now = nb::cast<int64_t>(tuple[1]);
+        snapshot_.row_count = nb::cast<int64_t>(tuple[2]);
+        snapshot_.born = array(tuple[3], expected);
+        snapshot_.died = array(tuple[4], expected);
+        if (!tuple[5].is_none()) snapshot_.expires = array(tuple[5], expected);
+        given_ = true;
+    }
+    View(const View&) = delete;
+
+    const Snapshot* snapshot() const { return given_ ? &snapshot_ : nullptr; }
+
+  private:
+    const int64_t* array(nb::handle value, const char* expected) {
+        arrays_.push_back(array_from<Labels>(value, "view", expected));
+        if (static_cast<int64_t>(arrays_.back().shape(0)) < snapshot_.row_count) throw std::invalid_argument("an array of the view is shorter than its row_count");
+        return arrays_.back().data();
+    }
+
+    bool given_ = false;
+    Snapshot snapshot_;
+    std::vector<Labels> arrays_;
+};
+
 // What all searches take.
 class Requests {
   public:
-    Requests(const Matrix& queries, size_t dimension, nb::handle k, nb::handle allowed, nb::handle extra, double largest_norm, int64_t threads)
+    Requests(const Matrix& queries, size_t dimension, nb::handle k, nb::handle allowed, nb::handle extra, nb::handle view, double largest_norm,
+             int64_t threads)
         : count(queries.shape(0)), threads(checked_threads(threads)), dimension_(dimension), queries_(queries), k_(k, count, "k"),
           allowed_(allowed, count, "allowed", "None, a uint8 array or a list of these"),
-          extra_(extra, count, "extra", "None, an int64 array or a list of these"), largest_norm_(static_cast<float>(largest_norm)) {
+          extra_(extra, count, "extra", "None, an int64 array or a list of these"), view_(view), largest_norm_(static_cast<float>(largest_norm)) {
         if (queries.shape(1) != dimension)
             throw std::invalid_argument("queries have dimension " + std::to_string(queries.shape(1)) + ", not " + std::to_string(dimension));
         check_finite(queries.data(), queries.size());
@@ -103,7 +136,8 @@ class Requests {
         Request request;
         request.k = k_[i];
         if (const Bits* bits = allowed_[i])
-            request.allowed = {bits->shape(0) ? bits->data() : &nothing, static_cast<int64_t>(bits->shape(0)) * 8};
+            request.allowed = {bits->shape(0) ? bits->data() : &nothing, static_cast<int64_t>(bits->shape(0)) * 8, nullptr};
+        request.allowed.snapshot = view_.snapshot();
         if (const Labels* rows = extra_[i]) {
             request.extra = rows->data();
             request.extra_count = rows->shape(0);
@@ -121,6 +155,7 @@ class Requests {
     const Numbers k_;
     const Arrays<Bits> allowed_;
     const Arrays<Labels> extra_;
+    const View view_;
     const float largest_norm_;
 };
 
@@ -152,8 +187,8 @@ nb::tuple run(const Requests& requests, size_t threads, Search search) {
 }
 
 nb::tuple search(const Graph& graph, Matrix queries, nb::handle k, nb::handle ef, const PyArena& arena, nb::handle rescored, nb::handle allowed,
-                 nb::handle extra, double largest_norm, int64_t threads) {
-    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, largest_norm, threads);
+                 nb::handle extra, nb::handle view, double largest_norm, int64_t threads) {
+    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, view, largest_norm, threads);
     const Numbers effort(ef, requests.count, "ef"), kept(rescored, requests.count, "rescored");
     // Waking a helper costs about as much as a search.
     return run(requests, std::min<size_t>(requests.threads, (requests.count + 3) / 4), [&](size_t i) {
@@ -163,14 +198,14 @@ nb::tuple search(const Graph& graph, Matrix queries, nb::handle k, nb::handle ef
 }
 
 nb::tuple scan_codes(const Graph& graph, Matrix queries, nb::handle k, const PyArena& arena, nb::handle allowed, nb::handle extra,
-                     double largest_norm, int64_t threads) {
-    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, largest_norm, threads);
+                     nb::handle view, double largest_norm, int64_t threads) {
+    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, view, largest_norm, threads);
     return run(requests, requests.threads, [&](size_t i) { return scan_graph(graph, arena.arena, requests.query(i), requests[i]); });
 }
 
-nb::tuple scan(const PyArena& arena, Matrix queries, nb::handle k, int64_t row_count, nb::handle allowed, nb::handle extra, double largest_norm,
-               int64_t threads) {
-    const Requests requests(queries, arena.arena.dimension, k, allowed, extra, largest_norm, threads);
+nb::tuple scan(const PyArena& arena, Matrix queries, nb::handle k, int64_t row_count, nb::handle allowed, nb::handle extra, nb::handle view,
+               double largest_norm, int64_t threads) {
+    const Requests requests(queries, arena.arena.dimension, k, allowed, extra, view, largest_norm, threads);
     return run(requests, requests.threads, [&](size_t i) { return scan_arena(arena.arena, requests.query(i), requests[i], row_count); });
 }
 
@@ -181,12 +216,12 @@ void bind_searches(nb::module_& m, nb::class_<Graph>& graph) {
         .def(nb::init<int, int64_t, int64_t, const std::string&>(), "metric"_a, "dimension"_a, "chunk_shift"_a, "storage"_a = "float32")
         .def("append", &PyArena::append, "vectors"_a.noconvert(), "terms"_a.noconvert())
         .def("scan", &scan, "queries"_a.noconvert(), "k"_a, "row_count"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
-             "largest_norm"_a, "threads"_a = 1);
+             "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
     graph
         .def("search", &search, "queries"_a.noconvert(), "k"_a, "ef"_a, "arena"_a, "rescored"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(),
-             nb::kw_only(), "largest_norm"_a, "threads"_a = 1)
+             nb::kw_only(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1)
         .def("scan", &scan_codes, "queries"_a.noconvert(), "k"_a, "arena"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
-             "largest_norm"_a, "threads"_a = 1);
+             "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
 }
 
 }  // namespace vecmem

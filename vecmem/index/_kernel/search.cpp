@@ -1,6 +1,7 @@
 #include "search.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 
@@ -58,7 +59,8 @@ class Best {
 // Compares rows and the request's extra ones exactly.
 std::vector<Scored> compare(const ExactQuery& exact, const Request& request, std::vector<int64_t> rows) {
     const int64_t row_count = exact.row_count();
-    rows.insert(rows.end(), request.extra, request.extra + request.extra_count);
+    std::copy_if(request.extra, request.extra + request.extra_count, std::back_inserter(rows),
+                 [&](int64_t row) { return row < 0 || row >= row_count || request.allowed(row); });
     // A row of the graph may be moving there from the extra ones; it must not count twice.
     if (request.extra_count) {
         std::sort(rows.begin(), rows.end());
@@ -130,7 +132,8 @@ Answer scan_arena(const Arena& arena, const float* query, const Request& request
     Answer answer;
     if (!request.allowed.bits) {
         answer.compared = static_cast<size_t>(row_count);
-        for (int64_t row = 0; row < row_count; ++row) best.offer(exact.rank(row), row);
+        for (int64_t row = 0; row < row_count; ++row)
+            if (request.allowed(row)) best.offer(exact.rank(row), row);
     } else {
         const int64_t stop = std::min(row_count, request.allowed.count);
         constexpr int64_t kBlock = 512, kAhead = 2;
@@ -142,7 +145,7 @@ Answer scan_arena(const Arena& arena, const float* query, const Request& request
                 std::memcpy(&word, request.allowed.bits + row / 8, static_cast<size_t>(std::min<int64_t>(8, (request.allowed.count + 7) / 8 - row / 8)));
                 for (; word; word &= word - 1) {
                     const int64_t set = row + __builtin_ctzll(word);
-                    if (set < stop) block[size++] = set;
+                    if (set < stop && request.allowed(set)) block[size++] = set;
                 }
                 row += 64;
             }

@@ -11,7 +11,7 @@ namespace vecmem {
 struct Request {
     size_t k;                      // rows wanted, at least 1
     Allowed allowed;               // rows that may be results
-    const int64_t* extra = nullptr;  // rows to compare exactly beside, whatever `allowed` says of them
+    const int64_t* extra = nullptr;  // rows to compare exactly beside, as far as they are allowed
     size_t extra_count = 0;
     float largest_norm = 0;        // of the arena's rows
 };
