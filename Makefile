@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # A change of the kernel installs anew, which compiles what changed.
-PYPROJECTS := pyproject.toml clients/python/pyproject.toml $(wildcard vecmem/index/_kernel/*.cpp vecmem/index/_kernel/*.h vecmem/index/_kernel/CMakeLists.txt)
+PYPROJECTS := pyproject.toml clients/python/pyproject.toml $(wildcard vecmem/index/_kernel/*.cpp vecmem/index/_kernel/*.h vecmem/index/_kernel/CMakeLists.txt vecmem/store/*.cpp)
 
 # One pip command for both distributions: vecmem needs vecmem-client of the same version, which comes from this tree.
 RUN_STAMP := $(VENV)/.installed-run

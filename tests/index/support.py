@@ -13,8 +13,10 @@ import numpy as np
 
 from vecmem.index.flat import FlatIndex
 from vecmem.index.hnsw import HnswIndex
+from vecmem.index.kernel import KernelIndex
 from vecmem.index.metric import Metric
 from vecmem.index.parameters import HnswParameters, VectorParameters
+from vecmem.index.row_set import RowSet
 from vecmem.index.rows import NEVER, RowTable
 from vecmem.index.vector_index import SearchRequest
 
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float32]
 
-FLAT = None
 HNSW = HnswParameters(m=16, ef_construction=100, ef=64)
+Kind = tuple[HnswParameters | None, type]
+FLAT: Kind = (None, FlatIndex)
+HNSWLIB: Kind = (HNSW, HnswIndex)
+KERNEL: Kind = (HNSW, KernelIndex)
 
 
 def oracle_scores(metric: Metric, query: Vectors, vectors: Vectors) -> NDArray[np.float64]:
@@ -56,8 +61,9 @@ class Snapshot:
 class MiniStore:
     """Plays the part of the store: everything but `search` and `maintain` belongs to one thread."""
 
-    def __init__(self, dimension: int, metric: Metric, hnsw: HnswParameters | None) -> None:
+    def __init__(self, dimension: int, metric: Metric, hnsw: HnswParameters | None, kind: type = KernelIndex) -> None:
         self.parameters = VectorParameters(dimension, metric, hnsw)
+        self.kind = kind
         self.table = RowTable()
         self.index: VectorIndex = self._new_index()
         self.points: dict[str, Vectors] = {}
@@ -67,7 +73,8 @@ class MiniStore:
     def _new_index(self) -> VectorIndex:
         if self.parameters.hnsw is None:
             return FlatIndex(self.parameters)
-        return HnswIndex(self.parameters, self.table)
+        index: VectorIndex = self.kind(self.parameters, self.table)
+        return index
 
     @property
     def metric(self) -> Metric:
@@ -128,9 +135,9 @@ class MiniStore:
         ticket = self.table.readers.begin()
         return Snapshot(self.table.view(self.sequence, 0), dict(self.points), lambda: self.table.readers.end(ticket))
 
-    def mask(self, passes: Callable[[str], bool]) -> NDArray[np.bool_]:
+    def mask(self, passes: Callable[[str], bool]) -> RowSet:
         """A filter's result; like the store's, it may be true for rows that are dead or free."""
-        return np.array([passes(point_id) for point_id in self.table.ids], dtype=np.bool_)
+        return RowSet.of_mask(np.array([passes(point_id) for point_id in self.table.ids], dtype=np.bool_))
 
     def request(self, query: Vectors, limit: int, **options: object) -> SearchRequest:
         return replace(SearchRequest(np.asarray(query, dtype=np.float32), limit), **options)  # type: ignore[arg-type]
@@ -139,7 +146,7 @@ class MiniStore:
         """A search at a snapshot taken now, with the ids of its hits."""
         snapshot = self.snapshot()
         try:
-            result = self.index.search(self.request(query, limit, **options), snapshot.view)
+            result = self.index.search([self.request(query, limit, **options)], snapshot.view)[0]
             return result, [snapshot.view.ids[row] for row in result.rows]
         finally:
             snapshot.end()
@@ -153,7 +160,7 @@ class MiniStore:
         vectors = np.concatenate([np.zeros((0, self.parameters.dimension)), *self.index.arena.chunks(row_count)])
         metadata = self.index.save(directory, "0")
 
-        fresh = MiniStore(self.parameters.dimension, self.metric, self.parameters.hnsw)
+        fresh = MiniStore(self.parameters.dimension, self.metric, self.parameters.hnsw, self.kind)
         ids = [point_id if live[row] else "" for row, point_id in enumerate(self.table.ids)]
         fresh.table.load(ids, self.table.versions[:row_count].copy(), np.full(row_count, NEVER), live)
         fresh.index.arena.load(vectors.astype(np.float32), self.index.arena.present(row_count) & live)

@@ -122,7 +122,7 @@ def test_chunks_hold_every_row_once(row_count: int) -> None:
 
 def test_a_scan_of_most_rows_ends_with_the_last_vector() -> None:
     """Points without this vector may have rows in chunks that this arena never made."""
-    store = MiniStore(DIMENSION, Metric.DOT, FLAT)
+    store = MiniStore(DIMENSION, Metric.DOT, *FLAT)
     store.upsert({f"p{row}": vector for row, vector in enumerate(vectors_of(np.arange(CHUNK_ROWS)))})
     store.upsert_without_vector([f"q{row}" for row in range(20)])
     assert store.search(np.ones(DIMENSION), 3)[1] == ["p63", "p62", "p61"]
@@ -130,7 +130,7 @@ def test_a_scan_of_most_rows_ends_with_the_last_vector() -> None:
 
 def test_a_view_may_know_rows_that_are_still_being_written() -> None:
     """Rows given out, and not filled, when the snapshot is taken."""
-    store = MiniStore(DIMENSION, Metric.DOT, FLAT)
+    store = MiniStore(DIMENSION, Metric.DOT, *FLAT)
     store.upsert({f"p{row}": vector for row, vector in enumerate(vectors_of(np.arange(CHUNK_ROWS)))})
     store.table.allocate(30)
     assert store.search(np.ones(DIMENSION), 2)[1] == ["p63", "p62"]
@@ -140,7 +140,7 @@ def test_a_view_may_know_rows_that_are_still_being_written() -> None:
 def test_equal_vectors_score_the_same_wherever_they_lie(metric: Metric) -> None:
     """The rounding of BLAS depends on a row's place; scores and ties do not."""
     rng = np.random.default_rng(7)
-    store = MiniStore(33, metric, FLAT)
+    store = MiniStore(33, metric, *FLAT)
     twin = rng.normal(size=33).astype(np.float32)
     for turn in range(40):
         points = {f"x{turn:02d}{index}": rng.normal(size=33).astype(np.float32) for index in range(turn % 5)}
@@ -159,7 +159,7 @@ def test_equal_vectors_score_the_same_wherever_they_lie(metric: Metric) -> None:
 def test_scans_of_picked_rows_and_of_all_agree_with_the_oracle(metric: Metric, share: float) -> None:
     """On both sides of the share above which all rows are scanned, with an offset that eats up float32's digits."""
     rng = np.random.default_rng(8)
-    store = MiniStore(8, metric, FLAT)
+    store = MiniStore(8, metric, *FLAT)
     store.upsert({f"p{i:03d}": (rng.normal(size=8) + 300).astype(np.float32) for i in range(400)})
     passing = set(sorted(store.points)[: int(400 * share)])
     for _ in range(5):
@@ -171,7 +171,7 @@ def test_scans_of_picked_rows_and_of_all_agree_with_the_oracle(metric: Metric, s
 
 def test_rows_of_the_tail_come_in_any_order() -> None:
     """Reused rows are not rising; a scan of most rows must not take the last for the largest."""
-    store = MiniStore(DIMENSION, Metric.DOT, FLAT)
+    store = MiniStore(DIMENSION, Metric.DOT, *FLAT)
     store.upsert({f"p{row}": vector for row, vector in enumerate(vectors_of(np.arange(100)))})
     snapshot = store.snapshot()
     rows = np.roll(np.arange(100), -50)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.index.support import FLAT, HNSW, MiniStore
-from vecmem.index import hnsw, labelled_graph, planner
+from tests.index.support import FLAT, HNSWLIB, MiniStore
+from vecmem.index import fetching, hnsw, labelled_graph
 from vecmem.index.hnsw import HnswIndex
 from vecmem.index.metric import Metric
 
@@ -24,7 +24,7 @@ METRICS = [pytest.param(metric, id=metric.name.lower()) for metric in Metric]
 @pytest.fixture(autouse=True)
 def graph_for_small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the graph wherever it can be taken: collections of this size are worth a scan only."""
-    monkeypatch.setattr(planner, "GRAPH_COMPARISONS_PER_EF", 0)
+    monkeypatch.setattr(fetching, "GRAPH_COMPARISONS_PER_EF", 0)
     monkeypatch.setattr(hnsw, "REBUILD_ROWS_MIN", 20)
 
 
@@ -42,7 +42,7 @@ def graph_of(store: MiniStore) -> LabelledGraph:
 
 
 def filled(names: list[str], vectors: np.ndarray, metric: Metric = Metric.EUCLIDEAN) -> MiniStore:
-    store = MiniStore(DIMENSION, metric, HNSW)
+    store = MiniStore(DIMENSION, metric, *HNSWLIB)
     store.upsert(dict(zip(names, vectors, strict=True)))
     store.settle()
     return store
@@ -85,7 +85,7 @@ def test_equal_vectors_do_not_trap_the_search(metric: Metric) -> None:
     """A tenth of the rows at one place, then half at some places: the others are found as if these were not there."""
     for vectors in (random_vectors(2_000), random_vectors(2_000, seed=5)):
         vectors[100:300] = vectors[100]
-        truth = MiniStore(DIMENSION, metric, FLAT)
+        truth = MiniStore(DIMENSION, metric, *FLAT)
         names = shuffled_names(len(vectors))
         truth.upsert(dict(zip(names, vectors, strict=True)))
         store = filled(names, vectors, metric)
@@ -112,7 +112,7 @@ def test_zeros_of_either_sign_are_equal() -> None:
 
 def test_equal_vectors_that_come_slice_by_slice_share_a_node() -> None:
     """Within a slice, and with what is in the graph."""
-    store = MiniStore(DIMENSION, Metric.EUCLIDEAN, HNSW)
+    store = MiniStore(DIMENSION, Metric.EUCLIDEAN, *HNSWLIB)
     vectors = random_vectors(10)
     for turn in range(6):
         store.upsert({f"p{turn}-{index}": vectors[index % 10] for index in range(25)})
@@ -169,7 +169,7 @@ def test_a_snapshot_sees_the_dead_of_a_group_and_the_present_does_not() -> None:
     store.reclaim()
     for _ in range(3):
         store.maintain()
-    result = store.index.search(store.request(vectors[10], 3), snapshot.view)
+    result = store.index.search([store.request(vectors[10], 3)], snapshot.view)[0]
     assert [snapshot.view.ids[row] for row in result.rows] == names[10:13]
     assert found(store, vectors[10], 3) == ["p05", "p21", "p22"]
     snapshot.end()

@@ -1,4 +1,4 @@
-"""One suite over flat and HNSW: whatever happens around it, a search sees exactly its snapshot."""
+"""One suite over the flat index, that over hnswlib and the kernel's: whatever happens around it, a search sees exactly its snapshot."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.index.support import FLAT, HNSW, MiniStore, Snapshot, check, recall
+from tests.index.support import FLAT, HNSWLIB, KERNEL, Kind, MiniStore, Snapshot, check, recall
 from vecmem import errors
-from vecmem.index import hnsw, planner
+from vecmem.index import fetching, hnsw, kernel, planner
 from vecmem.index.hnsw import HnswIndex
 from vecmem.index.metric import Metric
 from vecmem.index.parameters import HnswParameters, VectorParameters
@@ -30,15 +30,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DIMENSION = 8
-KINDS = [pytest.param(FLAT, id="flat"), pytest.param(HNSW, id="hnsw")]
+KINDS = [pytest.param(FLAT, id="flat"), pytest.param(HNSWLIB, id="hnswlib"), pytest.param(KERNEL, id="kernel")]
+GRAPHS = KINDS[1:]
 METRICS = [pytest.param(metric, id=metric.name.lower()) for metric in Metric]
 
 
 @pytest.fixture(autouse=True)
 def graph_for_small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the graph wherever it can be taken: collections of this size are worth a scan only."""
-    monkeypatch.setattr(planner, "GRAPH_COMPARISONS_PER_EF", 0)
+    monkeypatch.setattr(fetching, "GRAPH_COMPARISONS_PER_EF", 0)
+    monkeypatch.setattr(planner, "_graph_cost_us", lambda *_: -1.0)
     monkeypatch.setattr(hnsw, "REBUILD_ROWS_MIN", 20)
+    monkeypatch.setattr(kernel, "REBUILD_ROWS_MIN", 20)
 
 
 def clustered(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -50,8 +53,8 @@ def named(vectors: np.ndarray, start: int = 0) -> dict[str, np.ndarray]:
     return {f"p{index:05d}": vector for index, vector in enumerate(vectors, start)}
 
 
-def filled(metric: Metric, parameters: HnswParameters | None, count: int = 300, seed: int = 1) -> MiniStore:
-    store = MiniStore(DIMENSION, metric, parameters)
+def filled(metric: Metric, kind: Kind, count: int = 300, seed: int = 1) -> MiniStore:
+    store = MiniStore(DIMENSION, metric, *kind)
     store.upsert(named(clustered(np.random.default_rng(seed), count)))
     return store
 
@@ -62,9 +65,9 @@ def verify(
     """Search and check against the oracle; returns the recall."""
     taken = snapshot or store.snapshot()
     try:
-        result = store.index.search(store.request(query, limit, **options), taken.view)
+        result = store.index.search([store.request(query, limit, **options)], taken.view)[0]
         hits = [(taken.view.ids[row], score) for row, score in zip(result.rows, result.scores, strict=True)]
-        check(store.metric, taken.points, query, limit, hits, exact=result.plan.kind == "scan")
+        check(store.metric, taken.points, query, limit, hits, exact=result.plan.kind != "graph")
         return recall(store.metric, taken.points, query, limit, [point_id for point_id, _ in hits])
     finally:
         if snapshot is None:
@@ -72,14 +75,12 @@ def verify(
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("parameters", KINDS)
-class TestBothKinds:
-    def test_points_are_found_the_moment_they_are_published(
-        self, parameters: HnswParameters | None, metric: Metric
-    ) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+class TestAllKinds:
+    def test_points_are_found_the_moment_they_are_published(self, kind: Kind, metric: Metric) -> None:
         """Before any maintenance, in the middle of it, and after."""
         rng = np.random.default_rng(2)
-        store = MiniStore(DIMENSION, metric, parameters)
+        store = MiniStore(DIMENSION, metric, *kind)
         for start in range(0, 120, 20):
             store.upsert(named(clustered(rng, 20), start))
             for point_id in list(store.points)[-20:]:
@@ -90,16 +91,16 @@ class TestBothKinds:
         store.settle()
         assert recall_of_all(store) > 0.99
 
-    def test_empty_collection(self, parameters: HnswParameters | None, metric: Metric) -> None:
+    def test_empty_collection(self, kind: Kind, metric: Metric) -> None:
         """No rows, no hits, and nothing to do."""
-        store = MiniStore(DIMENSION, metric, parameters)
+        store = MiniStore(DIMENSION, metric, *kind)
         assert store.search(np.ones(DIMENSION), 10)[0].rows == []
         assert not store.index.has_work()
         assert not store.maintain()
 
-    def test_all_points_deleted(self, parameters: HnswParameters | None, metric: Metric) -> None:
+    def test_all_points_deleted(self, kind: Kind, metric: Metric) -> None:
         """At every stage between the deletion and a clean graph."""
-        store = filled(metric, parameters, 60)
+        store = filled(metric, kind, 60)
         store.settle()
         store.delete(list(store.points))
         query = np.ones(DIMENSION, dtype=np.float32)
@@ -113,18 +114,16 @@ class TestBothKinds:
         assert verify(store, query, 5) == 1.0
 
     @pytest.mark.parametrize("limit", [59, 60, 61, 10_000])
-    def test_limits_about_the_size_of_the_collection(
-        self, parameters: HnswParameters | None, metric: Metric, limit: int
-    ) -> None:
+    def test_limits_about_the_size_of_the_collection(self, kind: Kind, metric: Metric, limit: int) -> None:
         """A limit above the number of points returns all of them."""
-        store = filled(metric, parameters, 60)
+        store = filled(metric, kind, 60)
         query = np.ones(DIMENSION, dtype=np.float32)
         verify(store, query, limit)
         store.settle()
         verify(store, query, limit)
         verify(store, query, limit, exact=True)
 
-    def test_equal_vectors_come_in_order_of_ids(self, parameters: HnswParameters | None, metric: Metric) -> None:
+    def test_equal_vectors_come_in_order_of_ids(self, kind: Kind, metric: Metric) -> None:
         """Forty equal vectors in shuffled rows: an exact search gives the smallest ids, in order."""
         rng = np.random.default_rng(3)
         vectors = clustered(rng, 100)
@@ -132,7 +131,7 @@ class TestBothKinds:
         if metric is Metric.DOT:
             vectors[30:70] *= 20
         names = [f"p{index:03d}" for index in rng.permutation(100)]
-        store = MiniStore(DIMENSION, metric, parameters)
+        store = MiniStore(DIMENSION, metric, *kind)
         store.upsert(dict(zip(names, vectors, strict=True)))
         store.settle()
         result, ids = store.search(vectors[30], 15, exact=True)
@@ -142,9 +141,9 @@ class TestBothKinds:
         assert ids == sorted(ids)
 
     @pytest.mark.parametrize("share", [0.0, 0.005, 0.1, 0.5, 1.0])
-    def test_filters(self, parameters: HnswParameters | None, metric: Metric, share: float) -> None:
+    def test_filters(self, kind: Kind, metric: Metric, share: float) -> None:
         """Hits pass the filter, and there are as many as pass."""
-        store = filled(metric, parameters)
+        store = filled(metric, kind)
         for _ in range(3):
             passing = {name for name in store.points if np.random.default_rng(int(name[1:])).random() < share}
             mask = store.mask(passing.__contains__)
@@ -156,13 +155,13 @@ class TestBothKinds:
                     query,
                     7,
                     list(zip(ids, result.scores, strict=True)),
-                    exact=result.plan.kind == "scan",
+                    exact=result.plan.kind != "graph",
                 )
             store.maintain(slice_rows=150)
 
-    def test_points_without_this_vector(self, parameters: HnswParameters | None, metric: Metric) -> None:
+    def test_points_without_this_vector(self, kind: Kind, metric: Metric) -> None:
         """They are in the collection, and never among the hits, before or after the others."""
-        store = MiniStore(DIMENSION, metric, parameters)
+        store = MiniStore(DIMENSION, metric, *kind)
         store.upsert_without_vector(["a", "b"])
         store.upsert(named(clustered(np.random.default_rng(6), 50)))
         store.upsert_without_vector(["c", "d"])
@@ -175,9 +174,9 @@ class TestBothKinds:
         store.settle()
         verify(store, np.ones(DIMENSION), 60)
 
-    def test_a_snapshot_stays_what_it_was(self, parameters: HnswParameters | None, metric: Metric) -> None:
+    def test_a_snapshot_stays_what_it_was(self, kind: Kind, metric: Metric) -> None:
         """Through updates, deletes, reclaims, draining and rebuilds, and nothing of it is lost to a graph search."""
-        store = filled(metric, parameters, 200)
+        store = filled(metric, kind, 200)
         for _ in range(3):
             store.maintain(slice_rows=50)
         snapshots = []
@@ -207,9 +206,9 @@ class TestBothKinds:
         assert recall_of_all(store) > 0.97
 
     @pytest.mark.parametrize("stage", ["tail", "half drained", "drained", "deleted", "rebuilding", "empty"])
-    def test_restart(self, parameters: HnswParameters | None, metric: Metric, stage: str, tmp_path: Path) -> None:
+    def test_restart(self, kind: Kind, metric: Metric, stage: str, tmp_path: Path) -> None:
         """Saved and loaded at any stage, everything is there, and life goes on."""
-        store = filled(metric, parameters, 0 if stage == "empty" else 200)
+        store = filled(metric, kind, 0 if stage == "empty" else 200)
         if stage not in {"tail", "empty"}:
             for _ in range(1 if stage == "half drained" else 10):
                 store.maintain(slice_rows=80)
@@ -220,7 +219,7 @@ class TestBothKinds:
             store.reclaim()
             store.maintain(slice_rows=3)
             store.maintain(slice_rows=3)
-            assert store.index.statistics().rebuilding is (parameters is not None)
+            assert store.index.statistics().rebuilding is (kind[0] is not None)
         for turn in range(2):
             store = store.restarted(tmp_path / str(turn))
             for limit in (1, 10, 500):
@@ -231,17 +230,17 @@ class TestBothKinds:
             store.settle()
             assert recall_of_all(store) > 0.97
 
-    def test_statistics_count_vectors(self, parameters: HnswParameters | None, metric: Metric) -> None:
+    def test_statistics_count_vectors(self, kind: Kind, metric: Metric) -> None:
         """Of points alive, once the dead are reclaimed."""
-        store = filled(metric, parameters, 100)
+        store = filled(metric, kind, 100)
         store.delete(sorted(store.points)[:30])
         store.settle()
         statistics = store.index.statistics()
         assert statistics.vector_count == 70
         assert statistics.arena_bytes >= 100 * DIMENSION * 4
-        if parameters is not None:
+        if kind[0] is not None:
             assert (statistics.graph_row_count, statistics.tail_row_count) == (70, 0)
-            assert statistics.graph_bytes > 70 * DIMENSION * 4
+            assert statistics.graph_bytes > 70 * DIMENSION
 
 
 def recall_of_all(store: MiniStore) -> float:
@@ -249,27 +248,29 @@ def recall_of_all(store: MiniStore) -> float:
     return float(np.mean([verify(store, query, 10) for query in clustered(rng, 30)]))
 
 
-# -- HNSW alone -------------------------------------------------------------------------------------------------------------
+# -- graphs alone -------------------------------------------------------------------------------------------------------------
 
 
-def test_small_collections_are_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_small_collections_are_scanned(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the planner as it is shipped."""
     monkeypatch.undo()
-    store = filled(Metric.COSINE, HNSW)
+    store = filled(Metric.COSINE, kind, 60)
     store.settle()
-    assert store.search(np.ones(DIMENSION), 10)[0].plan.kind == "scan"
+    assert store.search(np.ones(DIMENSION), 10)[0].plan.kind != "graph"
 
 
-def test_a_rebuild_drops_deleted_nodes_while_points_come_and_go() -> None:
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_rebuild_drops_deleted_nodes_while_points_come_and_go(kind: Kind) -> None:
     """Rows that die and are reused during a rebuild end up once in the new graph, or not at all."""
-    store = filled(Metric.EUCLIDEAN, HNSW, 400)
+    store = filled(Metric.EUCLIDEAN, kind, 400)
     store.settle()
     store.delete(sorted(store.points)[:100])
     store.reclaim()
     rng = np.random.default_rng(12)
     fresh = itertools.count(10_000)
     assert store.index.statistics().graph_deleted_row_count == 100
-    assert store.maintain(slice_rows=25), "marks the deleted"
+    assert store.maintain(slice_rows=25), "there is something to do"
     rebuilding = 0
     while store.index.has_work():
         store.maintain(slice_rows=25)
@@ -288,7 +289,7 @@ def test_a_rebuild_drops_deleted_nodes_while_points_come_and_go() -> None:
 
 def test_rows_that_die_in_the_last_slice_of_a_rebuild_leave_the_new_graph() -> None:
     """`forget` runs on the event loop while a thread puts the new graph in place of the old."""
-    store = filled(Metric.EUCLIDEAN, HNSW, 100)
+    store = filled(Metric.EUCLIDEAN, HNSWLIB, 100)
     store.settle()
     index = store.index
     assert isinstance(index, HnswIndex)
@@ -315,7 +316,7 @@ def test_rows_that_die_in_the_last_slice_of_a_rebuild_leave_the_new_graph() -> N
 
 def test_changed_build_parameters_rebuild_the_graph(tmp_path: Path) -> None:
     """Also when the change comes in the middle of a rebuild, or between save and load."""
-    store = filled(Metric.COSINE, HNSW, 200)
+    store = filled(Metric.COSINE, HNSWLIB, 200)
     store.settle()
     for m in (8, 12):
         changed = HnswParameters(m=m, ef_construction=60, ef=32)
@@ -337,9 +338,10 @@ def test_changed_build_parameters_rebuild_the_graph(tmp_path: Path) -> None:
     assert loaded.index.statistics().graph_row_count == 200
 
 
-def test_a_changed_ef_rebuilds_nothing() -> None:
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_changed_ef_rebuilds_nothing(kind: Kind) -> None:
     """It is a parameter of searches."""
-    store = filled(Metric.COSINE, HNSW, 50)
+    store = filled(Metric.COSINE, kind, 50)
     store.settle()
     store.index.configure(VectorParameters(DIMENSION, Metric.COSINE, HnswParameters(m=16, ef_construction=100, ef=99)))
     assert not store.index.has_work()
@@ -348,7 +350,7 @@ def test_a_changed_ef_rebuilds_nothing() -> None:
 @pytest.mark.parametrize("damage", ["graph is not one", "labels are missing"])
 def test_files_that_do_not_fit_are_refused(damage: str, tmp_path: Path) -> None:
     """Their checksums were right, so another program wrote them: a named refusal, not a crash."""
-    store = filled(Metric.COSINE, HNSW, 50)
+    store = filled(Metric.COSINE, HNSWLIB, 50)
     store.settle()
     metadata = store.index.save(tmp_path, "0")
     if damage == "graph is not one":
@@ -368,12 +370,12 @@ NAMES = st.integers(0, 59).map("k{:02d}".format)
 class IndexMachine(RuleBasedStateMachine):
     """Points on a small grid, so that many are equal and most distances tie; snapshots are held across everything."""
 
-    kind: HnswParameters | None = FLAT
+    kind: Kind = FLAT
     metric = Metric.COSINE
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = MiniStore(3, self.metric, self.kind)
+        self.store = MiniStore(3, self.metric, *self.kind)
         self.snapshots: list[Snapshot] = []
 
     @initialize(seed=st.integers(0, 1000), count=st.integers(0, 120))
@@ -432,13 +434,13 @@ class IndexMachine(RuleBasedStateMachine):
         note(f"plan {result.plan.kind}")
         points = {name: self.store.points[name] for name in passes}
         hits = list(zip(ids, result.scores, strict=True))
-        check(self.metric, points, asked, limit, hits, exact=result.plan.kind == "scan")
+        check(self.metric, points, asked, limit, hits, exact=result.plan.kind != "graph")
 
     @invariant()
     def counts_agree(self) -> None:
         statistics = self.store.index.statistics()
         assert statistics.vector_count == len(self.store.points) + self.store.table.dead_count
-        if self.kind is not None:
+        if self.kind[0] is not None:
             assert statistics.graph_row_count + statistics.tail_row_count == statistics.vector_count
 
     def teardown(self) -> None:
@@ -450,10 +452,10 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("parameters", KINDS)
-def test_any_order_of_operations(parameters: HnswParameters | None, metric: Metric) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_order_of_operations(kind: Kind, metric: Metric) -> None:
     """Every search, at every snapshot held, agrees with the oracle; hypothesis prints the steps of a failure."""
-    machine = type("Machine", (IndexMachine,), {"kind": parameters, "metric": metric})
+    machine = type("Machine", (IndexMachine,), {"kind": kind, "metric": metric})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.index.support import FLAT, HNSW, MiniStore
+from tests.index.support import FLAT, KERNEL, MiniStore
 from vecmem.index import planner
 from vecmem.index.metric import Metric
 
@@ -28,8 +28,8 @@ class Pair:
     def __init__(self, metric: Metric, vectors: np.ndarray, queries: np.ndarray) -> None:
         self.vectors = vectors
         self.queries = queries
-        self.truth = MiniStore(vectors.shape[1], metric, FLAT)
-        self.store = MiniStore(vectors.shape[1], metric, HNSW)
+        self.truth = MiniStore(vectors.shape[1], metric, *FLAT)
+        self.store = MiniStore(vectors.shape[1], metric, *KERNEL)
         self.rng = np.random.default_rng(1)
 
     def upsert(self, names: list[int], vectors: np.ndarray) -> None:
@@ -159,7 +159,7 @@ def test_with_filters(fresh: Pair, kind: str, percent: float) -> None:
 @pytest.mark.parametrize("kind", ["random", "clusters", "far clusters"])
 def test_filtered_results_of_the_graph(fresh: Pair, kind: str, percent: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where collections are large the graph answers filtered queries too: here it has to, scan as the planner might."""
-    monkeypatch.setattr(planner, "GRAPH_COMPARISONS_PER_EF", 0)
+    monkeypatch.setattr(planner, "_graph_cost_us", lambda *_: -1.0)
     recall, plans = fresh.recall(passing=chosen_by(kind, percent, fresh))
     assert "graph" in plans
     assert recall >= 0.97

@@ -17,11 +17,12 @@ from vecmem.index.rows import row_array
 from vecmem.index.vector_index import SearchRequest
 from vecmem.log.record import LogEntry, Record, chain
 from vecmem.store.configuration import complete_config
+from vecmem.store.lanes import Answer, Outcome
 from vecmem.store.recovery import recover
 from vecmem.store.shard import Shard
 from vecmem.store.state_machine import COMMAND_RECORD, StateMachine
 from vecmem.store.v1 import command_pb2
-from vecmem.v1 import collections_pb2, common_pb2
+from vecmem.v1 import collections_pb2, common_pb2, points_pb2
 
 Command = command_pb2.Command
 DIMENSION = 4
@@ -141,7 +142,7 @@ def nearest(
     with collection.rows.readers.reading():
         view = collection.view(sequence, now_unix_ms)
         request = SearchRequest(query=np.full(DIMENSION, 0.25, dtype=np.float32), limit=limit, exact=True)
-        found = collection.vectors[vector].search(request, view)
+        found = collection.vectors[vector].search([request], view)[0]
     return [(collection.rows.ids[row], score) for row, score in zip(found.rows, found.scores, strict=True)]
 
 
@@ -154,6 +155,13 @@ def settings_for(data_dir: Path, **changes: Any) -> Settings:
         "log_retention_bytes": 0,
     }
     return dataclasses.replace(Settings(), **(defaults | changes))
+
+
+def hits_of(outcome: Outcome) -> list[points_pb2.Hit]:
+    """The hits of an answer; raises the error of a query that failed."""
+    if not isinstance(outcome, Answer):
+        raise outcome
+    return [points_pb2.Hit.FromString(hit) for hit in outcome.hits]
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.store.support import DIMENSION, Command, apply, create, entries, upsert
-from vecmem.store import reading
+from vecmem.store import reading, wire
 from vecmem.store.collection import Collection
 from vecmem.store.state_machine import StateMachine
 from vecmem.v1 import common_pb2, points_pb2
@@ -47,14 +47,16 @@ def test_a_point_counts_for_no_less_than_it_adds_to_a_reply(
         collection, payload, vectors, request_encoding=common_pb2.VectorEncoding.Value(encoding)
     )
     page, hits = points_pb2.ScrollResponse(), points_pb2.QueryResponse()
-    page_bytes = hits_bytes = 0
+    page_size, hits_size = reading.ReplySize(), reading.ReplySize()
     for point_id in LONG_IDS:
-        row = collection.row_of[point_id]
-        page_bytes += selection.fill(page.points.add(), collection, row)
-        hit = hits.hits.add(score=0.5)
-        hits_bytes += selection.fill(hit.point, collection, row)
-    assert page.ByteSize() <= page_bytes <= page.ByteSize() + len(LONG_IDS) * reading.POINT_OVERHEAD_BYTES
-    assert hits.ByteSize() <= hits_bytes
+        points = selection.encode(collection, [collection.row_of[point_id]])
+        page.MergeFromString(wire.repeated_field(2, points))
+        page_size.grow(points, "")
+        encoded = wire.hits(points, [0.5])
+        hits.MergeFromString(wire.repeated_field(2, encoded))
+        hits_size.grow(encoded, "")
+    assert page.ByteSize() <= page_size.size_bytes <= page.ByteSize() + len(LONG_IDS) * wire.FRAME_BYTES_MAX
+    assert hits.ByteSize() <= hits_size.size_bytes
     if vectors is not None:
         assert page.ByteSize() > len(LONG_IDS) * (1 + len(NAMES)) * 4 * DIMENSION
 
@@ -67,8 +69,7 @@ def test_a_page_of_structs_ends_when_it_is_large_not_when_its_json_would_be(
     found: list[str] = []
     after = ""
     while True:
-        page = points_pb2.ScrollResponse()
-        after = reading.scroll(
+        points, after = reading.scroll(
             collection,
             after=after,
             page_size=1_000,
@@ -76,9 +77,9 @@ def test_a_page_of_structs_ends_when_it_is_large_not_when_its_json_would_be(
             selection=selection,
             sequence=2,
             now_unix_ms=1,
-            add=page.points.add,
         )
-        assert page.ByteSize() <= 30_000 + page.points[-1].ByteSize() + reading.POINT_OVERHEAD_BYTES
+        page = points_pb2.ScrollResponse.FromString(wire.repeated_field(2, points))
+        assert page.ByteSize() <= 30_000 + page.points[-1].ByteSize() + wire.FRAME_BYTES_MAX
         found += [point.id for point in page.points]
         if not after:
             break

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.store.support import DIMENSION, create, drained, dump, shard_at, upsert
+from tests.store.support import DIMENSION, create, drained, dump, hits_of, shard_at, upsert
 from vecmem.clock import ManualClock
 from vecmem.errors import CheckpointError, ShuttingDownError
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.store import checkpointing
 from vecmem.store import shard as shard_module
-from vecmem.store.search import compile_query, run_queries
+from vecmem.store.lanes import SearchLanes
+from vecmem.store.search import compile_query
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import points_pb2
@@ -28,10 +29,8 @@ NUMBERS = [f"p{i:05d}" for i in range(3_000)]
 async def find_all(shard: Shard, executor: ThreadPoolExecutor, limit: int = 10_000) -> list[points_pb2.Hit]:
     query = points_pb2.Query(collection="c", limit=limit)
     query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
-    response = points_pb2.QueryResponse()
-    _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
-    assert errors == [None]
-    return list(response.hits)
+    _, outcomes = await SearchLanes(shard, executor, 2).run([compile_query(shard, query)], None)
+    return hits_of(outcomes[0])
 
 
 async def test_a_query_sees_each_write_wholly_or_not_at_all(tmp_path: Path) -> None:
@@ -49,6 +48,7 @@ async def test_a_query_sees_each_write_wholly_or_not_at_all(tmp_path: Path) -> N
 
             writing = asyncio.create_task(write())
             while not writing.done():
+                await asyncio.sleep(0)  # a quick search does not step back
                 hits = await find_all(shard, executor)
                 assert len(hits) == len(ids)
                 payloads = {hit.point.payload_json for hit in hits}

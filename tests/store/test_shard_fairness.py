@@ -6,16 +6,18 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.store.support import DIMENSION, create, delete_ids, drained, shard_at, upsert
+from tests.store.support import DIMENSION, create, delete_ids, drained, hits_of, shard_at, upsert
 from vecmem.clock import ManualClock
-from vecmem.index.hnsw import HnswIndex
-from vecmem.store import search
+from vecmem.index.kernel import KernelIndex
+from vecmem.store import lanes
 from vecmem.store import shard as shard_module
-from vecmem.store.search import CompiledQuery, compile_query, run_queries
+from vecmem.store.lanes import Answer, SearchLanes
+from vecmem.store.search import CompiledQuery, compile_query
 from vecmem.store.shard import Shard
 from vecmem.v1 import points_pb2
 
@@ -53,15 +55,15 @@ async def test_a_failure_of_the_maintenance_is_told_and_it_goes_on_later(
 ) -> None:
     """The tail is drained all the same, and the failure is forgotten when it is."""
     monkeypatch.setattr(shard_module, "BACKGROUND_RETRY_SECONDS", 0.3)
-    maintain = HnswIndex.maintain
+    maintain = KernelIndex.maintain
     failures = [MemoryError("none left")]
 
-    def failing(self: HnswIndex, *, threads: int, slice_rows: int) -> bool:
+    def failing(self: KernelIndex, *, threads: int, slice_rows: int) -> bool:
         if failures:
             raise failures.pop()
         return maintain(self, threads=threads, slice_rows=slice_rows)
 
-    monkeypatch.setattr(HnswIndex, "maintain", failing)
+    monkeypatch.setattr(KernelIndex, "maintain", failing)
     async with shard_at(tmp_path / "data") as shard:
         await shard.write(create("c"))
         await shard.write(upsert(1, dict.fromkeys(IDS[:500], b"{}")))
@@ -75,24 +77,24 @@ async def test_a_failure_of_the_maintenance_is_told_and_it_goes_on_later(
 
 
 async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the chunks under way are searched to the end."""
+    """Only what is under way is searched to the end."""
     searched: list[int] = []
     release = threading.Event()
-    search_all = search._search_all
+    search_index = lanes._search_index
 
-    def held(snapshots: list[object]) -> object:
-        searched.append(len(snapshots))
+    def held(index: Any, requests: list[Any], *rest: Any) -> Any:
+        searched.append(len(requests))
         release.wait(60)
-        return search_all(snapshots)  # type: ignore[arg-type]
+        return search_index(index, requests, *rest)
 
-    monkeypatch.setattr(search, "_search_all", held)
+    monkeypatch.setattr(lanes, "_search_index", held)
     with ThreadPoolExecutor(2) as executor:
         async with shard_at(tmp_path / "data") as shard:
             await shard.write(create("c"))
             await shard.write(upsert(1, dict.fromkeys(IDS[:100], b"{}")))
-            queries = [(nearest(shard, "c"), points_pb2.QueryResponse().hits.add) for _ in range(320)]
-            batch = asyncio.ensure_future(run_queries(shard, executor, queries))
-            while len(searched) < 2:  # noqa: ASYNC110 - nothing announces it
+            queries = [nearest(shard, "c") for _ in range(320)]
+            batch = asyncio.ensure_future(SearchLanes(shard, executor, 2).run(queries, None))
+            while not searched:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
             batch.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -102,7 +104,7 @@ async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: p
             await shard.write(delete_ids(1, IDS[:100]))
             while shard.state.collections["c"].rows.awaits_reclaim:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
-    assert sum(searched) <= search.CHUNKS_AT_ONCE * search.CHUNK_QUERIES
+    assert sum(searched) <= lanes.BATCH_QUERIES_MAX
 
 
 async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> None:
@@ -111,16 +113,16 @@ async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> 
         async with shard_at(tmp_path / "data") as shard:
             await shard.write(create("c"))
             await shard.write(upsert(1, dict.fromkeys(IDS[:200], b"{}")))
-            responses = [points_pb2.QueryResponse() for _ in range(100)]
             queries = []
-            for number, response in enumerate(responses):
+            for number in range(100):
                 query = points_pb2.Query(collection="c", limit=1)
                 query.nearest.id = IDS[number] if number % 7 else "missing"
-                queries.append((compile_query(shard, query), response.hits.add))
-            _, errors = await run_queries(shard, executor, queries)
-    assert [error is not None for error in errors] == [number % 7 == 0 for number in range(100)]
-    assert all(len(response.hits) == (number % 7 != 0) for number, response in enumerate(responses))
-    assert all(hit.point.id != IDS[number] for number, response in enumerate(responses) for hit in response.hits)
+                queries.append(compile_query(shard, query))
+            _, outcomes = await SearchLanes(shard, executor, 2).run(queries, None)
+    assert [not isinstance(outcome, Answer) for outcome in outcomes] == [number % 7 == 0 for number in range(100)]
+    found = [hits_of(outcome) if isinstance(outcome, Answer) else [] for outcome in outcomes]
+    assert all(len(hits) == (number % 7 != 0) for number, hits in enumerate(found))
+    assert all(hit.point.id != IDS[number] for number, hits in enumerate(found) for hit in hits)
 
 
 async def test_reads_and_writes_go_by_one_time_though_the_clock_was_mended(tmp_path: Path) -> None:
@@ -159,7 +161,6 @@ async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> No
             await shard.write(create("c"))
             payloads = {f"p{number}": b'{"k%d":1}' % number for number in range(100)}
             await shard.write(upsert(1, payloads))
-            response = points_pb2.QueryResponse()
             query = points_pb2.Query(collection="c", limit=200)
             query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
             for number in range(0, 100, 2):
@@ -168,6 +169,5 @@ async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> No
             for number in range(1, 100, 2):
                 query.filter.any_of.filters.add().field.path = f"k{number}"
                 query.filter.any_of.filters[-1].field.match.integer = 2
-            _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
-            assert errors == [None]
-            assert {hit.point.id for hit in response.hits} == {f"p{number}" for number in range(0, 100, 2)}
+            _, outcomes = await SearchLanes(shard, executor, 2).run([compile_query(shard, query)], None)
+            assert {hit.point.id for hit in hits_of(outcomes[0])} == {f"p{number}" for number in range(0, 100, 2)}

@@ -7,12 +7,14 @@ many of the 10 nearest others, by exact comparison, are among the 20 nearest by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from vecmem.index import metric as metrics
 from vecmem.index.metric import Float32Array, Metric
+from vecmem.index.parameters import GraphCode
 
 SAMPLE_ROWS = 2_048
 """Rows that a sample has, where there are so many."""
@@ -31,6 +33,20 @@ class Calibration:
     scale: float
     recall: float
     sample_count: int
+
+
+def choose(wanted: GraphCode, metric: Metric, sample: Float32Array) -> tuple[GraphCode, float]:
+    """The code of a graph and its scale, by the code that its owner wants and a sample, shape (n, dimension), n at least 1, finite."""
+    if wanted is GraphCode.AUTOMATIC:
+        calibrated = calibrate(metric, sample)
+        return GraphCode[calibrated.code.upper()], calibrated.scale
+    if wanted is GraphCode.INT8:
+        return wanted, calibrate(metric, sample).scale
+    if wanted is GraphCode.FLOAT16 and metric is not Metric.COSINE:
+        # A power of two, so that it rounds nothing; the largest element becomes about 1,024, far from both ends of the range.
+        largest = float(np.abs(sample).max())
+        return wanted, 2.0 ** round(math.log2(largest / 1_024)) if largest > 0 else 1.0
+    return wanted, 1.0
 
 
 def calibrate(metric: Metric, sample: Float32Array) -> Calibration:

@@ -31,6 +31,9 @@ class Effort:
         """
         return assumed_ef(target_recall, limit)
 
+    def forget(self) -> None:
+        """The graph is another one now: nothing is known of it."""
+
 
 def assumed_ef(target_recall: float, limit: int) -> int:
     """Effort without any knowledge of the graph."""

@@ -1,4 +1,4 @@
-"""The HNSW index: arena, tail and graph.
+"""The HNSW index over the hnswlib package: what the kernel's (vecmem.index.kernel) is tested and measured against.
 
 - The *arena* holds every vector and answers for exact scores.
 - The *tail* lists rows that are not in the graph yet; every search scans it, so a point is found the moment it is published.
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vecmem.index import planner, scan
+from vecmem.index import fetching, scan
 from vecmem.index.arena import Arena, Rows
 from vecmem.index.effort import Effort
 from vecmem.index.labelled_graph import LabelledGraph
@@ -26,7 +27,7 @@ from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
 from vecmem.index.tail import Tail
-from vecmem.index.vector_index import QUICK_ELEMENTS, IndexStatistics, SearchPlan, SearchRequest, SearchResult
+from vecmem.index.vector_index import IndexStatistics, SavedValue, SearchPlan, SearchRequest, SearchResult
 
 REBUILD_SHARE = 0.2
 """Share of deleted nodes that triggers a rebuild."""
@@ -39,7 +40,7 @@ class HnswIndex:
 
     def __init__(self, parameters: VectorParameters, table: RowTable) -> None:
         self.parameters = parameters
-        self.arena = Arena(parameters.dimension, parameters.metric)
+        self.arena = Arena(parameters.dimension, parameters.metric, parameters.storage)
         self.effort = Effort()
         self._table = table
         self._tail = Tail()
@@ -66,8 +67,11 @@ class HnswIndex:
 
     # -- search: any thread ---------------------------------------------------------------------------------------------
 
-    def search(self, request: SearchRequest, view: RowView) -> SearchResult:
+    def search(self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1) -> list[SearchResult]:  # noqa: ARG002
         """See VectorIndex."""
+        return [self._search(request, view) for request in requests]
+
+    def _search(self, request: SearchRequest, view: RowView) -> SearchResult:
         # The tail first: a row that moves to the graph meanwhile is then in both, never in neither.
         tail = self._tail.rows()
         found = None if self._is_exact(request) else self._search_graph(request, view, len(tail))
@@ -79,14 +83,9 @@ class HnswIndex:
             candidates, plan = np.concatenate([found, scan.nearest(self.arena, request, rows, view.row_count)]), "graph"
         return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan=SearchPlan(plan))
 
-    def is_quick(self, request: SearchRequest) -> bool:
-        """See VectorIndex. While there is background work the graph may be held by an insertion."""
-        if self.has_work():
-            return False
-        compared = self.arena.present_count
-        if not self._is_exact(request) and request.allowed is None:
-            compared = min(compared, self._effort(request, 1.0) * planner.GRAPH_COMPARISONS_PER_EF)
-        return compared * self.parameters.dimension <= QUICK_ELEMENTS
+    def is_quick(self, requests: Sequence[SearchRequest]) -> bool:  # noqa: ARG002
+        """See VectorIndex. The graph may be held by an insertion."""
+        return False
 
     def _is_exact(self, request: SearchRequest) -> bool:
         return request.exact or self._hnsw().aim(request.ef, request.target_recall)[1] >= 1
@@ -102,9 +101,9 @@ class HnswIndex:
         if request.allowed is None:
             matching_count = row_count = graph_count
         else:
-            matching_count = int(np.count_nonzero(request.allowed[: view.row_count]))
+            matching_count = request.allowed.count
             row_count = max(graph_count + tail_count, matching_count)
-        plan = planner.choose(
+        plan = fetching.choose(
             limit=request.limit,
             ef=self._effort(request, matching_count / max(row_count, 1)),
             matching_count=matching_count,
@@ -121,7 +120,7 @@ class HnswIndex:
                 rows = np.concatenate([rows, *(self._first_passing(group, request, view) for group in groups)])
             if len(rows) >= request.limit:
                 return rows
-            plan = planner.widen(
+            plan = fetching.widen(
                 plan, found=len(rows), limit=request.limit, matching_count=matching_count, graph_count=graph_count
             )
         return None
@@ -130,7 +129,7 @@ class HnswIndex:
         rows = rows[rows < view.row_count]
         passing = view.visible(rows)
         if request.allowed is not None:
-            passing &= request.allowed[rows]
+            passing &= request.allowed.contains(rows)
         return rows[passing]
 
     def _first_passing(self, group: Rows, request: SearchRequest, view: RowView) -> Rows:
@@ -203,12 +202,14 @@ class HnswIndex:
 
     # -- the rest: event loop -------------------------------------------------------------------------------------------
 
-    def configure(self, parameters: VectorParameters) -> None:
+    def configure(self, parameters: VectorParameters, arena: Arena | None = None) -> None:
         """See VectorIndex. Changed build parameters take effect by a rebuild."""
         new, old = parameters.hnsw, self._hnsw()
         assert new is not None
         with self._forgetting:
             self.parameters = parameters
+            if arena is not None:
+                self.arena = arena
             if (new.m, new.ef_construction) != (old.m, old.ef_construction):
                 # A rebuild under way has the old parameters: begin again.
                 self._rebuilt = None
@@ -227,7 +228,7 @@ class HnswIndex:
             graph_bytes=current.graph.size_bytes,
         )
 
-    def save(self, directory: Path, name: str) -> dict[str, int]:
+    def save(self, directory: Path, name: str) -> dict[str, SavedValue]:
         """See VectorIndex: the graph, and what its labels stand for. A rebuild under way is not saved: it begins again."""
         current = self._current
         if current.graph.label_count:
@@ -241,7 +242,7 @@ class HnswIndex:
             "scale_exponent": current.graph.scale_exponent,
         }
 
-    def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]) -> None:
+    def load(self, directory: Path, name: str, metadata: dict[str, SavedValue], live: NDArray[np.bool_]) -> None:
         """See VectorIndex."""
         current = LabelledGraph(self.parameters)
         if metadata["label_count"]:

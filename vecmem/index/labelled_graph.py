@@ -10,7 +10,7 @@ and `attach`, `keep` and `forget` exclude one another by a lock of the caller. `
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -148,16 +148,18 @@ class LabelledGraph:
         np.save(directory / f"{name}.labels.npy", np.concatenate(pairs))
         np.save(directory / f"{name}.unlabelled.npy", np.array(sorted(self.unlabelled), dtype=np.int64))
 
-    def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_], arena: Arena) -> None:
+    def load(
+        self, directory: Path, name: str, metadata: Mapping[str, int | float], live: NDArray[np.bool_], arena: Arena
+    ) -> None:
         """Replace an empty graph by what `save` wrote, without the rows that are not `live`. Raises CorruptionError."""
         file = directory / f"{name}.graph"
-        label_count = metadata["label_count"]
+        label_count = int(metadata["label_count"])
         try:
             self.graph.load(
                 file,
                 label_count=label_count,
-                deleted_count=metadata["deleted_count"],
-                scale_exponent=metadata["scale_exponent"],
+                deleted_count=int(metadata["deleted_count"]),
+                scale_exponent=int(metadata["scale_exponent"]),
             )
         except RuntimeError as error:
             raise errors.CorruptionError(f"hnswlib does not take it: {error}", path=str(file)) from error

@@ -60,6 +60,14 @@ def row_terms(metric: Metric, vectors: Float32Array) -> Float32Array:
     return np.square(norms(vectors)).astype(np.float32)
 
 
+def norm_bound(metric: Metric, terms: Float32Array) -> float:
+    """A bound of the Euclidean norms of rows, from their `row_terms`, shape (n,); under cosine, where norms do not matter, 1."""
+    if metric is Metric.COSINE or not terms.size:
+        return 1.0
+    largest = float(terms.max())
+    return (largest if metric is Metric.DOT else math.sqrt(largest)) * (1 + 1e-6)
+
+
 def scan_query(metric: Metric, query: Float32Array) -> Float32Array:
     """The query as scans and graphs want it: of unit length under cosine. Shape (dimension,)."""
     if metric is not Metric.COSINE:

@@ -257,6 +257,11 @@ class PayloadTable:
         """Columns kept, half-built ones included."""
         return len(self._columns)
 
+    @property
+    def by_row(self) -> list[bytes]:
+        """All payloads, as `get` has them, not to be changed; rows beyond its end have none."""
+        return self._payloads
+
     def get(self, row: int) -> bytes:
         """The payload of a row; empty if it has none."""
         return self._payloads[row] if row < len(self._payloads) else b""

@@ -37,3 +37,15 @@ class RowSet:
     def rows(self) -> NDArray[np.int64]:
         """int64 (count,); the rows in the set, rising."""
         return np.flatnonzero(self.mask())
+
+    def contains(self, rows: NDArray[np.int64]) -> Mask:
+        """Which of some rows, 0 or more, are in the set; bool (n,). Rows from row_count on are not."""
+        inside = rows < self.row_count
+        if inside.all():
+            return self._bits_of(rows)
+        found = np.zeros(len(rows), dtype=np.bool_)
+        found[inside] = self._bits_of(rows[inside])
+        return found
+
+    def _bits_of(self, rows: NDArray[np.int64]) -> Mask:
+        return np.asarray(self.bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1, dtype=np.bool_)

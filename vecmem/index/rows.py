@@ -73,9 +73,12 @@ class Readers:
             return not self._active or min(self._active) >= ticket
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class RowView:
-    """What one search sees: the rows alive at `sequence` and not expired at `now_unix_ms`."""
+    """What one search sees: the rows alive at `sequence` and not expired at `now_unix_ms`.
+
+    Never changed; not `frozen`, which each search would pay for.
+    """
 
     sequence: int
     now_unix_ms: int

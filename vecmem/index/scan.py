@@ -1,4 +1,4 @@
-"""Exact search: the oracle of every other index, and the plan for small sets.
+"""Exact search in numpy: the oracle of the kernel, and the scans of the index over the hnswlib package.
 
 Two steps: ranks of all wanted rows with BLAS in float32, then exact scores in float64 of the few that can be among the best, so that the
 result does not depend on where a row lies in memory.
@@ -23,7 +23,7 @@ def wanted_rows(arena: Arena, request: SearchRequest, view: RowView) -> Rows:
     mask = view.visible_mask()
     mask &= arena.present(view.row_count)
     if request.allowed is not None:
-        mask &= request.allowed[: view.row_count]
+        mask &= request.allowed.contains(np.arange(view.row_count))
     return np.flatnonzero(mask)
 
 

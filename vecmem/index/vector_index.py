@@ -7,7 +7,8 @@ Whatever else goes on, `search` sees exactly the rows of its view: complete from
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,24 +19,25 @@ from vecmem.index.arena import Arena, Rows
 from vecmem.index.effort import Effort
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import GraphCode, VectorParameters
+from vecmem.index.row_set import RowSet
 from vecmem.index.rows import RowView
 
-QUICK_ELEMENTS = 1_000_000
-"""Elements of vectors compared by a search that is quick: 0.1 to 0.3 ms, about what handing it to a thread and back costs."""
+SavedValue = int | float
+"""What an index may leave in the manifest of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
     """One search.
 
-    `query`: float32, shape (dimension,), finite, not zero under cosine. `limit`: hits wanted, at least 1. `allowed`: bool, shape
-    (row_count,), rows that pass the filter; None: all. `ef` 0: by `target_recall`, and where that is 0 as well the index's own. `exact`:
-    compare with every row.
+    `query`: float32, shape (dimension,), finite, not zero under cosine. `limit`: hits wanted, at least 1. `allowed`: rows that pass
+    the filter, whether the view sees them or not; None: all. `ef` 0: by `target_recall`, and where that is 0 as well the index's own.
+    `exact`: compare with every row.
     """
 
     query: Float32Array
     limit: int
-    allowed: NDArray[np.bool_] | None = None
+    allowed: RowSet | None = None
     ef: int = 0
     exact: bool = False
     target_recall: float = 0.0
@@ -54,6 +56,11 @@ class SearchPlan:
     tail_count: int = 0
     graph_cost_us: float = 0.0
     scan_cost_us: float = 0.0
+
+    @property
+    def cost_us(self) -> float:
+        """What the search is expected to cost, in microseconds of one thread."""
+        return self.graph_cost_us if self.kind == "graph" else self.scan_cost_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,6 @@ class IndexStatistics:
     measured_recall: float = 0.0
     measured_query_count: int = 0
     calibrated_ef: int = 0
-    metadata: dict[str, int] = field(default_factory=dict)
 
 
 class VectorIndex(Protocol):
@@ -106,11 +112,11 @@ class VectorIndex(Protocol):
         """Rows are dead and nobody sees them any more; those without a vector here are passed over."""
         ...
 
-    def search(self, request: SearchRequest, view: RowView) -> SearchResult:
-        """The `request.limit` nearest rows that the view sees, or all of them where there are fewer."""
+    def search(self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1) -> list[SearchResult]:
+        """For each request the `limit` nearest rows that the view sees, or all of them where there are fewer."""
         ...
 
-    def is_quick(self, request: SearchRequest) -> bool:
+    def is_quick(self, requests: Sequence[SearchRequest]) -> bool:
         """Whether a search now takes a fraction of a millisecond and waits for nobody: a thread would only add to it."""
         ...
 
@@ -122,21 +128,24 @@ class VectorIndex(Protocol):
         """Whether `maintain` has something to do, a tail of fewer rows than that aside."""
         ...
 
-    def configure(self, parameters: VectorParameters) -> None:
-        """Take new parameters; dimension, metric and kind of index are the same."""
+    def configure(self, parameters: VectorParameters, arena: Arena | None = None) -> None:
+        """Take new parameters; dimension, metric and kind of index are the same.
+
+        Where the storage is another, `arena` has the rows in it.
+        """
         ...
 
     def statistics(self) -> IndexStatistics:
         """Counts now."""
         ...
 
-    def save(self, directory: Path, name: str) -> dict[str, int]:
+    def save(self, directory: Path, name: str) -> dict[str, SavedValue]:
         """Write the index's own structures (not the arena) below `directory`; called while `maintain` does not run.
 
         Returns what `load` needs to know beside the files.
         """
         ...
 
-    def load(self, directory: Path, name: str, metadata: dict[str, int], live: NDArray[np.bool_]) -> None:
+    def load(self, directory: Path, name: str, metadata: dict[str, SavedValue], live: NDArray[np.bool_]) -> None:
         """Take back what `save` wrote. The arena is filled; `live` says which rows are alive, shape (row_count,)."""
         ...

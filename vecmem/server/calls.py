@@ -7,14 +7,15 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 
 from vecmem.errors import DeadlineExceededError, InvalidArgumentError, VecmemError
 from vecmem.log.group_commit import SLICE_SECONDS
-from vecmem.server.decoding import check_decoded
 from vecmem.server.error_table import abort
+from vecmem.server.serializers import check_decoded
+from vecmem.store import wire
 from vecmem.store.collection import Collection
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
@@ -33,15 +34,18 @@ R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
 
-def unary(method: Callable[[S, Q, Context], Awaitable[R]]) -> Callable[[S, Q, Context], Awaitable[R]]:
-    """Make a unary servicer method: it raises VecmemError, the caller gets the status."""
+def unary(method: Callable[[S, Q, Context], Awaitable[R | bytes]]) -> Callable[[S, Q, Context], Awaitable[R]]:
+    """Make a unary servicer method: it raises VecmemError, the caller gets the status.
+
+    It may return its reply as bytes, which are sent as they are (`vecmem.server.serializers`).
+    """
 
     @functools.wraps(method)
     async def call(self: S, request: Q, context: Context) -> R:
         try:
             check_deadline(context)
             check_decoded(request)
-            return await method(self, request, context)
+            return cast("R", await method(self, request, context))
         except VecmemError as error:
             await abort(context, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
@@ -83,11 +87,22 @@ def check_deadline(context: Context) -> None:
         raise DeadlineExceededError("the deadline had passed before the work began")
 
 
+def deadline(context: Context) -> float | None:
+    """When nobody waits for the answer any more, of time.monotonic(); None: never."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
 def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
     """The first field of every reply."""
     return common_pb2.ResponseHeader(
         position=common_pb2.Position(sequence=sequence), server_time_unix_ms=shard.clock.now_unix_ms()
     )
+
+
+def header_field(shard: Shard, sequence: int) -> bytes:
+    """The same, for a reply that is put together as bytes."""
+    return wire.header_field(sequence, shard.clock.now_unix_ms())
 
 
 def check_position(shard: Shard, read: common_pb2.ReadOptions) -> int:

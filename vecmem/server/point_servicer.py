@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sized
-from concurrent.futures import Executor
 from typing import Any
 
 from vecmem import limits
@@ -14,7 +13,8 @@ from vecmem.server import calls
 from vecmem.server.calls import Context, streaming, unary
 from vecmem.server.error_table import error_message
 from vecmem.server.stream_window import OutstandingBatch, StreamWindow
-from vecmem.store import reading, search, validation
+from vecmem.store import reading, search, validation, wire
+from vecmem.store.lanes import Answer, SearchLanes
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import points_pb2 as api
@@ -22,11 +22,11 @@ from vecmem.v1 import points_pb2_grpc
 
 
 class PointServicer(points_pb2_grpc.PointServiceServicer):
-    """Points of one shard. `search_executor` runs searches."""
+    """Points of one shard. `lanes` run searches."""
 
-    def __init__(self, shard: Shard, search_executor: Executor) -> None:
+    def __init__(self, shard: Shard, lanes: SearchLanes) -> None:
         self._shard = shard
-        self._search_executor = search_executor
+        self._lanes = lanes
 
     # -- writing ----------------------------------------------------------------------------------------------------------
 
@@ -129,47 +129,41 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
     # -- reading ----------------------------------------------------------------------------------------------------------
 
     @unary
-    async def Get(self, request: api.GetRequest, context: Context) -> api.GetResponse:
+    async def Get(self, request: api.GetRequest, context: Context) -> api.GetResponse | bytes:
         """See the proto."""
-        response = api.GetResponse()
-        await self._fill_get(response, request, reading.ReplySize())
-        return response
+        return await self._get(request, reading.ReplySize())
 
     @unary
-    async def GetBatch(self, request: api.GetBatchRequest, context: Context) -> api.GetBatchResponse:
+    async def GetBatch(self, request: api.GetBatchRequest, context: Context) -> api.GetBatchResponse | bytes:
         """See the proto."""
         _check_batch(request.requests)
-        response = api.GetBatchResponse()
+        outcomes: list[bytes] = []
         reply = reading.ReplySize()
         pause = calls.Pause()
         for one in request.requests:
-            outcome = response.outcomes.add()
             try:
-                await self._fill_get(outcome.result, one, reply)
+                outcomes.append(wire.message_field(1, await self._get(one, reply)))
             except VecmemError as error:
-                outcome.error.CopyFrom(error_message(error))
+                outcomes.append(_error_field(error))
             await pause.when_due()
-        response.header.CopyFrom(calls.header(self._shard, self._shard.applied_sequence))
-        return response
+        return calls.header_field(self._shard, self._shard.applied_sequence) + wire.repeated_field(2, outcomes)
 
     @unary
-    async def Query(self, request: api.QueryRequest, context: Context) -> api.QueryResponse:
+    async def Query(self, request: api.QueryRequest, context: Context) -> api.QueryResponse | bytes:
         """See the proto."""
         calls.check_position(self._shard, request.read)
         compiled = search.compile_query(self._shard, request.query)
-        response = api.QueryResponse()
-        sequence, errors = await search.run_queries(self._shard, self._search_executor, [(compiled, response.hits.add)])
-        if errors[0] is not None:
-            raise errors[0]
-        response.header.CopyFrom(calls.header(self._shard, sequence))
-        return response
+        sequence, outcomes = await self._lanes.run([compiled], calls.deadline(context))
+        if not isinstance(outcomes[0], Answer):
+            raise outcomes[0]
+        return calls.header_field(self._shard, sequence) + wire.repeated_field(2, outcomes[0].hits)
 
     @unary
     async def QueryBatch(
         self,
         request: api.QueryBatchRequest,
         context: Context,
-    ) -> api.QueryBatchResponse:
+    ) -> api.QueryBatchResponse | bytes:
         """See the proto."""
         calls.check_position(self._shard, request.read)
         if not request.queries:
@@ -178,28 +172,20 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             raise LimitExceededError(
                 f"{len(request.queries)} queries, more than {limits.QUERIES_PER_BATCH_MAX}", field="queries"
             )
-        response = api.QueryBatchResponse()
-        running: list[tuple[search.CompiledQuery, search.AddHit]] = []
-        outcomes: list[api.QueryOutcome] = []
+        running: list[search.CompiledQuery] = []
+        failed: dict[int, VecmemError] = {}
         for index, query in enumerate(request.queries):
-            outcome = response.outcomes.add()
             try:
-                compiled = search.compile_query(self._shard, query, f"queries[{index}]")
+                running.append(search.compile_query(self._shard, query, f"queries[{index}]"))
             except VecmemError as error:
-                outcome.error.CopyFrom(error_message(error))
-                continue
-            outcome.result.SetInParent()
-            running.append((compiled, outcome.result.hits.add))
-            outcomes.append(outcome)
-        sequence, errors = await search.run_queries(self._shard, self._search_executor, running)
-        for outcome, failed in zip(outcomes, errors, strict=True):
-            if failed is not None:
-                outcome.error.CopyFrom(error_message(failed))
-        response.header.CopyFrom(calls.header(self._shard, sequence))
-        return response
+                failed[index] = error
+        sequence, outcomes = await self._lanes.run(running, calls.deadline(context))
+        ran = iter(outcomes)
+        encoded = [_outcome(failed[index] if index in failed else next(ran)) for index in range(len(request.queries))]
+        return calls.header_field(self._shard, sequence) + wire.repeated_field(2, encoded)
 
     @unary
-    async def Scroll(self, request: api.ScrollRequest, context: Context) -> api.ScrollResponse:
+    async def Scroll(self, request: api.ScrollRequest, context: Context) -> api.ScrollResponse | bytes:
         """See the proto."""
         collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         page_size = reading.page_size_or_default(request.page_size)
@@ -215,8 +201,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         if compiled is not None:
             await self._shard.ensure_columns(collection, compiled.paths)
         sequence = self._shard.applied_sequence
-        response = api.ScrollResponse(header=calls.header(self._shard, sequence))
-        last = reading.scroll(
+        points, last = reading.scroll(
             collection,
             after=after,
             page_size=page_size,
@@ -224,11 +209,9 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             selection=selection,
             sequence=sequence,
             now_unix_ms=self._shard.now_unix_ms(),
-            add=response.points.add,
         )
-        if last:
-            response.next_page_token = reading.encode_page_token("points", scope, last)
-        return response
+        token = wire.message_field(3, reading.encode_page_token("points", scope, last).encode()) if last else b""
+        return calls.header_field(self._shard, sequence) + wire.repeated_field(2, points) + token
 
     @unary
     async def Count(self, request: api.CountRequest, context: Context) -> api.CountResponse:
@@ -258,7 +241,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         response.updated_count = result.updated_count
         response.conflicts.extend(_conflicts(result))
 
-    async def _fill_get(self, response: api.GetResponse, request: api.GetRequest, reply: reading.ReplySize) -> None:
+    async def _get(self, request: api.GetRequest, reply: reading.ReplySize) -> bytes:
         collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         validation.check_ids(request.ids, "ids")
         selection = reading.compile_selection(
@@ -266,9 +249,8 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             request.with_payload if request.HasField("with_payload") else None,
             request.with_vectors if request.HasField("with_vectors") else None,
         )
-        response.header.CopyFrom(calls.header(self._shard, sequence))
-        now_unix_ms = self._shard.now_unix_ms()
-        reading.get(collection, list(request.ids), selection, now_unix_ms, response.points.add, reply)
+        points = reading.get(collection, list(request.ids), selection, self._shard.now_unix_ms(), reply)
+        return calls.header_field(self._shard, sequence) + wire.repeated_field(2, points)
 
     async def _read_batches(self, requests: AsyncIterator[api.UpsertStreamRequest], window: StreamWindow) -> None:
         """Start writing batches in the order of their arrival; the window's bound holds the sender back.
@@ -322,6 +304,18 @@ def _check_batch(requests: Sized) -> None:
         raise LimitExceededError(
             f"{len(requests)} requests, more than {limits.REQUESTS_PER_BATCH_MAX}", field="requests"
         )
+
+
+def _outcome(outcome: Answer | VecmemError) -> bytes:
+    """A QueryOutcome."""
+    if not isinstance(outcome, Answer):
+        return _error_field(outcome)
+    return wire.message_field(1, wire.repeated_field(1, outcome.hits))
+
+
+def _error_field(error: VecmemError) -> bytes:
+    """The arm `error`, number 2, of the outcome of a batch's part."""
+    return wire.message_field(2, error_message(error).SerializeToString())
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sortedcontainers import SortedList
 
-from vecmem.errors import InvalidPayloadError, LimitExceededError, VecmemError
-from vecmem.index.arena import Rows
+from vecmem.errors import InvalidPayloadError, InvalidVectorError, LimitExceededError, VecmemError
+from vecmem.index.arena import UNSTORABLE, Arena, Rows, unstorable
 from vecmem.index.field_path import FieldPath
 from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.flat import FlatIndex
-from vecmem.index.hnsw import HnswIndex
+from vecmem.index.kernel import KernelIndex
 from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
 from vecmem.index.row_set import RowSet
 from vecmem.index.rows import NEVER, RowTable, RowView
@@ -66,7 +66,7 @@ class Collection:
         self.vectors: dict[str, VectorIndex] = {}
         for vector_name, parameters in vector_parameters(config).items():
             self.vectors[vector_name] = (
-                FlatIndex(parameters) if parameters.hnsw is None else HnswIndex(parameters, self.rows)
+                FlatIndex(parameters) if parameters.hnsw is None else KernelIndex(parameters, self.rows)
             )
         self.changing = False
         """Whether a record has been applied to points in part: readers wait. What only prepares a change does not set it."""
@@ -76,6 +76,9 @@ class Collection:
 
     def upsert(self, command: command_pb2.UpsertPoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
         """Insert or replace points."""
+        refused = self._beyond_storage(command)
+        if refused is not None:
+            return Changes(refused=refused)
         points = command.points
         accepted, conflicts = self._check_versions(points, time_unix_ms)
         rows = self.rows.allocate(len(accepted))
@@ -161,11 +164,26 @@ class Collection:
         self.changing = False
         return Changes(updated_count=len(rows))
 
-    def configure(self, config: collections_pb2.CollectionConfig) -> None:
-        """Take a new definition; names, dimensions and metrics of the vectors are the same."""
+    def configure(self, config: collections_pb2.CollectionConfig) -> Steps[Changes]:
+        """Take a new definition; names, dimensions and metrics of the vectors are the same.
+
+        Refused where vectors do not fit a new storage.
+        """
+        changed = vector_parameters(config)
+        arenas: dict[str, Arena] = {}
+        live = np.zeros(self.rows.row_count, dtype=np.bool_)
+        live[self.rows.live_rows()] = True
+        for name, parameters in changed.items():
+            arena = self.vectors[name].arena
+            if parameters.storage is not arena.storage:
+                try:
+                    arenas[name] = yield from arena.stored_as(parameters.storage, live)
+                except InvalidVectorError as error:
+                    return Changes(refused=InvalidVectorError(f"vector {name!r}: {error.message}"))
         self.config = config
-        for name, parameters in vector_parameters(config).items():
-            self.vectors[name].configure(parameters)
+        for name, parameters in changed.items():
+            self.vectors[name].configure(parameters, arenas.get(name))
+        return Changes()
 
     # -- reading ---------------------------------------------------------------------------------------------------------
 
@@ -185,13 +203,13 @@ class Collection:
             mask &= self.filter_mask(compiled)
         return mask
 
+    def matching_rows(self, compiled: CompiledFilter, view: RowView) -> RowSet:
+        """Which rows a view sees and pass the filter."""
+        return RowSet.of_mask(view.visible_mask() & self.filter_mask(compiled))
+
     def filter_mask(self, compiled: CompiledFilter) -> NDArray[np.bool_]:
         """Which rows pass the filter, dead ones included; shape (row_count,)."""
         return compiled.mask(self.payloads, self.rows.row_count, self._rows_of_ids)
-
-    def filter_rows(self, compiled: CompiledFilter) -> RowSet:
-        """Which rows pass the filter, dead ones included, packed and counted: what `filter_mask` says, for the kernel."""
-        return compiled.row_set(self.payloads, self.rows.row_count, self._rows_of_ids)
 
     def ids_after(self, point_id: str) -> Iterable[str]:
         """Ids greater than `point_id` in order; the empty string comes before all."""
@@ -255,6 +273,15 @@ class Collection:
                 kept = part >= 0
                 index.add(part[kept], vectors[start : start + STEP_POINTS][kept])
                 yield
+
+    def _beyond_storage(self, command: command_pb2.UpsertPoints) -> InvalidVectorError | None:
+        """Why vectors that were checked under another storage cannot be kept in this one."""
+        for column in command.vectors:
+            index = self.vectors[column.name]
+            vectors = np.frombuffer(column.rows, dtype="<f4").reshape(-1, index.parameters.dimension)
+            if unstorable(vectors, index.parameters.metric, index.parameters.storage).any():
+                return InvalidVectorError(f"vector {column.name!r} of a point: {UNSTORABLE}")
+        return None
 
     def _select(
         self,

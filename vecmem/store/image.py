@@ -5,7 +5,7 @@
       collection.bin            CollectionImage
       points.npz                by row: ids and payloads (bytes back to back, and where each ends), versions, expires_at, live, and which
                                 rows hold each vector (present_<place>)
-      <place>.arena             float32 rows 0 to row_count - 1 of one vector; none without rows
+      <place>.arena             rows 0 to row_count - 1 of one vector, float32 or float16; none without rows
       <place>.graph ...         what its index saves
 
 Vectors are named by their place in order of their names (`0`, `1`, ...), so that no name reaches the file system. Few files: each
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from vecmem.errors import CorruptionError
 from vecmem.filesystem import write_file
+from vecmem.index.arena import DTYPES
+from vecmem.index.vector_index import SavedValue
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointManifest
 from vecmem.store.collection import Collection
@@ -83,7 +85,7 @@ def load_collection(manifest: CheckpointManifest, uid: str) -> Collection:
     return collection
 
 
-def _write_collection(collection: Collection, directory: Path) -> list[dict[str, int]]:
+def _write_collection(collection: Collection, directory: Path) -> list[dict[str, SavedValue]]:
     image = command_pb2.CollectionImage(
         name=collection.name,
         uid=collection.uid,
@@ -129,7 +131,7 @@ def _load_vector(
 ) -> None:
     base = f"collections/{collection.uid}/{place}"
     index = collection.vectors[name]
-    vectors = np.empty((live.size, index.parameters.dimension), dtype="<f4")
+    vectors = np.empty((live.size, index.parameters.dimension), dtype=DTYPES[index.parameters.storage])
     if live.size:
         checkpoints.read_into(manifest, f"{base}.arena", vectors)
     index.arena.load(vectors, present)

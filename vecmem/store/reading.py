@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,13 @@ from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExce
 from vecmem.index.filter import CompiledFilter
 from vecmem.index.payload import PayloadSelection, compile_selector, payload_to_struct
 from vecmem.index.rows import NEVER, row_array
+from vecmem.store import wire
 from vecmem.store.collection import Collection
 from vecmem.store.validation import request_fingerprint, vector_of
 from vecmem.v1 import common_pb2, filter_pb2, points_pb2
 
-POINT_OVERHEAD_BYTES = 32
-"""More than what frames a point in a reply, as a hit with its score."""
+SLICE_POINTS = 16
+"""Points encoded before their size is looked at: not much more than what a reply may hold is ever put together."""
 PAGE_BYTES_MAX = limits.MESSAGE_BYTES_MAX // 4
 """A page of scroll ends early when it has grown to this: one more point, of 1 MiB payload (6 MiB as a Struct) and 64 vectors,
 still fits."""
@@ -38,8 +38,23 @@ class PointSelection:
     vector_names: tuple[str, ...]
     as_values: bool
 
-    def fill(self, point: points_pb2.Point, collection: Collection, row: int) -> int:
-        """Fill an empty message from a row; returns how many bytes that added at most."""
+    def encode(self, collection: Collection, rows: list[int]) -> list[bytes]:
+        """Serialize what is chosen of the points of rows, each as a Point. All at once: mind `SLICE_POINTS`."""
+        table = collection.rows
+        plain = self.payload is None or self.payload.nothing
+        expiring = table.any_expiry() and any(table.expires_at(row) != NEVER for row in rows)
+        if plain and not (self.as_struct or self.vector_names or expiring):
+            payloads = collection.payloads.by_row if self.payload is None else []
+            return wire.points(table.ids, table.versions, payloads, rows)
+        return [self._encode_any(collection, row) for row in rows]
+
+    def _encode_any(self, collection: Collection, row: int) -> bytes:
+        point = points_pb2.Point()
+        self._fill(point, collection, row)
+        # Maps in an order of their own would make equal replies differ.
+        return point.SerializeToString(deterministic=True)
+
+    def _fill(self, point: points_pb2.Point, collection: Collection, row: int) -> None:
         table = collection.rows
         point.id = table.ids[row]
         point.version = int(table.versions[row])
@@ -56,8 +71,6 @@ class PointSelection:
                 point.expires_at.FromMilliseconds(expires_at_unix_ms)
         for name in self.vector_names:
             self._fill_vector(point, collection, name, row)
-        # Counted, not added up: a Struct is several times as large as its JSON, and small vectors are mostly names and tags.
-        return point.ByteSize() + POINT_OVERHEAD_BYTES
 
     def _fill_vector(self, point: points_pb2.Point, collection: Collection, name: str, row: int) -> None:
         arena = collection.vectors[name].arena
@@ -70,6 +83,10 @@ class PointSelection:
         else:
             dense.packed = values.astype("<f4").tobytes()
             dense.data_type = common_pb2.DATA_TYPE_FLOAT32
+
+
+WHOLE_PAYLOAD = PointSelection(payload=None, as_struct=False, vector_names=(), as_values=False)
+"""What a request without selectors asks for."""
 
 
 def compile_selection(
@@ -88,6 +105,8 @@ def compile_selection(
         LimitExceededError: too many names.
         UnknownVectorError: a vector is not the collection's.
     """
+    if payload is None and vectors is None:
+        return WHOLE_PAYLOAD
     names: tuple[str, ...] = ()
     encoding = request_encoding
     if vectors is not None:
@@ -122,25 +141,28 @@ def get(
     ids: list[str],
     selection: PointSelection,
     now_unix_ms: int,
-    add: Callable[[], points_pb2.Point],
     reply: ReplySize,
-) -> None:
-    """Fill a message from `add` for each id that exists, in order. Raises LimitExceededError when `reply` is full."""
-    for point_id in ids:
-        row = collection.find(point_id, now_unix_ms)
-        if row is not None:
-            reply.grow(selection.fill(add(), collection, row), "ids")
+) -> list[bytes]:
+    """Encode the point of each id that exists, in order. Raises LimitExceededError when `reply` is full."""
+    found = (collection.find(point_id, now_unix_ms) for point_id in ids)
+    rows = [row for row in found if row is not None]
+    points: list[bytes] = []
+    for start in range(0, len(rows), SLICE_POINTS):
+        some = selection.encode(collection, rows[start : start + SLICE_POINTS])
+        reply.grow(some, "ids")
+        points += some
+    return points
 
 
 @dataclass(slots=True)
 class ReplySize:
-    """How large a reply has grown while it is filled."""
+    """How large a reply has grown while it is put together."""
 
     size_bytes: int = 0
 
-    def grow(self, size_bytes: int, field: str) -> None:
-        """Count in what was added. Raises LimitExceededError when it is over what a message may hold."""
-        self.size_bytes += size_bytes
+    def grow(self, parts: list[bytes], field: str) -> None:
+        """Count in points or hits, and their frames. Raises LimitExceededError when all is more than a message may hold."""
+        self.size_bytes += sum(map(len, parts)) + len(parts) * wire.FRAME_BYTES_MAX
         if self.size_bytes > limits.MESSAGE_BYTES_MAX:
             raise LimitExceededError(
                 f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each",
@@ -164,9 +186,8 @@ def scroll(
     selection: PointSelection,
     sequence: int,
     now_unix_ms: int,
-    add: Callable[[], points_pb2.Point],
-) -> str:
-    """Fill a message from `add` for each point of the page behind the id `after`; returns the last id, or "" at the end."""
+) -> tuple[list[bytes], str]:
+    """Encode the points of the page behind the id `after`; returns them and the last id, or "" at the end."""
     mask = collection.matching(compiled, sequence, now_unix_ms)
     candidates = collection.ids_after(after)
     match_count = int(np.count_nonzero(mask))
@@ -175,17 +196,18 @@ def scroll(
         matching = (collection.rows.ids[row] for row in np.flatnonzero(mask).tolist())
         candidates = sorted(point_id for point_id in matching if point_id > after)
     last = ""
-    found_count = size_bytes = 0
+    points: list[bytes] = []
+    size_bytes = 0
     for point_id in candidates:
         row = collection.row_of[point_id]
         if not mask[row]:
             continue
-        if found_count == page_size or size_bytes > PAGE_BYTES_MAX:
-            return last
-        size_bytes += selection.fill(add(), collection, row)
-        found_count += 1
+        if len(points) == page_size or size_bytes > PAGE_BYTES_MAX:
+            return points, last
+        points += selection.encode(collection, [row])
+        size_bytes += len(points[-1]) + wire.FRAME_BYTES_MAX
         last = point_id
-    return ""
+    return points, ""
 
 
 def page_size_or_default(page_size: int, largest: int = limits.PAGE_SIZE_MAX) -> int:

@@ -128,8 +128,7 @@ class StateMachine:
             return Changes(refused=self._missing(operation.collection_uid))
         match kind:
             case "update_collection":
-                collection.configure(operation.config)
-                return Changes()
+                return (yield from collection.configure(operation.config))
             case "delete_collection":
                 del self.collections[collection.name]
                 del self.by_uid[collection.uid]

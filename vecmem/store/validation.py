@@ -25,6 +25,7 @@ from vecmem.errors import (
     UnknownVectorError,
 )
 from vecmem.index import metric as metrics
+from vecmem.index.arena import UNSTORABLE, unstorable
 from vecmem.index.field_path import parse_paths
 from vecmem.index.filter import compile_filter
 from vecmem.index.metric import Float32Array, Metric
@@ -36,6 +37,8 @@ from vecmem.v1 import common_pb2, points_pb2
 
 EXPIRED_LONG_AGO_UNIX_MS = 1
 """Stands for every expiry before 1970; 0 means never."""
+ORDINARY_SQUARE_MIN, ORDINARY_SQUARE_MAX = 1e-20, 1e20
+"""Bounds of the square of a length, far inside of what is allowed and of what float32 holds."""
 CHECK_ROWS = 64
 """Vectors checked in one step."""
 
@@ -139,6 +142,10 @@ class _Column:
             if found is not None:
                 index, problem = found
                 raise InvalidVectorError(problem, field=f"points[{self.indexes[start + index]}].{self.label}")
+            beyond = unstorable(matrix, self.parameters.metric, self.parameters.storage)
+            if beyond.any():
+                index = int(np.argmax(beyond))
+                raise InvalidVectorError(UNSTORABLE, field=f"points[{self.indexes[start + index]}].{self.label}")
             yield
 
 
@@ -221,6 +228,9 @@ def query_vector(values: bytes, parameters: VectorParameters, field: str) -> Flo
     """A vector to search for, from float32 bytes; shape (dimension,)."""
     check_dimension(values, parameters, field)
     vector = np.frombuffer(values, dtype="<f4")
+    # Almost every query's is such that float32 tells; what does not pass, NaN among them, is looked at with care.
+    if ORDINARY_SQUARE_MIN < vector.dot(vector) < ORDINARY_SQUARE_MAX:
+        return vector
     if not metrics.is_valid_norm(parameters.metric, metrics.norm(vector)):
         found = invalid_vector(vector[None, :], parameters.metric)
         raise InvalidVectorError(found[1] if found else "its length is at the edge of what is allowed", field=field)

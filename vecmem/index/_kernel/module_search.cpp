@@ -132,7 +132,7 @@ nb::tuple run(const Requests& requests, size_t threads, Search search) {
     {
         nb::gil_scoped_release released;
         std::vector<Answer> answers(requests.count);
-        parallel(requests.count, threads, [&](size_t i) { answers[i] = search(i); });
+        parallel(requests.count, threads, Purpose::kSearch, [&](size_t i) { answers[i] = search(i); });
         size_t total = 0;
         for (const Answer& answer : answers) total += answer.hits.size();
         rows.reserve(total);

@@ -100,8 +100,9 @@ class Pool {
 };
 
 // This process's pool. It never ends, since its helpers wait in it until the process does.
-Pool& pool() {
-    static std::atomic<Pool*> current{nullptr};
+Pool& pool(Purpose purpose) {
+    static std::atomic<Pool*> pools[2] = {};
+    std::atomic<Pool*>& current = pools[static_cast<size_t>(purpose)];
     Pool* found = current;
     while (!found || found->process != getpid()) {
         // A forked child leaves its parent's pool alone: no thread came with it, and its lock may have been held.
@@ -113,11 +114,11 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel(size_t count, size_t threads, const std::function<void(size_t)>& work) {
+void parallel(size_t count, size_t threads, Purpose purpose, const std::function<void(size_t)>& work) {
     Job job(count, work);
     const size_t used = std::min(threads, count);
     if (used > 1) {
-        pool().run(job, used - 1);
+        pool(purpose).run(job, used - 1);
     } else {
         job.run();
     }

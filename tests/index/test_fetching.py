@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vecmem.index.planner import GRAPH_COMPARISONS_PER_EF, Plan, choose, widen
+from vecmem.index.fetching import GRAPH_COMPARISONS_PER_EF, Plan, choose, widen
 
 SCAN = Plan(0, 0)
 ROWS = 100_000
