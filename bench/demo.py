@@ -22,7 +22,7 @@ from bench.datasets import Dataset, Question, load, recall, worst_true_scores
 from bench.report import percentile_ms
 from bench.scenarios.ann import wait_for_graph
 from bench.server import ROOT, Server, ServerError, work_directory
-from vecmem_client import Client, Hit, Point, ProgressBar, RetryPolicy, VecmemClientError, VectorConfig
+from vecmem_client import Client, Hit, Hits, Point, ProgressBar, RetryPolicy, VecmemClientError, VectorConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,7 @@ K: Final = 10
 RECALL_MIN: Final = 0.95
 JOURNAL_POINTS_BEFORE_KILL: Final = 200
 
-Answers = list[list[Hit]]
+Answers = list[Hits]
 """The hits of each question."""
 
 
@@ -111,7 +111,7 @@ def _load(console: Console, client: Client, dataset: Dataset) -> None:
     )
 
 
-def _ask_one(client: Client, dataset: Dataset, index: int) -> list[Hit]:
+def _ask_one(client: Client, dataset: Dataset, index: int) -> Hits:
     return client.query(COLLECTION, dataset.question_vectors[index], limit=K)
 
 
@@ -219,7 +219,7 @@ def _different(before: Answers, after: Answers) -> int:
     return sum(_plain(one) != _plain(other) for one, other in zip(before, after, strict=True))
 
 
-def _plain(hits: list[Hit]) -> list[tuple[object, ...]]:
+def _plain(hits: Hits) -> list[tuple[object, ...]]:
     return [(hit.id, hit.score, hit.version, hit.payload) for hit in hits]
 
 

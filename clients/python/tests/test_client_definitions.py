@@ -144,6 +144,24 @@ def test_an_explanation_comes_with_the_hits():
     assert (first.explanation, second.explanation) == (hits.explanation, None)
 
 
+def test_hits_are_a_sequence_decoded_at_the_first_look(monkeypatch):
+    reply = points_pb2.QueryResponse(hits=[points_pb2.Hit(score=score) for score in (0.75, 0.5, 0.25)])
+    calls = []
+    decode = _replies._decode_hits
+    monkeypatch.setattr(_replies, "_decode_hits", lambda *arguments: calls.append(arguments) or decode(*arguments))
+    hits = _replies.hits(reply, with_vectors=False)
+    assert not calls
+    assert len(hits) == 3
+    assert [hit.score for hit in hits] == [hit.score for hit in hits[:]] == [0.75, 0.5, 0.25]
+    assert (hits[-1].score, hits[0] is hits[0], hits[1] in hits) == (0.25, True, True)
+    assert hits == list(hits) == Hits(hits)
+    assert hits != []
+    assert hits != "hits"
+    assert not _replies.hits(points_pb2.QueryResponse(), with_vectors=False)
+    assert "score=0.75" in repr(hits)
+    assert len(calls) == 2
+
+
 def test_a_plan_of_a_later_server_is_none():
     reply = points_pb2.QueryResponse(explanation=points_pb2.Explanation(plan=99))
     assert _replies.hits(reply, with_vectors=False).explanation.plan is None

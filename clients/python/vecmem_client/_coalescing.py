@@ -9,6 +9,7 @@ and a repeated field is its elements one after another (protobuf.dev, "Encoding"
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -117,7 +118,10 @@ UPSERT: Final[SharedMethod[points_pb2.UpsertResponse]] = SharedMethod(
 
 def lane_key(method: SharedMethod[Any], min_position: Position | None = None, *, exact: bool = False) -> LaneKey:
     """Return what a call shares RPCs by."""
-    return LaneKey(method, None if min_position is None else min_position.shard, exact)
+    return _lane_key(method, None if min_position is None else min_position.shard, exact)
+
+
+_lane_key = functools.cache(LaneKey)  # there are few, and each call needs one
 
 
 class Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from vecmem.v1 import collections_pb2, common_pb2, points_pb2
@@ -150,11 +151,14 @@ def points(messages: Iterable[points_pb2.Point]) -> list[StoredPoint]:
 
 
 def hits(reply: points_pb2.QueryResponse | points_pb2.QueryResult, *, with_vectors: bool) -> Hits:
-    """Return hits; payloads stay undecoded until somebody looks, and vectors are looked for only where asked for."""
-    result = Hits()
-    if reply.HasField("explanation"):
-        result.explanation = _explanation(reply.explanation)
-    for message in reply.hits:
+    """Return hits, which are decoded when somebody looks; vectors are looked for only where asked for."""
+    explanation = _explanation(reply.explanation) if reply.HasField("explanation") else None
+    return Hits(partial(_decode_hits, reply.hits, with_vectors), explanation)
+
+
+def _decode_hits(messages: Iterable[points_pb2.Hit], with_vectors: bool) -> list[Hit]:
+    result = []
+    for message in messages:
         point = message.point
         expires_at = decode_time(point.expires_at) if point.HasField("expires_at") else None
         vector, vectors = (_vector(point), _vectors(point)) if with_vectors else (None, {})

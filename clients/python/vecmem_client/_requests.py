@@ -245,7 +245,9 @@ def set_query(
     if vector is not None:
         if id is not None:
             raise ValueError("a query is near a vector or near an id, not both")
-        set_vector(target.nearest.vector, pack_vector(vector))
+        dense = target.nearest.vector.dense
+        dense.packed = pack_vector(vector)
+        dense.data_type = common_pb2.DATA_TYPE_FLOAT32
     elif id is not None:
         target.nearest.id = id
     else:
@@ -267,7 +269,8 @@ def set_query(
         target.params.exact = True
     if explain:
         target.explain = True
-    set_selectors(target, with_payload, with_vectors)
+    if with_payload is not True or with_vectors is not False:
+        set_selectors(target, with_payload, with_vectors)
 
 
 def query_batch(queries: Iterable[Query], min_position: Position | None) -> points_pb2.QueryBatchRequest:

@@ -6,12 +6,13 @@ Classes that hold arrays compare by identity, because comparing arrays has no si
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
     import numpy as np
@@ -270,14 +271,53 @@ class Explanation:
     """Payload paths that the filter read, in order."""
 
 
-class Hits(list[Hit]):
-    """What a query found, best first: a list, with the explanation where the query asked for one."""
+class Hits(Sequence[Hit]):
+    """What a query found, best first, with the explanation where the query asked for one.
 
-    __slots__ = ("explanation",)
+    Hits are taken out of the reply when somebody looks at the first; until then they keep the reply that they came in.
+    """
 
-    def __init__(self, hits: Iterable[Hit] = (), explanation: Explanation | None = None) -> None:
-        super().__init__(hits)
+    __slots__ = ("_source", "explanation")
+
+    def __init__(
+        self, hits: Iterable[Hit] | Callable[[], list[Hit]] = (), explanation: Explanation | None = None
+    ) -> None:
+        # One attribute for both states: threads that look at the same time may decode twice, and all is well.
+        self._source: list[Hit] | Callable[[], list[Hit]] = hits if callable(hits) else list(hits)
         self.explanation = explanation
+
+    def _hits(self) -> list[Hit]:
+        source = self._source
+        if not isinstance(source, list):
+            source = self._source = source()
+        return source
+
+    def __len__(self) -> int:
+        return len(self._hits())
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self._hits())
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Hit | list[Hit]:
+        return self._hits()[index]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it holds the same hits as another sequence; hits compare by identity."""
+        if not isinstance(other, Hits | list | tuple):
+            return NotImplemented
+        return self._hits() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it compares by its elements, as lists do
+
+    def __repr__(self) -> str:
+        return f"Hits({self._hits()!r}, explanation={self.explanation!r})"
+
+    def __reduce__(self) -> tuple[type[Hits], tuple[list[Hit], Explanation | None]]:
+        return Hits, (self._hits(), self.explanation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ def pack_vector(vector: VectorLike, name: str = "vector") -> bytes:
     Raises TypeError when the elements are not real numbers, and ValueError unless the shape is (dimension,) with
     dimension >= 1. Values beyond float32 become infinite, which the server refuses.
     """
-    array = _as_float32(vector, name)
+    # What callers in a hurry pass is left as it is; all else becomes that.
+    array = vector if type(vector) is np.ndarray and vector.dtype == FLOAT32 else _as_float32(vector, name)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; one vector has shape (dimension,)")
     return array.tobytes()
@@ -56,8 +57,6 @@ def unpack_vector(vector: common_pb2.Vector) -> NDArray[np.float32]:
 
 
 def _as_float32(vector: VectorLike, name: str) -> NDArray[np.float32]:
-    if type(vector) is np.ndarray and vector.dtype == FLOAT32:
-        return vector
     array = np.asarray(vector)
     _check_kind(array, name)
     return to_float32(array)

@@ -157,7 +157,7 @@ class AsyncStoreMethods(VectorStoreBase):
         exact: bool = False,
         with_vectors: bool = False,
         **kwargs: Any,
-    ) -> list[Hit]:
+    ) -> Sequence[Hit]:
         refuse(kwargs)
         try:
             return await self.async_client.query(

@@ -158,7 +158,7 @@ class StoreMethods(VectorStoreBase):
         exact: bool = False,
         with_vectors: bool = False,
         **kwargs: Any,
-    ) -> list[Hit]:
+    ) -> Sequence[Hit]:
         refuse(kwargs)
         try:
             return self.client.query(

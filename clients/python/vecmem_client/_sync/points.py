@@ -242,7 +242,8 @@ class PointMethods(Base):
             with_payload,
             with_vectors,
         )
-        _requests.set_read(request, min_position)
+        if min_position is not None:
+            _requests.set_read(request, min_position)
         reply = self._call_shared(
             _coalescing.QUERY, request, timeout_seconds, min_position=min_position, exact=exact or target_recall >= 1
         )
