@@ -213,7 +213,7 @@ def worst_true_scores(
 def _rows_of(dataset: Dataset, rows: npt.NDArray[np.int64]) -> FloatMatrix:
     """Vectors by row numbers of any shape, read in order: rows by formula are made block by block."""
     distinct, places = np.unique(rows, return_inverse=True)
-    return cast("FloatMatrix", dataset.vectors[distinct][places.reshape(rows.shape)])
+    return dataset.vectors[distinct][places.reshape(rows.shape)]
 
 
 def recall(

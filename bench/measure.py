@@ -75,12 +75,12 @@ def alone(search: Callable[[Vector], list[int]], queries: npt.NDArray[np.float32
     return Alone(latencies, found[: len(queries)])
 
 
-def rate(engine: Engine, queries: npt.NDArray[np.float32], *, callers: int, count: int, effort: int) -> float:
+def rate(engine: Engine, queries: npt.NDArray[np.float32], *, callers: int, count: int) -> float:
     """Queries a second of many callers that share a list of `count` queries; after a warm-up."""
     tasks = engine.tasks()
     if tasks is not None:
-        return run_tasks(_searched_by_tasks(tasks, queries, callers, count, effort))
-    return searched_by_threads(lambda query: engine.search(query, K, effort), queries, callers, count)
+        return run_tasks(_searched_by_tasks(tasks, queries, callers, count))
+    return searched_by_threads(lambda query: engine.search(query, K), queries, callers, count)
 
 
 def run_tasks(work: Awaitable[float]) -> float:
@@ -94,12 +94,12 @@ def run_tasks(work: Awaitable[float]) -> float:
 
 
 async def _searched_by_tasks(
-    tasks: AbstractAsyncContextManager[Search], queries: npt.NDArray[np.float32], callers: int, count: int, effort: int
+    tasks: AbstractAsyncContextManager[Search], queries: npt.NDArray[np.float32], callers: int, count: int
 ) -> float:
     async with tasks as search:
 
         async def one(query: Vector) -> None:
-            await search(query, K, effort)
+            await search(query, K)
 
         return await calls_by_tasks(one, queries, callers, count)
 
@@ -168,22 +168,24 @@ class Tuned:
 def tune(
     report: Report, engine: Engine, truth: Truth, *, count: int, callers: int, stop_at: float, curve: bool = True
 ) -> Tuned:
-    """Try the engine's efforts upwards. Chosen is the first whose recall is RECALL_WANTED, else the one of most recall.
+    """Try the engine's efforts upwards. Chosen is the first whose recall is RECALL_WANTED, else the one of most recall; it is in use afterwards.
 
     Goes on until recall is `stop_at`, so that the curve shows what more of it costs. Reports recall and the rate of many
     callers at each effort, under names that end in `_ef_EFFORT`.
     """
     chosen: Tuned | None = None
     for effort in engine.efforts:
-        seen = alone(lambda query, effort=effort: engine.search(query, K, effort), truth.queries, count)  # type: ignore[misc]
+        engine.use(effort)
+        seen = alone(lambda query: engine.search(query, K), truth.queries, count)
         reached = truth.recall(seen.found)
         if curve:
             report.add(engine.name, f"recall_at_{K}_ef_{effort}", reached, "ratio")
-            qps = rate(engine, truth.queries, callers=callers, count=count, effort=effort)
+            qps = rate(engine, truth.queries, callers=callers, count=count)
             report.add(engine.name, f"qps_{callers}_callers_ef_{effort}", qps, "1/s")
         if chosen is None or (chosen.recall < RECALL_WANTED and reached > chosen.recall):
             chosen = Tuned(effort, reached, seen)
         if reached >= stop_at:
             break
     assert chosen is not None
+    engine.use(chosen.effort)
     return chosen

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from bench.datasets import Dataset
 
+    Kind = Literal["index", "embedded", "server"]
     Vector = npt.NDArray[np.float32]
-    Search = Callable[[Vector, int, int], Awaitable[list[int]]]
-    """Query, k, effort; the rows found, nearest first."""
+    Search = Callable[[Vector, int], Awaitable[list[int]]]
+    """Query and k; the rows found, nearest first."""
 
 M = 16
 EF_CONSTRUCTION = 200
@@ -63,7 +64,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     """The system's name in reports."""
-    kind: ClassVar[Literal["index", "embedded", "server"]]
+    kind: ClassVar[Kind]
     """A bare index keeps neither payloads nor anything on disk; an embedded store runs in this process."""
     efforts: ClassVar[tuple[int, ...]] = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     """Settings of its one knob that trades rate for recall, upwards: for a graph the candidates considered (ef)."""
@@ -74,8 +75,15 @@ class Engine(ABC):
     def load(self, dataset: Dataset) -> Loaded:
         """Take all points, under their row numbers, and wait until all are indexed."""
 
+    effort = 0
+    """What `use` set last."""
+
+    def use(self, effort: int) -> None:
+        """Search with this effort from now on. Not called while searches run."""
+        self.effort = effort
+
     @abstractmethod
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One query; the rows found, nearest first. May be called from several threads at once."""
 
     def tasks(self) -> AbstractAsyncContextManager[Search] | None:

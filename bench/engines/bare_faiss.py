@@ -12,14 +12,14 @@ from bench.report import this_machine
 
 if TYPE_CHECKING:
     from bench.datasets import Dataset
-    from bench.engines import Place, Vector
+    from bench.engines import Kind, Place, Vector
 
 
 class Faiss(Engine):
     """faiss.IndexHNSWFlat over normalised vectors under cosine; its effort is `efSearch`."""
 
     name = "faiss"
-    kind: ClassVar = "index"
+    kind: ClassVar[Kind] = "index"
 
     def __init__(self, place: Place | None = None) -> None:
         del place
@@ -48,11 +48,11 @@ class Faiss(Engine):
         faiss.omp_set_num_threads(1)
         return Loaded(seconds, seconds)
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One query on the calling thread."""
         if self._is_cosine:
             query = query / np.linalg.norm(query)
-        parameters = self._faiss.SearchParametersHNSW(efSearch=max(effort, k))
+        parameters = self._faiss.SearchParametersHNSW(efSearch=max(self.effort, k))
         _, rows = self._index.search(query[None], k, params=parameters)
         return [int(row) for row in rows[0] if row >= 0]
 

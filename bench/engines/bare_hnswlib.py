@@ -12,7 +12,7 @@ from bench.report import this_machine
 
 if TYPE_CHECKING:
     from bench.datasets import Dataset
-    from bench.engines import Place, Vector
+    from bench.engines import Kind, Place, Vector
 
 SPACES: Final = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
 
@@ -21,13 +21,12 @@ class Hnswlib(Engine):
     """hnswlib.Index; its effort is `ef`, which belongs to the whole index."""
 
     name = "hnswlib"
-    kind: ClassVar = "index"
+    kind: ClassVar[Kind] = "index"
 
     def __init__(self, place: Place | None = None, *, threads: int | None = None) -> None:
         del place
         self._threads = threads or this_machine().cores
         self._index: hnswlib.Index | None = None
-        self._ef = 0
 
     def load(self, dataset: Dataset) -> Loaded:
         """`add_items` of all, on all cores or as many threads as were said."""
@@ -37,15 +36,17 @@ class Hnswlib(Engine):
         started_at = time.perf_counter()
         self._index.add_items(vectors, num_threads=self._threads)
         seconds = time.perf_counter() - started_at
-        self._ef = 0
         return Loaded(seconds, seconds)
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
-        """One query on the calling thread. All threads ask for the same effort at a time."""
+    def use(self, effort: int) -> None:
+        """Set `ef`, which is the whole index's."""
+        super().use(effort)
         assert self._index is not None
-        if self._ef != max(effort, k):
-            self._ef = max(effort, k)
-            self._index.set_ef(self._ef)
+        self._index.set_ef(effort)
+
+    def search(self, query: Vector, k: int) -> list[int]:
+        """One query on the calling thread."""
+        assert self._index is not None
         labels, _ = self._index.knn_query(query, k=k, num_threads=1)
         return [int(label) for label in labels[0]]
 

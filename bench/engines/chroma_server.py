@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 COLLECTION: Final = "vecmem-bench"
 SPACES: Final = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
@@ -33,7 +33,7 @@ class ChromaServer(Engine):
     """`chroma run`, and one collection. Its effort is `ef_search`, which belongs to the whole collection."""
 
     name = "chroma"
-    kind: ClassVar = "server"
+    kind: ClassVar[Kind] = "server"
     own_durability = "SQLite"
 
     def __init__(self, place: Place) -> None:
@@ -43,14 +43,13 @@ class ChromaServer(Engine):
         except ImportError as error:
             raise UnavailableError(str(error)) from error
         self._library: Any = chromadb
-        self._settings = Settings(anonymized_telemetry=False)
+        self._settings: Any = Settings
         self._directory = place.directory / self.name
         self._log = place.directory / "chroma.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._client: Any = None
         self._collection: Any = None
-        self._effort = 0
         try:
             self._start()
         except BaseException:
@@ -64,13 +63,11 @@ class ChromaServer(Engine):
         command = [sys.executable, "-c", _RUN, "run", "--path", str(self._directory)]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
         with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(
-                dying_with_parent(command), stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = subprocess.Popen(dying_with_parent(command), stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS_MAX
         while True:
             try:
-                self._client = self._library.HttpClient("127.0.0.1", self._port, settings=self._settings)
+                self._client = self._library.HttpClient("127.0.0.1", self._port, settings=self._fresh_settings())
                 self._client.heartbeat()
             except Exception as error:  # chromadb raises ValueError and httpx errors alike while nobody listens
                 if self._process.poll() is not None or time.monotonic() > deadline:
@@ -79,6 +76,10 @@ class ChromaServer(Engine):
                 time.sleep(0.1)
             else:
                 return
+
+    def _fresh_settings(self) -> Any:
+        # A client writes its address into the settings it is given.
+        return self._settings(anonymized_telemetry=False)
 
     def load(self, dataset: Dataset) -> Loaded:
         """Add in batches, the payload as the document; then wait until the write-ahead log is in the index."""
@@ -112,33 +113,32 @@ class ChromaServer(Engine):
         answer = self._collection.query(query_embeddings=[query], n_results=k, include=["documents", "distances"])
         return [int(point_id) for point_id in answer["ids"][0]]
 
-    def _use(self, effort: int) -> None:
-        if effort != self._effort:
+    def use(self, effort: int) -> None:
+        """Change the collection, and start the server again: an index that is loaded keeps the `ef` it was loaded with."""
+        if effort != self.effort:
             self._collection.modify(configuration={"hnsw": {"ef_search": effort}})
-            self._effort = effort
+            self._stop()
+            self._start()
+            self._collection = self._client.get_collection(COLLECTION, embedding_function=None)
+        super().use(effort)
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
-        """One call of the sync client. All threads ask for the same effort at a time."""
-        self._use(effort)
+    def search(self, query: Vector, k: int) -> list[int]:
+        """One call of the sync client."""
         return self._query(query, k)
 
     @asynccontextmanager
     async def tasks(self) -> AsyncIterator[Search]:
         """One asyncio client."""
-        client = await self._library.AsyncHttpClient("127.0.0.1", self._port, settings=self._settings)
+        client = await self._library.AsyncHttpClient("127.0.0.1", self._port, settings=self._fresh_settings())
         collection = await client.get_collection(COLLECTION, embedding_function=None)
 
-        async def search(query: Vector, k: int, effort: int) -> list[int]:
-            self._use(effort)
-            answer = await collection.query(
-                query_embeddings=[query], n_results=k, include=["documents", "distances"]
-            )
+        async def search(query: Vector, k: int) -> list[int]:
+            answer = await collection.query(query_embeddings=[query], n_results=k, include=["documents", "distances"])
             return [int(point_id) for point_id in answer["ids"][0]]
 
         yield search
 
-    def close(self) -> None:
-        """End the process and remove its files."""
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -147,4 +147,8 @@ class ChromaServer(Engine):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def close(self) -> None:
+        """End the process and remove its files."""
+        self._stop()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 TABLE: Final = "bench"
 ROWS_PER_BATCH: Final = 10_000
@@ -27,7 +27,7 @@ class Lance(Engine):
     """One table and an IVF_HNSW_SQ index of one partition, which its documentation recommends. Its effort is `ef`."""
 
     name = "lancedb"
-    kind: ClassVar = "embedded"
+    kind: ClassVar[Kind] = "embedded"
     own_durability = "files"
 
     def __init__(self, place: Place) -> None:
@@ -45,9 +45,7 @@ class Lance(Engine):
         import pyarrow as pa
 
         width = dataset.dimension
-        schema = pa.schema(
-            [("row", pa.int64()), ("payload", pa.string()), ("vector", pa.list_(pa.float32(), width))]
-        )
+        schema = pa.schema([("row", pa.int64()), ("payload", pa.string()), ("vector", pa.list_(pa.float32(), width))])
 
         def batches() -> Iterator[Any]:
             for begin in range(0, len(dataset), ROWS_PER_BATCH):
@@ -71,10 +69,16 @@ class Lance(Engine):
         )
         return Loaded(acknowledged_at - started_at, time.perf_counter() - started_at)
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One query of the sync interface."""
         asked = self._table.search(query, vector_column_name="vector").distance_type(self._distance)
-        asked = asked.nprobes(1).ef(max(effort, k)).refine_factor(REFINE).select(["row", "payload"]).limit(k)
+        asked = (
+            asked.nprobes(1)
+            .ef(max(self.effort, k))
+            .refine_factor(REFINE)
+            .select(["row", "payload", "_distance"])
+            .limit(k)
+        )
         return [int(row) for row in asked.to_arrow()["row"].to_pylist()]
 
     @asynccontextmanager
@@ -83,9 +87,15 @@ class Lance(Engine):
         database = await self._library.connect_async(str(self._directory))
         table = await database.open_table(TABLE)
 
-        async def search(query: Vector, k: int, effort: int) -> list[int]:
+        async def search(query: Vector, k: int) -> list[int]:
             asked = table.query().nearest_to(query).column("vector").distance_type(self._distance)
-            asked = asked.nprobes(1).ef(max(effort, k)).refine_factor(REFINE).select(["row", "payload"]).limit(k)
+            asked = (
+                asked.nprobes(1)
+                .ef(max(self.effort, k))
+                .refine_factor(REFINE)
+                .select(["row", "payload", "_distance"])
+                .limit(k)
+            )
             return [int(row) for row in (await asked.to_arrow())["row"].to_pylist()]
 
         yield search

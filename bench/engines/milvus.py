@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 COLLECTION: Final = "vecmem_bench"
 POINTS_PER_CALL: Final = 1_000
@@ -25,7 +25,7 @@ class MilvusServer(Engine):
     """One collection with an HNSW index, loaded. Its effort is `ef`."""
 
     name = "milvus"
-    kind: ClassVar = "server"
+    kind: ClassVar[Kind] = "server"
     own_durability = "as the server has it"
 
     def __init__(self, place: Place) -> None:
@@ -75,12 +75,12 @@ class MilvusServer(Engine):
         client.load_collection(COLLECTION, timeout=INDEX_SECONDS_MAX)
         return Loaded(acknowledged_at - started_at, time.perf_counter() - started_at)
 
-    def _asked(self, query: Vector, k: int, effort: int) -> dict[str, Any]:
+    def _asked(self, query: Vector, k: int) -> dict[str, Any]:
         return {
             "collection_name": COLLECTION,
             "data": [query],
             "limit": k,
-            "search_params": {"metric_type": self._metric, "params": {"ef": max(effort, k)}},
+            "search_params": {"metric_type": self._metric, "params": {"ef": max(self.effort, k)}},
             "output_fields": ["payload"],
         }
 
@@ -88,17 +88,17 @@ class MilvusServer(Engine):
     def _rows(answer: Any) -> list[int]:
         return [int(hit["row"]) for hit in answer[0]]
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One call of the sync client."""
-        return self._rows(self._client.search(**self._asked(query, k, effort)))
+        return self._rows(self._client.search(**self._asked(query, k)))
 
     @asynccontextmanager
     async def tasks(self) -> AsyncIterator[Search]:
         """One asyncio client."""
         client = self._library.AsyncMilvusClient(self._uri)
 
-        async def search(query: Vector, k: int, effort: int) -> list[int]:
-            return self._rows(await client.search(**self._asked(query, k, effort)))
+        async def search(query: Vector, k: int) -> list[int]:
+            return self._rows(await client.search(**self._asked(query, k)))
 
         try:
             yield search
@@ -118,7 +118,7 @@ class MilvusLite(MilvusServer):
     """The embedded one, its files in a directory of ours. All its searches share one interpreter with the callers."""
 
     name = "milvus-lite"
-    kind: ClassVar = "embedded"
+    kind: ClassVar[Kind] = "embedded"
     own_durability = "files"
 
     def _address(self, place: Place) -> str:

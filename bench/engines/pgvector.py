@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 TABLE: Final = "vecmem_bench"
 OPERATORS: Final = {
@@ -27,7 +27,7 @@ class Pgvector(Engine):
     """One table with a jsonb payload and an HNSW index. Its effort is `hnsw.ef_search`, set for each session."""
 
     name = "pgvector"
-    kind: ClassVar = "server"
+    kind: ClassVar[Kind] = "server"
     own_durability = "fsync, as the server's synchronous_commit says"
 
     def __init__(self, place: Place) -> None:
@@ -83,19 +83,19 @@ class Pgvector(Engine):
     def _asked(self, k: int) -> str:
         return f"SELECT row, payload FROM {TABLE} ORDER BY vector {self._operator} %b LIMIT {k}"  # noqa: S608
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One statement on a connection that no other thread uses meanwhile."""
-        connection = self._client_for(effort)
+        connection = self._free_connection()
         try:
             found = connection.execute(self._asked(k), (query,), prepare=True).fetchall()
         finally:
-            self._free.put((connection, effort))
+            self._free.put((connection, self.effort))
         return [int(row) for row, _ in found]
 
-    def _client_for(self, effort: int) -> Any:
+    def _free_connection(self) -> Any:
         connection, set_effort = (self._connect(), None) if self._free.empty() else self._free.get()
-        if set_effort != effort:
-            connection.execute(f"SET hnsw.ef_search = {effort}")
+        if set_effort != self.effort:
+            connection.execute(f"SET hnsw.ef_search = {self.effort}")
         return connection
 
     @asynccontextmanager
@@ -104,7 +104,7 @@ class Pgvector(Engine):
         free: list[tuple[Any, int]] = []
         connections: list[Any] = []
 
-        async def search(query: Vector, k: int, effort: int) -> list[int]:
+        async def search(query: Vector, k: int) -> list[int]:
             if free:
                 connection, set_effort = free.pop()
             else:
@@ -112,11 +112,11 @@ class Pgvector(Engine):
                 connections.append(connection)
                 await self._vectors.register_vector_async(connection)
                 set_effort = None
-            if set_effort != effort:
-                await connection.execute(f"SET hnsw.ef_search = {effort}")
+            if set_effort != self.effort:
+                await connection.execute(f"SET hnsw.ef_search = {self.effort}")
             asked = await connection.execute(self._asked(k), (query,), prepare=True)
             found = await asked.fetchall()
-            free.append((connection, effort))
+            free.append((connection, self.effort))
             return [int(row) for row, _ in found]
 
         try:
@@ -132,4 +132,3 @@ class Pgvector(Engine):
             connections[0].execute(f"DROP TABLE IF EXISTS {TABLE}")
         for connection in connections:
             connection.close()
-

@@ -10,7 +10,7 @@ from bench.engines import EF_CONSTRUCTION, Engine, Loaded, M, UnavailableError
 
 if TYPE_CHECKING:
     from bench.datasets import Dataset
-    from bench.engines import Place, Vector
+    from bench.engines import Kind, Place, Vector
 
 POINTS_PER_UPDATE: Final = 1_000
 DISTANCES: Final = {"cosine": "Cosine", "dot": "Dot", "euclidean": "Euclid"}
@@ -20,7 +20,7 @@ class QdrantEdge(Engine):
     """One shard, everything in memory, optimised into one segment. Its effort is `hnsw_ef`."""
 
     name = "qdrant-edge"
-    kind: ClassVar = "embedded"
+    kind: ClassVar[Kind] = "embedded"
     own_durability = "write-ahead log, not fsynced"
 
     def __init__(self, place: Place) -> None:
@@ -56,14 +56,14 @@ class QdrantEdge(Engine):
         self._shard.optimize()
         return Loaded(acknowledged_at - started_at, time.perf_counter() - started_at)
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One query on the calling thread."""
         edge = self._edge
         request = edge.QueryRequest(
             limit=k,
             query=edge.Query.Nearest(query.tolist()),
             with_payload=True,
-            params=edge.SearchParams(hnsw_ef=effort),
+            params=edge.SearchParams(hnsw_ef=self.effort),
         )
         return [int(hit.id) for hit in self._shard.query(request)]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 COLLECTION: Final = "vecmem-bench"
 DISTANCES: Final = {"cosine": "Cosine", "dot": "Dot", "euclidean": "Euclid"}
@@ -23,7 +23,7 @@ class QdrantServer(Engine):
     """One collection of the server, deleted at the end. Its effort is `hnsw_ef`."""
 
     name = "qdrant"
-    kind: ClassVar = "server"
+    kind: ClassVar[Kind] = "server"
     own_durability = "write-ahead log, not fsynced"
 
     def __init__(self, place: Place) -> None:
@@ -69,8 +69,8 @@ class QdrantServer(Engine):
                 raise TimeoutError(message)
             time.sleep(0.1)
 
-    def _asked(self, query: Vector, k: int, effort: int) -> dict[str, Any]:
-        parameters = self._library.models.SearchParams(hnsw_ef=effort)
+    def _asked(self, query: Vector, k: int) -> dict[str, Any]:
+        parameters = self._library.models.SearchParams(hnsw_ef=self.effort)
         return {
             "collection_name": COLLECTION,
             "query": query.tolist(),
@@ -79,17 +79,17 @@ class QdrantServer(Engine):
             "with_payload": True,
         }
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One call of the sync client."""
-        return [int(hit.id) for hit in self._client.query_points(**self._asked(query, k, effort)).points]
+        return [int(hit.id) for hit in self._client.query_points(**self._asked(query, k)).points]
 
     @asynccontextmanager
     async def tasks(self) -> AsyncIterator[Search]:
         """One asyncio client."""
         client = self._library.AsyncQdrantClient(url=self._url, prefer_grpc=True, timeout=120)
 
-        async def search(query: Vector, k: int, effort: int) -> list[int]:
-            answer = await client.query_points(**self._asked(query, k, effort))
+        async def search(query: Vector, k: int) -> list[int]:
+            answer = await client.query_points(**self._asked(query, k))
             return [int(hit.id) for hit in answer.points]
 
         try:

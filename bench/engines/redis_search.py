@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 INDEX: Final = "vecmem-bench"
 PREFIX: Final = "vecmem-bench:"
@@ -31,7 +31,7 @@ class RedisSearch(Engine):
     """Hashes with the vector and the payload as JSON, and an HNSW index over them. Its effort is `EF_RUNTIME`."""
 
     name = "redis"
-    kind: ClassVar = "server"
+    kind: ClassVar[Kind] = "server"
     own_durability = "as the server's appendfsync says"
 
     def __init__(self, place: Place) -> None:
@@ -76,11 +76,24 @@ class RedisSearch(Engine):
                 raise TimeoutError(message)
             time.sleep(0.1)
 
-    @staticmethod
-    def _asked(query: Vector, k: int, effort: int) -> tuple[Any, ...]:
-        wanted = f"*=>[KNN {k} @vector $query EF_RUNTIME {effort} AS distance]"
+    def _asked(self, query: Vector, k: int) -> tuple[Any, ...]:
+        wanted = f"*=>[KNN {k} @vector $query EF_RUNTIME {self.effort} AS distance]"
         parameters = ("PARAMS", 2, "query", np.asarray(query, np.float32).tobytes(), "SORTBY", "distance")
-        return ("FT.SEARCH", INDEX, wanted, *parameters, "RETURN", 2, "distance", "payload", "LIMIT", 0, k, "DIALECT", 2)
+        return (
+            "FT.SEARCH",
+            INDEX,
+            wanted,
+            *parameters,
+            "RETURN",
+            2,
+            "distance",
+            "payload",
+            "LIMIT",
+            0,
+            k,
+            "DIALECT",
+            2,
+        )
 
     @staticmethod
     def _rows(answer: list[Any]) -> list[int]:
@@ -89,17 +102,17 @@ class RedisSearch(Engine):
             json.loads(fields[-1])
         return rows
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One command on a pooled connection."""
-        return self._rows(self._client.execute_command(*self._asked(query, k, effort)))
+        return self._rows(self._client.execute_command(*self._asked(query, k)))
 
     @asynccontextmanager
     async def tasks(self) -> AsyncIterator[Search]:
         """One asyncio client, whose pool has a connection for each caller."""
         client = self._library.asyncio.Redis.from_url(self._url, protocol=2)
 
-        async def search(query: Vector, k: int, effort: int) -> list[int]:
-            return self._rows(await client.execute_command(*self._asked(query, k, effort)))
+        async def search(query: Vector, k: int) -> list[int]:
+            return self._rows(await client.execute_command(*self._asked(query, k)))
 
         try:
             yield search

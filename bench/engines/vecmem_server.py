@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.datasets import Dataset
-    from bench.engines import Place, Search, Vector
+    from bench.engines import Kind, Place, Search, Vector
 
 COLLECTION: Final = "bench"
 POINTS_PER_LOAD: Final = 100_000
@@ -29,7 +29,7 @@ class Vecmem(Engine):
     """A server process and its clients. Effort is `ef`; 0 leaves it to the collection's target recall."""
 
     name: ClassVar[str] = "vecmem"
-    kind: ClassVar = "server"
+    kind: ClassVar[Kind] = "server"
     own_durability: ClassVar[str] = "fsync"
 
     def __init__(self, place: Place, *, grpc_engine: str = "auto", flags: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class Vecmem(Engine):
         self.client = Client(self.server.address, timeout_seconds=120)
         self.filter: FilterLike | None = None
         """What hits have to match, from now on."""
-        self._row_of: dict[str, int] = {}
+        self.row_of: dict[str, int] = {}
 
     def load(self, dataset: Dataset) -> Loaded:
         """Make the collection, load it with payloads, wait for the graph."""
@@ -68,21 +68,21 @@ class Vecmem(Engine):
 
     def know(self, dataset: Dataset) -> None:
         """Learn which row each id of the data set is."""
-        self._row_of = {point_id: row for row, point_id in enumerate(dataset.ids)}
+        self.row_of = {point_id: row for row, point_id in enumerate(dataset.ids)}
 
-    def search(self, query: Vector, k: int, effort: int) -> list[int]:
+    def search(self, query: Vector, k: int) -> list[int]:
         """One call of the sync client."""
-        hits = self.client.query(COLLECTION, query, limit=k, ef=effort, filter=self.filter)
-        return [self._row_of[hit.id] for hit in hits]
+        hits = self.client.query(COLLECTION, query, limit=k, ef=self.effort, filter=self.filter)
+        return [self.row_of[hit.id] for hit in hits]
 
     @asynccontextmanager
     async def tasks(self) -> AsyncIterator[Search]:
         """One asyncio client, whose calls share RPCs as they do by default."""
         async with AsyncClient(self.server.address, timeout_seconds=120) as client:
 
-            async def search(query: Vector, k: int, effort: int) -> list[int]:
-                hits = await client.query(COLLECTION, query, limit=k, ef=effort, filter=self.filter)
-                return [self._row_of[hit.id] for hit in hits]
+            async def search(query: Vector, k: int) -> list[int]:
+                hits = await client.query(COLLECTION, query, limit=k, ef=self.effort, filter=self.filter)
+                return [self.row_of[hit.id] for hit in hits]
 
             yield search
 
