@@ -158,32 +158,28 @@ def searched_by_threads(
 
 @dataclass(frozen=True)
 class Tuned:
-    """The setting that was chosen, the recall it reached, and what one caller saw at it."""
+    """The setting that was chosen, and the recall it reached."""
 
     effort: int
     recall: float
-    alone: Alone
 
 
-def tune(
-    report: Report, engine: Engine, truth: Truth, *, count: int, callers: int, stop_at: float, curve: bool = True
-) -> Tuned:
-    """Try the engine's efforts upwards. Chosen is the first whose recall is RECALL_WANTED, else the one of most recall; it is in use afterwards.
+def tune(report: Report, engine: Engine, truth: Truth, *, count: int, callers: int, stop_at: float) -> Tuned:
+    """Try the engine's efforts upwards. Chosen is the first whose recall is RECALL_WANTED, else the one of most recall.
 
-    Goes on until recall is `stop_at`, so that the curve shows what more of it costs. Reports recall and the rate of many
-    callers at each effort, under names that end in `_ef_EFFORT`.
+    Goes on until recall is `stop_at`, so that the curve shows what more of it costs, and leaves the chosen effort in use. Reports
+    recall and the rate of many callers at each effort, under names that end in `_ef_EFFORT`.
     """
     chosen: Tuned | None = None
     for effort in engine.efforts:
         engine.use(effort)
         seen = alone(lambda query: engine.search(query, K), truth.queries, count)
         reached = truth.recall(seen.found)
-        if curve:
-            report.add(engine.name, f"recall_at_{K}_ef_{effort}", reached, "ratio")
-            qps = rate(engine, truth.queries, callers=callers, count=count)
-            report.add(engine.name, f"qps_{callers}_callers_ef_{effort}", qps, "1/s")
+        report.add(engine.name, f"recall_at_{K}_ef_{effort}", reached, "ratio")
+        qps = rate(engine, truth.queries, callers=callers, count=count)
+        report.add(engine.name, f"qps_{callers}_callers_ef_{effort}", qps, "1/s")
         if chosen is None or (chosen.recall < RECALL_WANTED and reached > chosen.recall):
-            chosen = Tuned(effort, reached, seen)
+            chosen = Tuned(effort, reached)
         if reached >= stop_at:
             break
     assert chosen is not None

@@ -1,7 +1,8 @@
 """Pictures of a report: PNG files and one page, index.html, that shows them beside the table of all figures.
 
-What is drawn follows from the figures' names. A name that ends in `_AXIS_NUMBER`, or in `_NUMBER_callers`, is a point of a line over that axis; recall and
-rate over `ef` are drawn against each other; everything else is a bar for each system.
+What is drawn follows from the figures' names. A name that ends in `_AXIS_NUMBER`, or in `_NUMBER_callers`, is a point of a line over that
+axis; recall and rate over `ef` are drawn against each other; everything else is a bar for each system, or beside other figures of its unit
+where only one system has it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _ON_AXIS: Final = re.compile(r"(?P<name>.+?)_(?P<axis>ef|round|points|share_percent)_(?P<value>\d+(\.\d+)?)$")
 _CALLERS: Final = re.compile(r"(?P<name>.+?)_(?P<value>\d+)_callers?$")
+_UNIT_NAMES: Final = {"1/s": "per-second"}
+"""What a unit is called in a file's name, where it cannot stand there."""
 _MARGIN: Final = 1.08
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -68,9 +71,17 @@ def write(report: Report, directory: Path) -> list[Path]:
         else:
             _draw_lines(path, series, axis, f"{name}, {unit}", is_log_x=axis != "round")
         pictures.append(path)
+    lone: dict[str, dict[str, float]] = defaultdict(dict)
     for name, (values, unit) in bars.items():
+        if len(values) == 1:
+            lone[unit] |= {f"{system} {name}": value for system, value in values.items()}
+            continue
         path = directory / f"{report.scenario}-{name}.png"
         _draw_bars(path, values, f"{name}, {unit}")
+        pictures.append(path)
+    for unit, values in lone.items():
+        path = directory / f"{report.scenario}-in-{_UNIT_NAMES.get(unit, unit)}.png"
+        _draw_bars(path, values, f"{report.scenario}, {unit}")
         pictures.append(path)
     (directory / "index.html").write_text(page(report, [path.name for path in pictures]), encoding="utf-8")
     return pictures
@@ -147,6 +158,7 @@ def _draw_lines(
 
 def _draw_bars(path: Path, values: Mapping[str, float], title: str) -> None:
     picture, axes = _axes(title)
+    picture.set_figheight(max(3.0, 0.4 * len(values) + 1.2))
     colours = ["tab:blue" if system.startswith("vecmem") else "tab:gray" for system in values]
     bars = axes.barh(list(values), list(values.values()), color=colours)
     axes.bar_label(bars, labels=[readable(value) for value in values.values()], padding=4)

@@ -59,7 +59,8 @@ class Engine(ABC):
     """One system with one data set in it, searched as its users would.
 
     A constructor raises UnavailableError where the system cannot be had: its library is missing, or its address. The hits of a
-    system that keeps payloads come with them. Used in a `with` statement, it is closed at the end and leaves nothing behind.
+    system that keeps payloads come with them. Used in a `with` statement, it is closed at the end: what it started has ended, what it made
+    elsewhere than in its directory is gone.
     """
 
     name: ClassVar[str]

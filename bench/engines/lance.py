@@ -74,7 +74,7 @@ class Lance(Engine):
         asked = self._table.search(query, vector_column_name="vector").distance_type(self._distance)
         asked = (
             asked.nprobes(1)
-            .ef(max(self.effort, k))
+            .ef(max(self.effort, REFINE * k))
             .refine_factor(REFINE)
             .select(["row", "payload", "_distance"])
             .limit(k)
@@ -91,7 +91,7 @@ class Lance(Engine):
             asked = table.query().nearest_to(query).column("vector").distance_type(self._distance)
             asked = (
                 asked.nprobes(1)
-                .ef(max(self.effort, k))
+                .ef(max(self.effort, REFINE * k))
                 .refine_factor(REFINE)
                 .select(["row", "payload", "_distance"])
                 .limit(k)

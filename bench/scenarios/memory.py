@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STORAGES: Final = ("float32", "float16")
 FLOAT32_BYTES: Final = 4
-REST_SECONDS: Final = 3.0
+REST_SECONDS: Final = 1.0
 """Given to the allocator and to background work before memory is read."""
 
 
