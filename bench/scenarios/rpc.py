@@ -62,9 +62,7 @@ def run(arguments: argparse.Namespace) -> Report:
             engine.client.create_checkpoint(timeout_seconds=600)
             _measure(report, "vecmem", engine, dataset, here.directory, program, arguments.calls)
             served["vecmem"] = engine.server.grpc_engine
-            for other in others:
-                if other == engine.server.grpc_engine:
-                    continue
+            for other in (name for name in others if name != engine.server.grpc_engine):
                 engine.restart(dataset.queries[0], K, flags=("--grpc-engine", other))
                 system = f"vecmem-{other}"
                 served[system] = engine.server.grpc_engine
