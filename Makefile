@@ -14,6 +14,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 DATA ?=
 DATASET ?= $(if $(DATA),$(DATA),bench/data)
 SERVE ?=
+# The scenario and its flags, for instance `make bench BENCH="filter --plot build/plots"`.
+BENCH ?= ann
 
 .PHONY: demo test test-long serve bench proto lint format clean help
 
@@ -27,7 +29,7 @@ serve: $(RUN_STAMP) ## Keep a server running; SERVE="--listen 127.0.0.1:7701" ad
 	@$(BIN)/vecmem serve $(SERVE)
 
 bench: $(RUN_STAMP) ## Measure: tables on the terminal; DATA=directory for the full data set
-	@$(BIN)/python -m bench ann --dataset $(DATASET)
+	@$(BIN)/python -m bench $(BENCH) --dataset $(DATASET)
 
 test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines
 	$(BIN)/python -m pytest -m "not long"

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.datasets import Dataset, Question, load, recall, worst_true_scores
+from bench.engines.vecmem_server import wait_for_graph
 from bench.report import percentile_ms
-from bench.scenarios.ann import wait_for_graph
 from bench.server import ROOT, Server, ServerError, work_directory
 from vecmem_client import Client, Hit, Hits, Point, ProgressBar, RetryPolicy, VecmemClientError, VectorConfig
 
@@ -103,7 +103,7 @@ def _load(console: Console, client: Client, dataset: Dataset) -> None:
     dimension = int(dataset.vectors.shape[1])
     client.create_collection(COLLECTION, VectorConfig(dimension, dataset.metric))
     started_at = time.perf_counter()
-    client.upsert_bulk(COLLECTION, dataset.ids, dataset.vectors, dataset.payloads, progress=ProgressBar("import"))
+    client.upsert_bulk(COLLECTION, dataset.ids, dataset.vectors[:], dataset.payloads, progress=ProgressBar("import"))
     seconds = time.perf_counter() - started_at
     console.print(
         f"{len(dataset):,} packages with vectors of {dimension} dimensions and their texts are durable after "

@@ -53,14 +53,17 @@ class Server:
 
     def __init__(self, data_dir: Path, *flags: str) -> None:
         self._data_dir = data_dir
-        self._flags = flags
+        self.flags: tuple[str, ...] = flags
+        """Taken at the next start."""
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
+        self.grpc_engine = ""
+        """`native` or `grpcio`, whichever serves."""
 
     def start(self) -> float:
         """Start it and wait until it serves. Returns when it was started, in time.perf_counter() seconds."""
         command = [sys.executable, "-m", "vecmem.cli.main", "serve", "--json", "--listen", "127.0.0.1:0"]
-        command += ["--data-dir", str(self._data_dir), *self._flags]
+        command += ["--data-dir", str(self._data_dir), *self.flags]
         # No VECMEM_* of the caller's: a benchmark measures the defaults and what its flags say.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("VECMEM_")}
         started_at = time.perf_counter()
@@ -85,7 +88,9 @@ class Server:
             self.kill()
             message = f"the server did not start:\n{self.last_words()}"
             raise ServerError(message)
-        return str(json.loads(line)["address"])
+        ready = json.loads(line)
+        self.grpc_engine = str(ready["grpc_engine"])
+        return str(ready["address"])
 
     @property
     def log_path(self) -> Path:

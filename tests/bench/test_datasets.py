@@ -86,3 +86,56 @@ def test_a_file_that_says_nothing_of_its_distance_is_refused(tmp_path):
         file["train"], file["test"] = np.eye(3), np.eye(3)
     with pytest.raises(ValueError, match="says nothing of its distance"):
         load(tmp_path / "x.hdf5")
+
+
+def test_a_synthetic_set_is_the_same_however_it_is_read():
+    small, large = load(Path("synthetic:5000x24")), load(Path("synthetic:9000x24"))
+    assert small.vectors.shape == (5_000, 24)
+    assert small.dimension == 24
+    assert len(small.payloads) == len(small.ids) == 5_000
+    whole = small.vectors[:]
+    assert whole.dtype == np.float32
+    assert np.array_equal(whole, large.vectors[:5_000])
+    assert np.array_equal(small.vectors[4_090:4_100], whole[4_090:4_100])
+    rows = np.array([4_999, 0, 4_096, 4_095, 0])
+    assert np.array_equal(small.vectors[rows], whole[rows])
+    assert np.array_equal(small.queries, large.queries)
+    assert small.payloads[4_999] == {"row": 4_999, "group": "group-99"}
+    assert small.payloads[2:4] == [small.payloads[2], small.payloads[3]]
+    for wrong in ([5_000], [-1]):
+        with pytest.raises(IndexError):
+            small.vectors[wrong]
+
+
+def test_a_synthetic_set_has_near_neighbours():
+    """Clusters: the tenth nearest is far nearer than any two points that have nothing to do with each other."""
+    data = load(Path("synthetic:20000x64"))
+    queries = data.queries[:50]
+    worst = worst_true_scores(data, queries, 10)
+    typical = [float(np.median(scores("cosine", query, data.vectors[:2_000]))) for query in queries]
+    assert np.median(worst) > 0.6
+    assert abs(np.median(typical)) < 0.2
+
+
+@pytest.mark.parametrize("name", ["synthetic:0x4", "synthetic:10x", "synthetic:10x4x2"])
+def test_other_shapes_of_a_synthetic_set_are_refused(name):
+    with pytest.raises(FileNotFoundError):
+        load(Path(name))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_the_truth_among_what_matches_is_that_of_the_matching_rows_alone(metric):
+    random = np.random.default_rng(21)
+    vectors = random.standard_normal((9_000, 8), dtype=np.float32)
+    queries = random.standard_normal((70, 8), dtype=np.float32)
+    data = dataset(metric, vectors, queries)
+    for matching in (random.random(9_000) < 0.2, np.arange(9_000) == 8_500):
+        rows = np.flatnonzero(matching)
+        alone = dataset(metric, vectors[rows], queries)
+        worst = worst_true_scores(data, queries, 10, matching)
+        np.testing.assert_allclose(worst, worst_true_scores(alone, queries, 10), atol=1e-6)
+        best = [list(rows[np.argsort(-scores(metric, query, vectors[rows]))[:10]]) for query in queries]
+        assert recall(data, queries, worst, best, 10, matching) == 1
+        others = np.flatnonzero(~matching)
+        nearer = [list(others[np.argsort(-scores(metric, query, vectors[others]))[:10]]) for query in queries]
+        assert recall(data, queries, worst, nearer, 10, matching) == 0

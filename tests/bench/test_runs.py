@@ -1,10 +1,8 @@
-"""The scenarios run end to end on a small part of the slice, report what was promised, and leave nothing behind."""
+"""The demo and the server behind it, end to end on a small part of the slice: what they promise holds, and nothing stays behind."""
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import os
 import signal
 import subprocess
@@ -20,64 +18,15 @@ from rich.console import Console
 from bench import demo
 from bench.datasets import load
 from bench.server import Server, ServerError, work_directory
+from tests.bench.conftest import ROWS
 from vecmem_client import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SLICE = ROOT / "bench" / "data"
-ROWS = 400
-
-FIGURES = {
-    "recall_at_10": "ratio",
-    "latency_ms_p50_1_caller": "ms",
-    "latency_ms_p99_1_caller": "ms",
-    "qps_4_callers": "1/s",
-    "ingest_points_per_second": "1/s",
-    "graph_complete_seconds": "s",
-    "restart_seconds": "s",
-    "durable_upsert_ms_p50": "ms",
-    "durable_upsert_ms_p99": "ms",
-    "rss_bytes_per_point": "bytes",
-}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """The first rows of the slice, in a directory of its form; questions that they answer come first."""
-    directory = tmp_path_factory.mktemp("slice")
-    lines = gzip.decompress((SLICE / "packages.jsonl.gz").read_bytes()).splitlines(keepends=True)
-    (directory / "packages.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:ROWS])))
-    np.save(directory / "package_vectors.npy", np.load(SLICE / "package_vectors.npy")[:ROWS])
-    for name in ("questions.jsonl", "question_vectors.npy"):
-        (directory / name).write_bytes((SLICE / name).read_bytes())
-    return directory
 
 
 def bench(*arguments, **options):
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, **options)
-
-
-def test_ann_prints_one_json_object_with_every_figure(small, tmp_path):
-    done = bench(
-        *("ann", "--dataset", small, "--json", "--queries", 100, "--callers", 4, "--upserts", 20),
-        *("--work-dir", tmp_path / "work"),
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert list(document) == ["scenario", "version", "started_at", "machine", "parameters", "figures"]
-    assert document["scenario"] == "ann"
-    assert set(document["machine"]) == {"cores", "cpu", "memory_gib"}
-    assert document["parameters"]["points"] == ROWS
-    figures = {(figure["system"], figure["name"]): figure for figure in document["figures"]}
-    assert len(figures) == len(document["figures"])
-    for name, unit in FIGURES.items():
-        assert figures["vecmem", name]["unit"] == unit
-    positive = FIGURES.keys() - {"rss_bytes_per_point"}
-    assert all(figures["vecmem", name]["value"] > 0 for name in positive)
-    assert figures["vecmem", "recall_at_10"]["value"] > 0.9
-    assert figures["hnswlib", "recall_at_10"]["value"] > 0.9
-    assert figures["grpcio", "empty_call_ms_p50_1_caller"]["unit"] == "ms"
-    assert not (tmp_path / "work").exists()
 
 
 def test_the_demo_shows_what_it_promises_and_exits_0(small, tmp_path):

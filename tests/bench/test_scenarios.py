@@ -1,0 +1,219 @@
+"""Every scenario runs end to end on little data, prints one JSON object with its rows, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import SCENARIOS
+from bench.engines.registry import BY_URL, PEERS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHARES = ("50", "20", "10", "5", "1", "0.1")
+
+ARGUMENTS = {
+    "ann": ("--callers", "4", "--upserts", 20, "--grpc-engine", "both"),
+    "filter": (),
+    "churn": ("--rounds", 1),
+    "ingest": ("--seconds", 0.5, "--rate", 400, "--queries", 200),
+    "memory": (),
+    "peers": ("--systems", "vecmem,hnswlib,faiss,qdrant,redis"),
+    "scale": ("--sizes", "300,600", "--dimension", 16),
+    "kernel": (),
+    "rpc": ("--calls", 200),
+}
+ROWS_BY_SCENARIO = {
+    "ann": {
+        "vecmem": {
+            "ingest_points_per_second": "1/s",
+            "graph_complete_seconds": "s",
+            "rss_bytes_per_point": "bytes",
+            "recall_at_10": "ratio",
+            "latency_ms_p50_1_caller": "ms",
+            "latency_ms_p99_1_caller": "ms",
+            "qps_1_caller": "1/s",
+            "qps_4_callers": "1/s",
+            "empty_call_ms_p50_1_caller": "ms",
+            "empty_call_ms_p99_1_caller": "ms",
+            "empty_calls_per_second_4_callers": "1/s",
+            "latency_to_empty_call_ratio_1_caller": "ratio",
+            "durable_upsert_ms_p50": "ms",
+            "durable_upsert_ms_p99": "ms",
+            "restart_seconds": "s",
+        },
+        "vecmem-grpcio": {"recall_at_10": "ratio", "qps_4_callers": "1/s", "empty_call_ms_p50_1_caller": "ms"},
+        "hnswlib": {"recall_at_10": "ratio", "graph_complete_seconds": "s", "latency_ms_p50_1_caller": "ms"},
+    },
+    "filter": {
+        "vecmem": {"recall_at_10": "ratio", "qps_16_callers": "1/s"}
+        | {
+            f"{name}_{infix}share_percent_{share}": unit
+            for infix in ("", "region_")
+            for share in SHARES
+            for name, unit in (
+                ("recall_at_10", "ratio"),
+                ("qps_16_callers", "1/s"),
+                ("qps_ratio_to_unfiltered", "ratio"),
+            )
+        }
+    },
+    "churn": {
+        "vecmem": {
+            "recall_at_10_round_0": "ratio",
+            "recall_at_10_round_1": "ratio",
+            "qps_16_callers_round_1": "1/s",
+            "recall_at_10_fresh": "ratio",
+            "recall_at_10_after_churn": "ratio",
+            "qps_16_callers_ratio_to_fresh": "ratio",
+        }
+    },
+    "ingest": {
+        "vecmem": {
+            "ingest_points_per_second": "1/s",
+            "ingest_acknowledged_seconds": "s",
+            "graph_complete_seconds": "s",
+            "latency_ms_p99_idle": "ms",
+            "paced_ingest_points_per_second": "1/s",
+            "bulk_load_points_per_second": "1/s",
+        }
+    },
+    "memory": {
+        "vecmem": {
+            f"{name}_{storage}": unit
+            for storage in ("float32", "float16")
+            for name, unit in (
+                ("rss_bytes_per_point", "bytes"),
+                ("rss_to_raw_float32_ratio", "ratio"),
+                ("rss_to_raw_float32_ratio_after_restart", "ratio"),
+                ("restart_seconds", "s"),
+                ("recall_at_10", "ratio"),
+            )
+        }
+    },
+    "peers": {
+        system: {
+            "ingest_points_per_second": "1/s",
+            "graph_complete_seconds": "s",
+            "recall_at_10": "ratio",
+            "ef": "candidates",
+            "latency_ms_p50_1_caller": "ms",
+            "latency_ms_p99_1_caller": "ms",
+            "qps_1_caller": "1/s",
+            "qps_16_callers": "1/s",
+            "recall_at_10_ef_16": "ratio",
+            "qps_16_callers_ef_16": "1/s",
+        }
+        | ({"qps_64_callers": "1/s", "qps_256_callers": "1/s"} if system == "vecmem" else {})
+        for system in ("vecmem", "hnswlib", "faiss")
+    },
+    "scale": {
+        "vecmem": {"build_to_n_log_n_ratio": "ratio"}
+        | {
+            f"{name}_points_{size}": unit
+            for size in (300, 600)
+            for name, unit in (
+                ("graph_complete_seconds", "s"),
+                ("recall_at_10", "ratio"),
+                ("latency_ms_p50_1_caller", "ms"),
+                ("qps_16_callers", "1/s"),
+                ("restart_seconds", "s"),
+                ("rss_bytes_per_point", "bytes"),
+            )
+        }
+    },
+    "kernel": {
+        "vecmem": {
+            "graph_build_seconds": "s",
+            "graph_build_ratio_to_hnswlib": "ratio",
+            "qps_1_thread": "1/s",
+            "qps_1_thread_ratio_to_hnswlib": "ratio",
+            "recall_at_10": "ratio",
+            "ef": "candidates",
+            "qps_1_thread_ef_12": "1/s",
+        },
+        "hnswlib": {"graph_build_seconds": "s", "qps_1_thread": "1/s", "recall_at_10": "ratio", "ef": "candidates"},
+    },
+    "rpc": {
+        system: {f"{call}_calls_per_second_32_in_flight": "1/s" for call in ("empty", "get", "query")}
+        | {"query_to_empty_call_rate_ratio": "ratio", "get_to_empty_call_rate_ratio": "ratio"}
+        for system in ("vecmem", "vecmem-grpcio")
+    },
+}
+
+
+def bench(*arguments):
+    command = [sys.executable, "-m", "bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_scenario_reports_its_rows(scenario, small, tmp_path):
+    if scenario == "rpc" and shutil.which("h2load") is None:
+        pytest.skip("h2load is not installed")
+    if scenario == "peers" and find_spec("faiss") is None:
+        pytest.skip("faiss-cpu is not installed")
+    dataset = () if scenario == "scale" else ("--dataset", small)
+    done = bench(
+        *(scenario, "--json", *dataset, "--queries", 20, *ARGUMENTS[scenario]),
+        *("--work-dir", tmp_path / "work"),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert list(document) == ["scenario", "version", "started_at", "machine", "parameters", "figures"]
+    assert document["scenario"] == scenario
+    assert set(document["machine"]) == {"cores", "cpu", "memory_gib"}
+    figures = {(figure["system"], figure["name"]): figure for figure in document["figures"]}
+    assert len(figures) == len(document["figures"])
+    for system, rows in ROWS_BY_SCENARIO[scenario].items():
+        for name, unit in rows.items():
+            assert figures[system, name]["unit"] == unit
+    for (_, name), figure in figures.items():
+        if name.startswith("recall"):
+            assert 0.9 < figure["value"] <= 1, name
+        elif "rss" not in name:
+            assert figure["value"] > 0, name
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
+def test_a_run_is_drawn_where_it_is_told_to(small, tmp_path):
+    done = bench("kernel", "--dataset", small, "--queries", 20, "--plot", tmp_path / "plots")
+    assert done.returncode == 0, done.stderr
+    assert "qps_1_thread_ratio_to_hnswlib" in done.stdout
+    assert (tmp_path / "plots" / "kernel-qps_1_thread-by-ef.png").read_bytes().startswith(b"\x89PNG")
+    assert "kernel-qps_1_thread-by-ef.png" in (tmp_path / "plots" / "index.html").read_text()
+    assert str(tmp_path / "plots" / "index.html") in done.stderr
+
+
+def test_peers_that_cannot_be_had_are_skipped_with_the_reason(small, tmp_path):
+    arguments = ("--systems", "qdrant,redis,milvus,pgvector", "--work-dir", tmp_path / "work")
+    done = bench("peers", "--json", "--dataset", small, "--queries", 20, *arguments)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["figures"] == []
+    assert set(document["parameters"]["skipped"]) == set(BY_URL)
+    modules = {"qdrant": "qdrant_client", "redis": "redis", "milvus": "pymilvus", "pgvector": "pgvector"}
+    for name, reason in document["parameters"]["skipped"].items():
+        assert f"--{name}-url" in reason if find_spec(modules[name]) else modules[name] in reason
+
+
+def test_a_system_that_does_not_exist_is_refused(small):
+    done = bench("peers", "--dataset", small, "--systems", "vecmem,elsewhere")
+    assert done.returncode == 1
+    assert "elsewhere not of vecmem, " in done.stderr
+    assert "elsewhere" not in PEERS
+
+
+def test_without_h2load_the_rpc_scenario_says_so(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = bench("rpc", "--json", "--dataset", small)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["figures"] == []
+    assert "nghttp2" in document["parameters"]["skipped"]["h2load"]
