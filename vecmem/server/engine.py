@@ -22,6 +22,8 @@ NATIVE_MODULE = "pygrpc_native.aio"
 NATIVE_DISTRIBUTION = "pygrpc-native"
 
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+CALLS_PER_CONNECTION_MAX = 1_000
+"""Calls in flight on one connection; clients keep further ones back. A client that reads no replies is owed no more of them than this."""
 KEEPALIVE_INTERVAL_MS_MIN = 10_000
 KEEPALIVE_MS = 2 * 60 * 1_000
 """How long nothing comes from a client before the server asks whether it is still there."""
@@ -85,6 +87,7 @@ def _common_options() -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES),
         # Two servers on one port would each hold half of the calls.
         ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION_MAX),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

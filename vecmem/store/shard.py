@@ -196,8 +196,14 @@ class Shard:
         """Take a checkpoint now and trim the log; goes on when the caller is cancelled. Raises CheckpointError."""
         task = asyncio.create_task(self._checkpoint(), name="checkpoint")
         self._running_checkpoints.add(task)
-        task.add_done_callback(self._running_checkpoints.discard)
+        task.add_done_callback(self._checkpoint_ended)
         return await asyncio.shield(task)
+
+    def _checkpoint_ended(self, task: asyncio.Task[CheckpointReport]) -> None:
+        self._running_checkpoints.discard(task)
+        # Whoever waited may be gone, at exit above all, where a checkpoint under way is abandoned.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.info("no checkpoint: %s", error)
 
     async def _checkpoint(self) -> CheckpointReport:
         async with self._checkpointing:
