@@ -40,7 +40,8 @@ def test_a_collection_lives_from_create_to_delete(ask, refused, collection_name)
     assert made["vector"] == {
         "dimension": 3,
         "metric": "dot",
-        "index": {"m": 8, "ef_construction": 200, "ef": 50},
+        "index": {"m": 8, "ef_construction": 200, "ef": 50, "graph": None, "target_recall": 0.97},
+        "storage": "float32",
     }
     assert made["vectors"]["title"]["dimension"] == 4
     assert ask("collections", "get", collection_name) == made
@@ -48,7 +49,7 @@ def test_a_collection_lives_from_create_to_delete(ask, refused, collection_name)
     assert refused("collections", "create", collection_name, "--dimension", 3).error["reason"] == "COLLECTION_EXISTS"
 
     changed = ask("collections", "update", collection_name, "--ef", 99)
-    assert changed["vector"]["index"] == {"m": 8, "ef_construction": 200, "ef": 99}
+    assert changed["vector"]["index"] == made["vector"]["index"] | {"ef": 99}
     assert changed["description"] == "first"
     changed = ask("collections", "update", collection_name, "--using", "title", "--m", 6, "--description", "second")
     assert changed["vectors"]["title"]["index"]["m"] == 6
@@ -59,6 +60,33 @@ def test_a_collection_lives_from_create_to_delete(ask, refused, collection_name)
     assert ask("collections", "delete", collection_name, "--yes")["deleted_count"] == 0
     gone = refused("collections", "get", collection_name)
     assert (gone.code, gone.error["reason"]) == (1, "COLLECTION_NOT_FOUND")
+
+
+def test_storage_codes_recall_and_payload_indexes_are_given_and_changed(ask, refused, collection_name):
+    made = ask(
+        *("collections", "create", collection_name, "--dimension", 2, "--storage", "float16", "--graph", "float32"),
+        *("--target-recall", 0.9, "--payload-index", "kind:keyword", "--payload-index", "a:b:time", "--vector", "n:3"),
+    )
+    for vector in (made["vector"], made["vectors"]["n"]):
+        assert vector["storage"] == "float16"
+        assert (vector["index"]["graph"], vector["index"]["target_recall"]) == ("float32", 0.9)
+    assert made["payload_indexes"] == {"kind": "keyword", "a:b": "time"}
+
+    update = ("collections", "update", collection_name)
+    changed = ask(*update, "--graph", "auto", "--target-recall", 0.99, "--storage", "float32")
+    assert changed["vector"]["storage"] == "float32"
+    assert changed["vector"]["index"] == made["vector"]["index"] | {"graph": None, "target_recall": 0.99}
+    assert changed["vectors"] == made["vectors"]
+    changed = ask(*update, "--using", "n", "--storage", "float32")
+    assert changed["vectors"]["n"] == made["vectors"]["n"] | {"storage": "float32"}
+    changed = ask(*update, "--payload-index", "size:integer", "--drop-payload-index", "kind")
+    assert changed["payload_indexes"] == {"a:b": "time", "size": "integer"}
+
+    assert refused(*update, "--drop-payload-index", "kind").code == 2
+    assert refused(*update, "--payload-index", "kind:string").code == 2
+    assert refused(*update).code == 2
+    assert ask("collections", "get", collection_name) == changed
+    assert ask("collections", "stats", collection_name)["vectors"]["n"]["storage"] == "float32"
 
 
 def test_a_flat_collection(ask, collection_name):
@@ -78,8 +106,9 @@ def test_query_by_vector_by_id_and_by_row_of_a_file(ask, filled, tmp_path):
 
 def test_query_takes_filter_offset_threshold_and_effort(ask, filled):
     condition = json.dumps({"field": {"path": "rank", "numberRange": {"gte": {"integer": "2"}}}})
-    hits = ask("query", filled, "--vector", "[0, 1]", "--filter", condition, "--ef", 10)
-    assert ids(hits, "hits") == ["northeast", "east"]
+    for effort in (("--ef", 10), ("--target-recall", 0.9), ("--exact",)):
+        hits = ask("query", filled, "--vector", "[0, 1]", "--filter", condition, *effort)
+        assert ids(hits, "hits") == ["northeast", "east"]
     assert ids(ask("query", filled, "--vector", "[0, 1]", "--offset", 1, "--limit", 1), "hits") == ["northeast"]
     assert ids(ask("query", filled, "--vector", "[0, 1]", "--score-threshold", 0.9), "hits") == ["north"]
 

@@ -58,7 +58,9 @@ def told(installed, server):
 
 
 def test_collections_are_made_with_defaults_filled_in(told):
-    assert told["created"] == {"name": "from-node", "hnsw": {"m": 16, "ef_construction": 200, "ef": 64}}
+    created = told["created"]
+    assert created["hnsw"].pop("target_recall") == pytest.approx(0.97, abs=1e-6)
+    assert created == {"name": "from-node", "hnsw": {"m": 16, "ef_construction": 200}}, "ef is 0: by target_recall"
 
 
 def test_points_are_written_in_every_form_that_the_api_takes(told):

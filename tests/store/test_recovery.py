@@ -115,7 +115,7 @@ def test_any_damage_to_the_newest_checkpoint_is_made_good(
     rng = random.Random(seed)
     source, expected = trimmed
     names = files_of(published(source)[0])
-    assert len(names) > 10
+    assert len(names) >= 10
     assert {"MANIFEST", "state.bin", "collections/1/0.graph", "collections/2/0.arena"} <= set(names)
     for name in names:
         data_dir = Path(shutil.copytree(source, tmp_path / "data"))

@@ -83,6 +83,7 @@ def histories(draw: st.DrawFn) -> list[Command]:
                 command.update_collection.collection_uid = uid
                 command.update_collection.config.CopyFrom(commands[uid - 1].create_collection.config)
                 command.update_collection.config.description = "changed"
+                command.update_collection.config.vector.storage = draw(st.sampled_from([1, 2]))
                 if uid != 2:
                     command.update_collection.config.vector.hnsw.m = 12
             case "drop":

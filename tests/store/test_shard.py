@@ -17,7 +17,8 @@ from vecmem.errors import CheckpointError, ShuttingDownError
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.store import checkpointing
 from vecmem.store import shard as shard_module
-from vecmem.store.search import compile_query, run_queries
+from vecmem.store.lanes import SearchLanes
+from vecmem.store.search import compile_query
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import points_pb2
@@ -29,7 +30,7 @@ async def find_all(shard: Shard, executor: ThreadPoolExecutor, limit: int = 10_0
     query = points_pb2.Query(collection="c", limit=limit)
     query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
     response = points_pb2.QueryResponse()
-    _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
+    _, errors = await SearchLanes(shard, executor, 2).run([(compile_query(shard, query), response.hits.add)], None)
     assert errors == [None]
     return list(response.hits)
 
@@ -49,6 +50,7 @@ async def test_a_query_sees_each_write_wholly_or_not_at_all(tmp_path: Path) -> N
 
             writing = asyncio.create_task(write())
             while not writing.done():
+                await asyncio.sleep(0)  # a quick search does not step back
                 hits = await find_all(shard, executor)
                 assert len(hits) == len(ids)
                 payloads = {hit.point.payload_json for hit in hits}

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import pytest
 from tests.store.support import DIMENSION, create, delete_ids, drained, shard_at, upsert
 from vecmem.clock import ManualClock
 from vecmem.index.kernel import KernelIndex
-from vecmem.store import search
+from vecmem.store import lanes
 from vecmem.store import shard as shard_module
-from vecmem.store.search import CompiledQuery, compile_query, run_queries
+from vecmem.store.lanes import SearchLanes
+from vecmem.store.search import CompiledQuery, compile_query
 from vecmem.store.shard import Shard
 from vecmem.v1 import points_pb2
 
@@ -75,24 +77,24 @@ async def test_a_failure_of_the_maintenance_is_told_and_it_goes_on_later(
 
 
 async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the chunks under way are searched to the end."""
+    """Only what is under way is searched to the end."""
     searched: list[int] = []
     release = threading.Event()
-    search_all = search._search_all
+    search_index = lanes._search_index
 
-    def held(snapshots: list[object]) -> object:
-        searched.append(len(snapshots))
+    def held(index: Any, requests: list[Any], *rest: Any) -> Any:
+        searched.append(len(requests))
         release.wait(60)
-        return search_all(snapshots)  # type: ignore[arg-type]
+        return search_index(index, requests, *rest)
 
-    monkeypatch.setattr(search, "_search_all", held)
+    monkeypatch.setattr(lanes, "_search_index", held)
     with ThreadPoolExecutor(2) as executor:
         async with shard_at(tmp_path / "data") as shard:
             await shard.write(create("c"))
             await shard.write(upsert(1, dict.fromkeys(IDS[:100], b"{}")))
             queries = [(nearest(shard, "c"), points_pb2.QueryResponse().hits.add) for _ in range(320)]
-            batch = asyncio.ensure_future(run_queries(shard, executor, queries))
-            while len(searched) < 2:  # noqa: ASYNC110 - nothing announces it
+            batch = asyncio.ensure_future(SearchLanes(shard, executor, 2).run(queries, None))
+            while not searched:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
             batch.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -102,7 +104,7 @@ async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: p
             await shard.write(delete_ids(1, IDS[:100]))
             while shard.state.collections["c"].rows.awaits_reclaim:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
-    assert sum(searched) <= search.CHUNKS_AT_ONCE * search.CHUNK_QUERIES
+    assert sum(searched) <= lanes.BATCH_QUERIES_MAX
 
 
 async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ async def test_a_large_batch_answers_each_query_in_its_place(tmp_path: Path) -> 
                 query = points_pb2.Query(collection="c", limit=1)
                 query.nearest.id = IDS[number] if number % 7 else "missing"
                 queries.append((compile_query(shard, query), response.hits.add))
-            _, errors = await run_queries(shard, executor, queries)
+            _, errors = await SearchLanes(shard, executor, 2).run(queries, None)
     assert [error is not None for error in errors] == [number % 7 == 0 for number in range(100)]
     assert all(len(response.hits) == (number % 7 != 0) for number, response in enumerate(responses))
     assert all(hit.point.id != IDS[number] for number, response in enumerate(responses) for hit in response.hits)
@@ -168,6 +170,8 @@ async def test_filters_on_more_paths_than_columns_are_kept(tmp_path: Path) -> No
             for number in range(1, 100, 2):
                 query.filter.any_of.filters.add().field.path = f"k{number}"
                 query.filter.any_of.filters[-1].field.match.integer = 2
-            _, errors = await run_queries(shard, executor, [(compile_query(shard, query), response.hits.add)])
+            _, errors = await SearchLanes(shard, executor, 2).run(
+                [(compile_query(shard, query), response.hits.add)], None
+            )
             assert errors == [None]
             assert {hit.point.id for hit in response.hits} == {f"p{number}" for number in range(0, 100, 2)}

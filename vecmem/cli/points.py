@@ -14,7 +14,7 @@ import numpy.typing as npt
 from google.protobuf import json_format
 
 from vecmem.cli.files import open_matrix
-from vecmem.cli.session import Session, confirm, facts, points_table, with_session
+from vecmem.cli.session import Session, confirm, facts, plain, points_table, with_session
 from vecmem.v1 import filter_pb2
 from vecmem_client import all_of
 
@@ -78,8 +78,10 @@ def with_filter(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--limit", type=int, default=10, show_default=True, help="Hits wanted.")
 @click.option("--offset", type=int, default=0, help="Hits to leave out at the beginning.")
 @click.option("--using", default="", help="Name of the vector to compare with; the default vector when not given.")
-@click.option("--ef", type=int, default=0, help="Candidates considered in the graph; 0: the collection's value.")
+@click.option("--target-recall", type=float, default=0.0, help="Recall to aim at, 0.5 to 1; 0: the collection's value.")
+@click.option("--ef", type=int, default=0, help="Candidates considered in the graph; 0: as the recall takes.")
 @click.option("--exact", is_flag=True, help="Compare with every vector that passes the filter.")
+@click.option("--explain", is_flag=True, help="Say how the query was answered as well.")
 @click.option("--score-threshold", type=float, help="Only hits at least this good.")
 @click.option("--with-vectors", is_flag=True, help="Return the vectors as well.")
 @with_filter
@@ -95,8 +97,10 @@ def query(
     limit: int,
     offset: int,
     using: str,
+    target_recall: float,
     ef: int,
     exact: bool,
+    explain: bool,
     score_threshold: float | None,
     with_vectors: bool,
     condition: filter_pb2.Filter | None,
@@ -119,13 +123,20 @@ def query(
             limit=limit,
             offset=offset,
             using=using,
+            target_recall=target_recall,
             ef=ef,
             exact=exact,
+            explain=explain,
             score_threshold=score_threshold,
             with_vectors=with_vectors,
             filter=condition,
         )
-    session.write({"hits": hits}, points_table(hits))
+    if hits.explanation is None:
+        session.write({"hits": hits}, points_table(hits))
+    else:
+        session.write(
+            {"hits": hits, "explanation": hits.explanation}, points_table(hits), facts(plain(hits.explanation))
+        )
 
 
 @click.command()

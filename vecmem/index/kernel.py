@@ -39,7 +39,9 @@ REBUILD_SHARE = 0.2
 REBUILD_ROWS_MIN = 1_000
 """Graphs with fewer dead nodes than this are left alone: they cost next to nothing."""
 RECALIBRATE_GROWTH = 4
-"""A graph whose codes were chosen by a small sample is built anew when it has grown so many times over."""
+"""Codes that were chosen by a small sample are chosen again when the graph has grown so many times over."""
+SCALE_CHANGE_MAX = 1.5
+"""A scale that is larger by no more than this still fits well enough: codes lose half a bit."""
 CLIPPED_SHARE_MAX = 0.01
 """Share of vectors with elements beyond the scale of their codes that triggers a rebuild."""
 SWEEP_NODES = 4_096
@@ -183,17 +185,24 @@ class KernelIndex:
     def has_work(self, *, tail_rows_min: int = 1) -> bool:
         """See VectorIndex."""
         current = self._current
+        if current is None and tail_rows_min > 1:
+            # There is more to come: codes are chosen by a sample worth the name.
+            tail_rows_min = max(tail_rows_min, calibration.SAMPLE_ROWS)
         return bool(
             self._rebuilt is not None
             or len(self._tail) >= tail_rows_min
             or (current is not None and current.native.unswept_count)
+            or self._has_outgrown_sample()
             or self._wants_rebuild()
         )
 
     def maintain(self, *, threads: int, slice_rows: int) -> bool:
         """See VectorIndex."""
-        if self._rebuilt is None and self._wants_rebuild():
-            self._begin_rebuild()
+        if self._rebuilt is None:
+            if self._has_outgrown_sample():
+                self._recalibrate()
+            if self._wants_rebuild():
+                self._begin_rebuild()
         current = self._current
         worked = bool(current is not None and current.native.unswept_count and current.native.sweep(SWEEP_NODES))
         worked |= self._drain(threads, slice_rows)
@@ -242,11 +251,28 @@ class KernelIndex:
             self._parameters_changed
             or native.dead_count >= max(REBUILD_ROWS_MIN, REBUILD_SHARE * native.node_count)
             or native.clipped_count > max(1, CLIPPED_SHARE_MAX * native.live_count)
-            or (
-                current.sample_count < calibration.SAMPLE_ROWS
-                and native.live_count >= RECALIBRATE_GROWTH * current.sample_count
-            )
         )
+
+    def _has_outgrown_sample(self) -> bool:
+        current = self._current
+        return (
+            current is not None
+            and current.sample_count < calibration.SAMPLE_ROWS
+            and current.native.live_count >= RECALIBRATE_GROWTH * current.sample_count
+        )
+
+    def _recalibrate(self) -> None:
+        """Choose codes by a larger sample; a rebuild follows where they differ from those that there are."""
+        current = self._current
+        assert current is not None, "there is a graph that has outgrown its sample"
+        with self._table.readers.reading():
+            rows = current.native.labels()
+            better = self._new_graph(rows[current.native.holding(rows)])
+        change = better.native.scale / current.native.scale
+        fits = better.code is current.code and 1 / SCALE_CHANGE_MAX <= change <= SCALE_CHANGE_MAX
+        with self._forgetting:
+            current.sample_count = better.sample_count
+            self._parameters_changed |= not fits
 
     def _begin_rebuild(self) -> None:
         current = self._current

@@ -31,6 +31,7 @@ from vecmem.server.collection_servicer import CollectionServicer
 from vecmem.server.decoding import tolerant
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.point_servicer import PointServicer
+from vecmem.store.lanes import SearchLanes
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
 from vecmem.v1 import (
@@ -71,6 +72,7 @@ async def _serve(
     async with shard.closing():
         threads = settings.search_threads or os.cpu_count() or 1
         with _executor(threads) as search_executor:
+            lanes = SearchLanes(shard, search_executor, threads)
             server = make_server(engine)
             methods = tolerant(server)
             started_at_unix_ms = _process_started_at_unix_ms()
@@ -81,7 +83,7 @@ async def _serve(
                 time.time() * 1e3 - started_at_unix_ms,
             )
             collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), methods)
-            points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, search_executor), methods)
+            points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, lanes), methods)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name

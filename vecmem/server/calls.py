@@ -83,6 +83,12 @@ def check_deadline(context: Context) -> None:
         raise DeadlineExceededError("the deadline had passed before the work began")
 
 
+def deadline(context: Context) -> float | None:
+    """When nobody waits for the answer any more, of time.monotonic(); None: never."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
 def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
     """The first field of every reply."""
     return common_pb2.ResponseHeader(

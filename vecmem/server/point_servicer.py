@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sized
-from concurrent.futures import Executor
 from typing import Any
 
 from vecmem import limits
@@ -15,6 +14,7 @@ from vecmem.server.calls import Context, streaming, unary
 from vecmem.server.error_table import error_message
 from vecmem.server.stream_window import OutstandingBatch, StreamWindow
 from vecmem.store import reading, search, validation
+from vecmem.store.lanes import AddHit, SearchLanes
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import points_pb2 as api
@@ -22,11 +22,11 @@ from vecmem.v1 import points_pb2_grpc
 
 
 class PointServicer(points_pb2_grpc.PointServiceServicer):
-    """Points of one shard. `search_executor` runs searches."""
+    """Points of one shard. `lanes` run searches."""
 
-    def __init__(self, shard: Shard, search_executor: Executor) -> None:
+    def __init__(self, shard: Shard, lanes: SearchLanes) -> None:
         self._shard = shard
-        self._search_executor = search_executor
+        self._lanes = lanes
 
     # -- writing ----------------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         calls.check_position(self._shard, request.read)
         compiled = search.compile_query(self._shard, request.query)
         response = api.QueryResponse()
-        sequence, errors = await search.run_queries(self._shard, self._search_executor, [(compiled, response.hits.add)])
+        sequence, errors = await self._lanes.run([(compiled, response.hits.add)], calls.deadline(context))
         if errors[0] is not None:
             raise errors[0]
         response.header.CopyFrom(calls.header(self._shard, sequence))
@@ -179,7 +179,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
                 f"{len(request.queries)} queries, more than {limits.QUERIES_PER_BATCH_MAX}", field="queries"
             )
         response = api.QueryBatchResponse()
-        running: list[tuple[search.CompiledQuery, search.AddHit]] = []
+        running: list[tuple[search.CompiledQuery, AddHit]] = []
         outcomes: list[api.QueryOutcome] = []
         for index, query in enumerate(request.queries):
             outcome = response.outcomes.add()
@@ -191,7 +191,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             outcome.result.SetInParent()
             running.append((compiled, outcome.result.hits.add))
             outcomes.append(outcome)
-        sequence, errors = await search.run_queries(self._shard, self._search_executor, running)
+        sequence, errors = await self._lanes.run(running, calls.deadline(context))
         for outcome, failed in zip(outcomes, errors, strict=True):
             if failed is not None:
                 outcome.error.CopyFrom(error_message(failed))

@@ -1,40 +1,20 @@
-"""Queries: checked, run in threads at a snapshot, and turned into hits.
-
-A query sees the state at one position. The event loop takes the snapshot (a view of the rows and the mask of its filter), a
-thread searches, and the event loop reads the hits' payloads. If a hit of a filtered query has got another payload
-meanwhile, the query runs again.
-"""
+"""Queries, checked against the state before they wait for their turn (vecmem.store.lanes)."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vecmem import limits
-from vecmem.errors import InvalidArgumentError, LimitExceededError, PointNotFoundError, VecmemError
-from vecmem.index.field_path import FieldPath
+from vecmem.errors import InvalidArgumentError, LimitExceededError
 from vecmem.index.filter import CompiledFilter, compile_filter
 from vecmem.index.metric import Float32Array
-from vecmem.index.rows import RowView, row_array
-from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
+from vecmem.index.vector_index import VectorIndex
 from vecmem.store.collection import Collection
-from vecmem.store.reading import PointSelection, ReplySize, compile_selection
+from vecmem.store.reading import PointSelection, compile_selection
 from vecmem.store.shard import Shard
 from vecmem.store.validation import dense_values, query_vector, vector_of
 from vecmem.v1 import common_pb2, points_pb2
-
-ATTEMPTS_IN_THREADS = 4
-"""After so many runs that writes overtook, a query runs on the event loop, where nothing overtakes it."""
-
-CHUNK_QUERIES = 16
-"""Queries that run at one snapshot, in one thread: what is lost when their caller goes."""
-CHUNKS_AT_ONCE = 4
-
-AddHit = Callable[[], points_pb2.Hit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +33,6 @@ class CompiledQuery:
     ef: int
     exact: bool
     selection: PointSelection
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """One query's part of a run in a thread. `request` None: there is nothing to search for, see `error`."""
-
-    query: CompiledQuery
-    view: RowView | None
-    request: SearchRequest | None
-    error: VecmemError | None = None
-
-    def is_quick(self) -> bool:
-        return self.request is None or self.query.index.is_quick([self.request])
-
-    def search(self) -> SearchResult | VecmemError:
-        if self.error is not None or self.request is None or self.view is None:
-            return self.error or VecmemError("a snapshot without a request")
-        return self.query.index.search([self.request], self.view)[0]
 
 
 def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -> CompiledQuery:
@@ -126,141 +88,3 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
             field=f"{field}.",
         ),
     )
-
-
-async def run_queries(
-    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]]
-) -> tuple[int, list[VecmemError | None]]:
-    """Run queries and fill a message from each one's `AddHit` for every hit, best first.
-
-    Many queries are run in chunks, each at a snapshot of its own, on as many threads as the executor has; none is begun
-    when the caller is gone. Returns the smallest sequence that the hits reflect and, for each query, why it failed.
-    Raises LimitExceededError when all hits together are more than a reply may hold.
-    """
-    reply = ReplySize()
-    if len(queries) <= CHUNK_QUERIES:
-        return await _run_chunk(shard, executor, queries, reply)
-    at_once = asyncio.Semaphore(CHUNKS_AT_ONCE)
-
-    async def run(start: int) -> tuple[int, list[VecmemError | None]]:
-        async with at_once:
-            return await _run_chunk(shard, executor, queries[start : start + CHUNK_QUERIES], reply)
-
-    chunks = [asyncio.create_task(run(start)) for start in range(0, len(queries), CHUNK_QUERIES)]
-    try:
-        outcomes = await asyncio.gather(*chunks)
-    finally:
-        for chunk in chunks:
-            chunk.cancel()
-    return min(sequence for sequence, _ in outcomes), [error for _, errors in outcomes for error in errors]
-
-
-async def _run_chunk(
-    shard: Shard, executor: Executor, queries: Sequence[tuple[CompiledQuery, AddHit]], reply: ReplySize
-) -> tuple[int, list[VecmemError | None]]:
-    """Run queries at one snapshot."""
-    shard.note_search()
-    paths: dict[Collection, set[FieldPath]] = {}
-    for query, _ in queries:
-        if query.compiled is not None:
-            paths.setdefault(query.collection, set()).update(query.compiled.paths)
-    with ExitStack() as pinned:
-        for collection, wanted in paths.items():
-            pinned.enter_context(collection.payloads.pinned(wanted))
-        for attempt in range(ATTEMPTS_IN_THREADS + 1):
-            for collection, wanted in paths.items():
-                await shard.ensure_columns(collection, wanted)
-            await _settled(shard, queries)
-            # From here to the search nothing else runs.
-            searcher = executor if attempt < ATTEMPTS_IN_THREADS else None
-            done = await _run_at_snapshot(shard, searcher, queries, reply)
-            if done is not None:
-                return done
-    raise AssertionError("the last attempt cannot be overtaken")
-
-
-async def _run_at_snapshot(
-    shard: Shard, executor: Executor | None, queries: Sequence[tuple[CompiledQuery, AddHit]], reply: ReplySize
-) -> tuple[int, list[VecmemError | None]] | None:
-    """Run queries at the snapshot of now; None when a write overtook them. Without an executor none can."""
-    sequence = shard.applied_sequence
-    now_unix_ms = shard.now_unix_ms()
-    tickets = [(query.collection.rows.readers, query.collection.rows.readers.begin()) for query, _ in queries]
-    try:
-        snapshots = [_take_snapshot(query, sequence, now_unix_ms) for query, _ in queries]
-        if executor is None or (len(snapshots) == 1 and snapshots[0].is_quick()):
-            results = _search_all(snapshots)
-        else:
-            results = await asyncio.get_running_loop().run_in_executor(executor, _search_all, snapshots)
-            await _settled(shard, queries)
-        if any(map(_was_overtaken, snapshots, results)):
-            return None
-        errors = [
-            _fill(snapshot, result, add_hit, reply)
-            for snapshot, result, (_, add_hit) in zip(snapshots, results, queries, strict=True)
-        ]
-        return sequence, errors
-    finally:
-        for readers, ticket in tickets:
-            readers.end(ticket)
-
-
-async def _settled(shard: Shard, queries: Sequence[tuple[CompiledQuery, AddHit]]) -> None:
-    """Return when none of the queries' collections is changed in part."""
-    while changing := [query.collection for query, _ in queries if query.collection.changing]:
-        await shard.settled(changing[0])
-
-
-def _take_snapshot(query: CompiledQuery, sequence: int, now_unix_ms: int) -> _Snapshot:
-    collection = query.collection
-    vector = query.vector
-    if vector is None:
-        row = collection.find(query.nearest_id, now_unix_ms)
-        if row is None or not query.index.arena.present(row + 1)[row]:
-            what = "no point" if row is None else f"no vector {query.using!r} in point"
-            return _Snapshot(query, None, None, PointNotFoundError(f"there is {what} {query.nearest_id[:200]!r}"))
-        vector = query.index.arena.gather(row_array(row))[0]
-    view = collection.view(sequence, now_unix_ms)
-    request = SearchRequest(
-        query=vector,
-        # The point itself comes first among its own neighbours and is taken out again.
-        limit=query.offset + query.limit + bool(query.nearest_id),
-        allowed=None if query.compiled is None else collection.matching_rows(query.compiled, view),
-        ef=query.ef,
-        exact=query.exact,
-    )
-    return _Snapshot(query, view, request)
-
-
-def _search_all(snapshots: Sequence[_Snapshot]) -> list[SearchResult | VecmemError]:
-    return [snapshot.search() for snapshot in snapshots]
-
-
-def _was_overtaken(snapshot: _Snapshot, result: SearchResult | VecmemError) -> bool:
-    """Whether a hit's payload was changed after the snapshot, so that it may not match the filter any more."""
-    if isinstance(result, VecmemError) or snapshot.view is None or snapshot.query.compiled is None:
-        return False
-    versions = snapshot.query.collection.rows.versions
-    return any(versions[row] > snapshot.view.sequence for row in result.rows)
-
-
-def _fill(
-    snapshot: _Snapshot, result: SearchResult | VecmemError, add_hit: AddHit, reply: ReplySize
-) -> VecmemError | None:
-    if isinstance(result, VecmemError):
-        return result
-    query = snapshot.query
-    ids = query.collection.rows.ids
-    hits = list(zip(result.rows, result.scores, strict=True))
-    if query.nearest_id:
-        hits = [hit for hit in hits if ids[hit[0]] != query.nearest_id]
-    if query.score_threshold is not None:
-        if query.index.arena.metric.higher_is_nearer:
-            hits = [hit for hit in hits if hit[1] >= query.score_threshold]
-        else:
-            hits = [hit for hit in hits if hit[1] <= query.score_threshold]
-    for row, score in hits[query.offset : query.offset + query.limit]:
-        hit = add_hit()
-        hit.score = score
-        reply.grow(query.selection.fill(hit.point, query.collection, row), "limit")
-    return None

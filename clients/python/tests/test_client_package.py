@@ -24,12 +24,13 @@ NAMES = {
     "AsyncClient", "BulkProgress", "BulkResult", "CallCancelledError", "CheckpointError", "CheckpointInfo", "Client",
     "ClientClosedError", "Collection", "CollectionDamagedError", "CollectionExistsError", "CollectionNotFoundError",
     "CollectionStats", "Condition", "CorruptionError", "DataLossError", "DeadlineExceededError", "DeleteResult",
-    "DimensionMismatchError", "Exclude", "Field", "FilterLike", "Flat", "Hit", "Hnsw", "InternalError",
+    "DimensionMismatchError", "Exclude", "Explanation", "Field", "FilterLike", "Flat", "GraphCode", "Hit", "Hits", "Hnsw", "InternalError",
     "InvalidArgumentError", "InvalidFilterError", "InvalidIdError", "InvalidPageTokenError", "InvalidPayloadError",
     "InvalidVectorError", "LimitExceededError", "LogConflictError", "Metric", "NotFoundError", "OverloadedError",
-    "PayloadLike", "Point", "PointNotFoundError", "Position", "PositionAheadError", "ProgressBar", "Query",
+    "PayloadIndexStats", "PayloadLike", "PayloadType",
+    "Point", "PointNotFoundError", "Position", "PositionAheadError", "ProgressBar", "Query", "QueryPlan",
     "RecoveryInfo", "RequestIdReusedError", "ResourceExhaustedError", "RetryPolicy", "ServerInfo",
-    "ShuttingDownError", "StoredPoint", "UnavailableError", "UnimplementedError", "UnknownVectorError",
+    "ShuttingDownError", "Storage", "StoredPoint", "UnavailableError", "UnimplementedError", "UnknownVectorError",
     "UnsupportedFormatError", "UpdatePayloadResult", "UpsertResult", "VecmemClientError", "VectorConfig", "VectorLike",
     "VectorStats", "VersionConflict", "WritesStoppedError", "all_of", "any_of", "field", "has_id", "none_of",
 }  # fmt: skip
@@ -137,7 +138,7 @@ def test_the_distribution_needs_only_what_it_says():
 def test_the_readme_runs(server, capsys):
     """All code blocks of the README, in their order, against a real server."""
     blocks = re.findall(r"^```python\n(.*?)^```", (CLIENT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         # Nothing of the event loop of pytest-asyncio is touched: asyncio.run makes its own.
         exec(compile(block.replace("127.0.0.1:7700", server.address), "README.md", "exec"), {"__name__": "readme"})
@@ -145,6 +146,7 @@ def test_the_readme_runs(server, capsys):
     lines = [re.sub(r"^(a[12]) \d+$", r"\1 VERSION", line) for line in printed.out.splitlines()]
     assert lines == [
         "a1 1.0 Graphs",
+        "['a1']",
         "2000 2000",
         "['a1', 'a2']",
         "['a2']",

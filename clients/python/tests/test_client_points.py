@@ -87,7 +87,7 @@ async def test_query_near_a_stored_point_leaves_it_out(client, collection):
 
 
 async def test_named_vectors_go_in_and_out_by_name(client, collection_name):
-    vectors = {"text": VectorConfig(3, Metric.EUCLIDEAN, Flat()), "image": VectorConfig(2, "dot", Hnsw(m=8))}
+    vectors = {"text": VectorConfig(3, Metric.EUCLIDEAN, Flat(), "float32"), "image": VectorConfig(2, "dot", Hnsw(m=8))}
     made = await client.create_collection(collection_name, vectors=vectors, description="two vectors")
     assert made.vector is None
     assert made.vectors["text"] == vectors["text"]

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
-from vecmem.v1 import common_pb2
+from vecmem.v1 import collections_pb2, common_pb2, points_pb2
 from vecmem_client._errors import error_from_message
 from vecmem_client._types import (
     CheckpointInfo,
     Collection,
     CollectionStats,
     DeleteResult,
+    Explanation,
     Flat,
+    GraphCode,
     Hit,
+    Hits,
     Hnsw,
     Metric,
+    PayloadIndexStats,
+    PayloadType,
     Position,
+    QueryPlan,
     RecoveryInfo,
     ServerInfo,
+    Storage,
     StoredPoint,
     UpdatePayloadResult,
     UpsertResult,
@@ -25,7 +32,7 @@ from vecmem_client._types import (
     VectorStats,
     VersionConflict,
 )
-from vecmem_client._values import decode_time
+from vecmem_client._values import decode_float32, decode_time
 from vecmem_client._vectors import unpack_vector
 
 if TYPE_CHECKING:
@@ -35,13 +42,35 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vecmem.v1 import admin_pb2, collections_pb2, points_pb2
+    from vecmem.v1 import admin_pb2
     from vecmem_client._errors import VecmemClientError
 
 _METRICS = {
     common_pb2.METRIC_COSINE: Metric.COSINE,
     common_pb2.METRIC_DOT: Metric.DOT,
     common_pb2.METRIC_EUCLIDEAN: Metric.EUCLIDEAN,
+}
+_STORAGES = {
+    collections_pb2.STORAGE_FLOAT32: Storage.FLOAT32,
+    collections_pb2.STORAGE_FLOAT16: Storage.FLOAT16,
+}
+_GRAPH_CODES = {
+    collections_pb2.GRAPH_CODE_INT8: GraphCode.INT8,
+    collections_pb2.GRAPH_CODE_FLOAT16: GraphCode.FLOAT16,
+    collections_pb2.GRAPH_CODE_FLOAT32: GraphCode.FLOAT32,
+    collections_pb2.GRAPH_CODE_BINARY: GraphCode.BINARY,
+}
+_PAYLOAD_TYPES = {
+    collections_pb2.PAYLOAD_TYPE_KEYWORD: PayloadType.KEYWORD,
+    collections_pb2.PAYLOAD_TYPE_INTEGER: PayloadType.INTEGER,
+    collections_pb2.PAYLOAD_TYPE_FLOAT: PayloadType.FLOAT,
+    collections_pb2.PAYLOAD_TYPE_BOOL: PayloadType.BOOL,
+    collections_pb2.PAYLOAD_TYPE_TIME: PayloadType.TIME,
+}
+_PLANS = {
+    points_pb2.QUERY_PLAN_SCAN: QueryPlan.SCAN,
+    points_pb2.QUERY_PLAN_CODE_SCAN: QueryPlan.CODE_SCAN,
+    points_pb2.QUERY_PLAN_GRAPH: QueryPlan.GRAPH,
 }
 
 
@@ -57,6 +86,7 @@ def collection(message: collections_pb2.Collection) -> Collection:
         name=message.name,
         vector=_vector_config(config.vector) if config.HasField("vector") else None,
         vectors={name: _vector_config(params) for name, params in config.vectors.items()},
+        payload_indexes={index.path: _PAYLOAD_TYPES[index.type] for index in config.payload_indexes.indexes},
         description=config.description,
         uid=message.uid,
         created_at=decode_time(message.created_at),
@@ -78,9 +108,18 @@ def collection_stats(message: collections_pb2.CollectionStats) -> CollectionStat
                 rebuilding=stats.rebuilding,
                 arena_bytes=stats.arena_bytes,
                 graph_bytes=stats.graph_bytes,
+                storage=_STORAGES.get(stats.storage),
+                graph=_GRAPH_CODES.get(stats.graph),
+                measured_recall=decode_float32(stats.measured_recall) if stats.measured_query_count else None,
+                measured_query_count=stats.measured_query_count,
+                calibrated_ef=stats.calibrated_ef,
             )
             for name, stats in message.vectors.items()
         },
+        payload_indexes=[
+            PayloadIndexStats(index.path, index.declared, index.point_count, index.bytes)
+            for index in message.payload_indexes
+        ],
     )
 
 
@@ -110,10 +149,12 @@ def points(messages: Iterable[points_pb2.Point]) -> list[StoredPoint]:
     ]
 
 
-def hits(messages: Iterable[points_pb2.Hit], *, with_vectors: bool) -> list[Hit]:
+def hits(reply: points_pb2.QueryResponse | points_pb2.QueryResult, *, with_vectors: bool) -> Hits:
     """Return hits; payloads stay undecoded until somebody looks, and vectors are looked for only where asked for."""
-    result = []
-    for message in messages:
+    result = Hits()
+    if reply.HasField("explanation"):
+        result.explanation = _explanation(reply.explanation)
+    for message in reply.hits:
         point = message.point
         expires_at = decode_time(point.expires_at) if point.HasField("expires_at") else None
         vector, vectors = (_vector(point), _vectors(point)) if with_vectors else (None, {})
@@ -122,16 +163,16 @@ def hits(messages: Iterable[points_pb2.Hit], *, with_vectors: bool) -> list[Hit]
 
 
 @overload
-def outcomes(messages: Iterable[points_pb2.QueryOutcome], return_exceptions: Literal[False]) -> list[list[Hit]]: ...
+def outcomes(messages: Iterable[points_pb2.QueryOutcome], return_exceptions: Literal[False]) -> list[Hits]: ...
 @overload
 def outcomes(
     messages: Iterable[points_pb2.QueryOutcome], return_exceptions: bool
-) -> list[list[Hit] | VecmemClientError]: ...
+) -> list[Hits | VecmemClientError]: ...
 def outcomes(
     messages: Iterable[points_pb2.QueryOutcome], return_exceptions: bool
-) -> list[list[Hit]] | list[list[Hit] | VecmemClientError]:
+) -> list[Hits] | list[Hits | VecmemClientError]:
     """Return the results of a batch; the first failed one is raised unless exceptions are wanted in place."""
-    results: list[list[Hit] | VecmemClientError] = []
+    results: list[Hits | VecmemClientError] = []
     for index, message in enumerate(messages):
         if message.HasField("error"):
             error = error_from_message(message.error)
@@ -140,7 +181,7 @@ def outcomes(
                 raise error
             results.append(error)
         else:
-            results.append(hits(message.result.hits, with_vectors=True))
+            results.append(hits(message.result, with_vectors=True))
     return results
 
 
@@ -180,6 +221,7 @@ def server_info(reply: admin_pb2.GetServerInfoResponse) -> ServerInfo:
             notes=list(recovery.notes),
         ),
         grpc_engine=reply.grpc_engine,
+        failures=dict(reply.failures),
     )
 
 
@@ -201,5 +243,30 @@ def _expiry(point: points_pb2.Point) -> datetime | None:
 
 
 def _vector_config(params: collections_pb2.VectorParams) -> VectorConfig:
-    index = Flat() if params.HasField("flat") else Hnsw(params.hnsw.m, params.hnsw.ef_construction, params.hnsw.ef)
-    return VectorConfig(params.dimension, _METRICS[params.metric], index)
+    index = Flat() if params.HasField("flat") else _hnsw(params.hnsw)
+    return VectorConfig(params.dimension, _METRICS[params.metric], index, _STORAGES.get(params.storage))
+
+
+def _hnsw(params: collections_pb2.HnswParams) -> Hnsw:
+    return Hnsw(
+        m=params.m,
+        ef_construction=params.ef_construction,
+        ef=params.ef,
+        graph=_GRAPH_CODES.get(params.graph),
+        target_recall=decode_float32(params.target_recall),
+    )
+
+
+def _explanation(message: points_pb2.Explanation) -> Explanation:
+    return Explanation(
+        plan=_PLANS.get(message.plan),
+        point_count=message.point_count,
+        matching_count=message.matching_count,
+        ef=message.ef,
+        target_recall=decode_float32(message.target_recall),
+        compared_count=message.compared_count,
+        tail_count=message.tail_count,
+        graph_cost_us=message.graph_cost_us,
+        scan_cost_us=message.scan_cost_us,
+        filter_paths=list(message.filter_paths),
+    )

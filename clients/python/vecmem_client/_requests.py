@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecmem.v1 import admin_pb2, collections_pb2, common_pb2, points_pb2
 from vecmem_client._filters import copy_filter
-from vecmem_client._types import Exclude, Flat, Hnsw, Metric, Point, VectorConfig
+from vecmem_client._types import Exclude, Flat, GraphCode, Hnsw, Metric, PayloadType, Point, Storage, VectorConfig
 from vecmem_client._values import aware, encode_payload
 from vecmem_client._vectors import pack_vector
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vecmem_client._filters import FilterLike
-    from vecmem_client._types import Position, Query
+    from vecmem_client._types import PayloadTypeName, Position, Query, StorageName
     from vecmem_client._values import PayloadLike
     from vecmem_client._vectors import VectorLike
 
@@ -30,6 +30,23 @@ _METRICS = {
     Metric.COSINE: common_pb2.METRIC_COSINE,
     Metric.DOT: common_pb2.METRIC_DOT,
     Metric.EUCLIDEAN: common_pb2.METRIC_EUCLIDEAN,
+}
+_STORAGES = {
+    Storage.FLOAT32: collections_pb2.STORAGE_FLOAT32,
+    Storage.FLOAT16: collections_pb2.STORAGE_FLOAT16,
+}
+_GRAPH_CODES = {
+    GraphCode.INT8: collections_pb2.GRAPH_CODE_INT8,
+    GraphCode.FLOAT16: collections_pb2.GRAPH_CODE_FLOAT16,
+    GraphCode.FLOAT32: collections_pb2.GRAPH_CODE_FLOAT32,
+    GraphCode.BINARY: collections_pb2.GRAPH_CODE_BINARY,
+}
+_PAYLOAD_TYPES = {
+    PayloadType.KEYWORD: collections_pb2.PAYLOAD_TYPE_KEYWORD,
+    PayloadType.INTEGER: collections_pb2.PAYLOAD_TYPE_INTEGER,
+    PayloadType.FLOAT: collections_pb2.PAYLOAD_TYPE_FLOAT,
+    PayloadType.BOOL: collections_pb2.PAYLOAD_TYPE_BOOL,
+    PayloadType.TIME: collections_pb2.PAYLOAD_TYPE_TIME,
 }
 
 
@@ -49,6 +66,7 @@ def create_collection(
     name: str,
     vector: VectorConfig | None,
     vectors: Mapping[str, VectorConfig] | None,
+    payload_indexes: Mapping[str, PayloadType | PayloadTypeName] | None,
     description: str,
     request_id: str,
 ) -> collections_pb2.CreateCollectionRequest:
@@ -62,6 +80,8 @@ def create_collection(
         _set_vector_config(request.config.vector, vector)
     for vector_name, config in (vectors or {}).items():
         _set_vector_config(request.config.vectors[vector_name], config)
+    if payload_indexes:
+        _set_payload_indexes(request.config.payload_indexes, payload_indexes)
     return request
 
 
@@ -84,6 +104,9 @@ def update_collection(
     description: str | None,
     hnsw: Hnsw | None,
     vectors_hnsw: Mapping[str, Hnsw] | None,
+    storage: Storage | StorageName | None,
+    vectors_storage: Mapping[str, Storage | StorageName] | None,
+    payload_indexes: Mapping[str, PayloadType | PayloadTypeName] | None,
     request_id: str,
 ) -> collections_pb2.UpdateCollectionRequest:
     """Build the request of the same name."""
@@ -95,6 +118,12 @@ def update_collection(
         _set_hnsw(request.hnsw, hnsw)
     for vector_name, params in (vectors_hnsw or {}).items():
         _set_hnsw(request.vectors_hnsw[vector_name], params)
+    if storage is not None:
+        request.storage = _STORAGES[Storage(storage)]
+    for vector_name, kept in (vectors_storage or {}).items():
+        request.vectors_storage[vector_name] = _STORAGES[Storage(kept)]
+    if payload_indexes is not None:
+        _set_payload_indexes(request.payload_indexes, payload_indexes)
     return request
 
 
@@ -205,7 +234,9 @@ def set_query(
     filter: FilterLike | None,
     score_threshold: float | None,
     ef: int,
+    target_recall: float,
     exact: bool,
+    explain: bool,
     with_payload: bool | Sequence[str] | Exclude,
     with_vectors: bool | Sequence[str],
 ) -> None:
@@ -230,8 +261,12 @@ def set_query(
         target.score_threshold = score_threshold
     if ef:
         target.params.ef = ef
+    if target_recall:
+        target.params.target_recall = target_recall
     if exact:
         target.params.exact = True
+    if explain:
+        target.explain = True
     set_selectors(target, with_payload, with_vectors)
 
 
@@ -250,7 +285,9 @@ def query_batch(queries: Iterable[Query], min_position: Position | None) -> poin
             query.filter,
             query.score_threshold,
             query.ef,
+            query.target_recall,
             query.exact,
+            query.explain,
             query.with_payload,
             query.with_vectors,
         )
@@ -356,6 +393,8 @@ def _set_vector_config(target: collections_pb2.VectorParams, config: VectorConfi
         target.flat.SetInParent()
     else:
         _set_hnsw(target.hnsw, config.index)
+    if config.storage is not None:
+        target.storage = _STORAGES[Storage(config.storage)]
 
 
 def _set_hnsw(target: collections_pb2.HnswParams, params: Hnsw) -> None:
@@ -363,3 +402,14 @@ def _set_hnsw(target: collections_pb2.HnswParams, params: Hnsw) -> None:
     target.m = params.m
     target.ef_construction = params.ef_construction
     target.ef = params.ef
+    target.target_recall = params.target_recall
+    if params.graph is not None:
+        target.graph = _GRAPH_CODES[GraphCode(params.graph)]
+
+
+def _set_payload_indexes(
+    target: collections_pb2.PayloadIndexes, declared: Mapping[str, PayloadType | PayloadTypeName]
+) -> None:
+    target.SetInParent()  # none at all is a choice too
+    for path, kind in declared.items():
+        target.indexes.add(path=path, type=_PAYLOAD_TYPES[PayloadType(kind)])

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     import numpy as np
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from vecmem_client._filters import FilterLike
     from vecmem_client._values import PayloadLike
     from vecmem_client._vectors import VectorLike
+
+
+StorageName: TypeAlias = Literal["float32", "float16"]
+GraphCodeName: TypeAlias = Literal["int8", "float16", "float32", "binary"]
+PayloadTypeName: TypeAlias = Literal["keyword", "integer", "float", "bool", "time"]
 
 
 class Metric(StrEnum):
@@ -31,6 +36,54 @@ class Metric(StrEnum):
     """Dot product; higher is nearer."""
     EUCLIDEAN = "euclidean"
     """Euclidean distance, >= 0; lower is nearer."""
+
+
+class Storage(StrEnum):
+    """How the vectors of a collection are kept: what scores are computed from and what `with_vectors` returns."""
+
+    FLOAT32 = "float32"
+    """As they came, 4 bytes an element."""
+    FLOAT16 = "float16"
+    """Rounded to IEEE 754 binary16, 2 bytes an element; what lies beyond its range (65,504) is refused."""
+
+
+class GraphCode(StrEnum):
+    """What a graph holds of each vector. Hits are compared again with the stored vectors, so scores do not depend on it."""
+
+    INT8 = "int8"
+    """One byte an element, on a scale chosen for the collection."""
+    FLOAT16 = "float16"
+    """IEEE 754 binary16."""
+    FLOAT32 = "float32"
+    """The elements themselves."""
+    BINARY = "binary"
+    """One bit an element, its sign, compared by hamming distance."""
+
+
+class PayloadType(StrEnum):
+    """What most values at a payload path are; others are found all the same, a little slower."""
+
+    KEYWORD = "keyword"
+    """Strings."""
+    INTEGER = "integer"
+    """Whole numbers within int64."""
+    FLOAT = "float"
+    """Numbers."""
+    BOOL = "bool"
+    """True and false."""
+    TIME = "time"
+    """Strings that are RFC 3339 times."""
+
+
+class QueryPlan(StrEnum):
+    """How a query was answered."""
+
+    SCAN = "scan"
+    """Every vector that passes the filter was compared: exact."""
+    CODE_SCAN = "code_scan"
+    """The codes of all vectors that pass the filter were compared, and as many vectors as rounding leaves open: exact."""
+    GRAPH = "graph"
+    """The graph was searched; where there is a filter, under it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +103,14 @@ class Hnsw:
     ef_construction: int = 0
     """Candidates considered on insertion, 8 to 4,096; default 200."""
     ef: int = 0
-    """Candidates considered by a query that names none, 1 to 10,000; default 64."""
+    """Candidates considered by a query that names no effort, 1 to 10,000; 0: as many as `target_recall` takes."""
+    graph: GraphCode | GraphCodeName | None = None
+    """What the graph holds of each vector; None: the server chooses. A change takes effect by a rebuild in the background."""
+    target_recall: float = 0.0
+    """Recall that queries aim at where they name none, 0.5 to 1, where 1 means exact search; default 0.97.
+
+    Not used where `ef` is set.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +125,8 @@ class VectorConfig:
     dimension: int
     metric: Metric | Literal["cosine", "dot", "euclidean"] = Metric.COSINE
     index: Hnsw | Flat = field(default_factory=Hnsw)
+    storage: Storage | StorageName | None = None
+    """How the vectors are kept; None: float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +138,8 @@ class Collection:
     """The default vector, if the collection has one."""
     vectors: Mapping[str, VectorConfig]
     """Named vectors."""
+    payload_indexes: Mapping[str, PayloadType]
+    """Payload paths whose indexes are declared, and what is there."""
     description: str
     uid: int
     """Identifies this collection for good: a later one of the same name has another."""
@@ -96,6 +160,29 @@ class VectorStats:
     rebuilding: bool
     arena_bytes: int
     graph_bytes: int
+    storage: Storage | None
+    """How the vectors are kept; None: an older server does not say."""
+    graph: GraphCode | None
+    """What the graph holds of each vector now; None: there is no graph yet."""
+    measured_recall: float | None
+    """Recall of live queries, measured on a sample of them; None while `measured_query_count` is 0."""
+    measured_query_count: int
+    """Queries measured since the server started."""
+    calibrated_ef: int
+    """Candidates that an unfiltered query for 10 hits considers now at the target recall; 0: not calibrated."""
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadIndexStats:
+    """Counts of one payload index."""
+
+    path: str
+    declared: bool
+    """False: it was built when a filter first asked for the path."""
+    point_count: int
+    """Points that have the path."""
+    bytes: int
+    """Its size, estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +192,8 @@ class CollectionStats:
     point_count: int
     payload_bytes: int
     vectors: Mapping[str, VectorStats]
+    payload_indexes: Sequence[PayloadIndexStats]
+    """In order of their paths."""
 
 
 @dataclass(slots=True, eq=False)
@@ -156,6 +245,42 @@ class Hit(StoredPoint):
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a query was answered and why."""
+
+    plan: QueryPlan | None
+    """None: the server took one that this client does not know."""
+    point_count: int
+    """Points in the collection, expired and just deleted ones included."""
+    matching_count: int
+    """Of them those that pass the filter; without one, all."""
+    ef: int
+    """Candidates considered in the graph; 0: no graph was searched."""
+    target_recall: float
+    """Recall aimed at; 0: `ef` was given."""
+    compared_count: int
+    """Vectors, or codes of vectors, compared in the graph or in the scan."""
+    tail_count: int
+    """Points not yet in the graph that were compared beside."""
+    graph_cost_us: float
+    """What the planner expected of the graph, microseconds; 0: not considered."""
+    scan_cost_us: float
+    """What it expected of the cheaper scan, microseconds."""
+    filter_paths: Sequence[str]
+    """Payload paths that the filter read, in order."""
+
+
+class Hits(list[Hit]):
+    """What a query found, best first: a list, with the explanation where the query asked for one."""
+
+    __slots__ = ("explanation",)
+
+    def __init__(self, hits: Iterable[Hit] = (), explanation: Explanation | None = None) -> None:
+        super().__init__(hits)
+        self.explanation = explanation
+
+
+@dataclass(frozen=True, slots=True)
 class Exclude:
     """A payload selection: everything but these dotted paths."""
 
@@ -175,7 +300,9 @@ class Query:
     filter: FilterLike | None = None
     score_threshold: float | None = None
     ef: int = 0
+    target_recall: float = 0.0
     exact: bool = False
+    explain: bool = False
     with_payload: bool | Sequence[str] | Exclude = True
     with_vectors: bool | Sequence[str] = False
 
@@ -260,6 +387,8 @@ class ServerInfo:
     recovery: RecoveryInfo
     grpc_engine: str
     """What serves gRPC: native or grpcio; empty for an older server."""
+    failures: Mapping[str, str]
+    """Background work that failed when it last ran, and is tried again, by name: why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ def decode_time(timestamp: Timestamp) -> datetime:
     return timestamp.ToDatetime(tzinfo=UTC)
 
 
+def decode_float32(value: float) -> float:
+    """Return the shortest decimal that is the same float32, which is what its author wrote: 0.97, not 0.97000002861."""
+    return float(str(np.float32(value)))
+
+
 def _encode(value: object) -> Any:
     if isinstance(value, datetime):
         return aware(value, "a time in a payload").isoformat()

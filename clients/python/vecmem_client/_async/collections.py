@@ -16,8 +16,12 @@ if TYPE_CHECKING:
         CollectionStats,
         DeleteResult,
         Hnsw,
+        PayloadType,
+        PayloadTypeName,
         Position,
         ServerInfo,
+        Storage,
+        StorageName,
         VectorConfig,
     )
 
@@ -31,15 +35,21 @@ class CollectionMethods(Base):
         vector: VectorConfig | None = None,
         *,
         vectors: Mapping[str, VectorConfig] | None = None,
+        payload_indexes: Mapping[str, PayloadType | PayloadTypeName] | None = None,
         description: str = "",
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Collection:
         """Make an empty collection with a default vector, named vectors, or both.
 
-        Names have 1 to 128 bytes of [A-Za-z0-9_.-]. Raises CollectionExistsError, ValueError without any vector.
+        Names have 1 to 128 bytes of [A-Za-z0-9_.-]. `payload_indexes` maps payload paths (at most 64) that filters
+        will ask for to what is there: "keyword", "integer", "float", "bool" or "time". Filters may ask for other
+        paths too; their indexes are built at the first use.
+        Raises CollectionExistsError, ValueError without any vector and for unknown names.
         """
-        request = _requests.create_collection(name, vector, vectors, description, _requests.new_request_id(request_id))
+        request = _requests.create_collection(
+            name, vector, vectors, payload_indexes, description, _requests.new_request_id(request_id)
+        )
         reply = await self._call(_methods.CREATE_COLLECTION, request, timeout_seconds, retriable=request_id != "")
         return _replies.collection(reply.collection)
 
@@ -71,16 +81,29 @@ class CollectionMethods(Base):
         description: str | None = None,
         hnsw: Hnsw | None = None,
         vectors_hnsw: Mapping[str, Hnsw] | None = None,
+        storage: Storage | StorageName | None = None,
+        vectors_storage: Mapping[str, Storage | StorageName] | None = None,
+        payload_indexes: Mapping[str, PayloadType | PayloadTypeName] | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Collection:
-        """Change the description, or the graph parameters of the default vector or of named ones.
+        """Change the description, graph parameters and storage of the default vector or of named ones, payload indexes.
 
-        What is None stays. Changed graph parameters take effect by a rebuild in the background.
-        Raises CollectionNotFoundError, UnknownVectorError.
+        What is None stays. Changed graph parameters take effect by a rebuild in the background, all of an `Hnsw`
+        together: its zeros are the defaults. A changed storage has been made when this returns; elements once rounded
+        to float16 stay rounded. `payload_indexes` are all there are from now on.
+        Raises CollectionNotFoundError, UnknownVectorError, InvalidArgumentError where a stored vector has elements
+        beyond the range of float16.
         """
         request = _requests.update_collection(
-            name, description, hnsw, vectors_hnsw, _requests.new_request_id(request_id)
+            name,
+            description,
+            hnsw,
+            vectors_hnsw,
+            storage,
+            vectors_storage,
+            payload_indexes,
+            _requests.new_request_id(request_id),
         )
         reply = await self._call(_methods.UPDATE_COLLECTION, request, timeout_seconds, retriable=request_id != "")
         return _replies.collection(reply.collection)

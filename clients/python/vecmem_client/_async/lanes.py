@@ -1,8 +1,9 @@
 """Concurrent calls gathered into shared RPCs, for asyncio. The sync twin of this module is written by hand.
 
 While fewer than RPCS_MAX of a lane's RPCs are under way a call goes at once, alone, in its caller's own task. Others
-queue; when an RPC ends, those queued go together. Nothing here runs while nothing is under way, and no timer while
-nothing is queued. A queued call that times out or is cancelled leaves; an RPC that has lost all its calls is cancelled.
+queue; when an RPC ends, those queued go together. A lane has one timer at most, for the first thing due among the calls
+that wait, set anew only while there are some. A call that times out or is cancelled leaves; an RPC that has lost all its
+calls is cancelled.
 
 What each call may rely on: its RPC is sent after the call was made, so it sees every write awaited before; its
 deadline is its own, the RPC's is the latest of its calls'; an exception is its own object.
@@ -11,15 +12,17 @@ deadline is its own, the RPC's is the latest of its calls'; an exception is its 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
 import grpc
 
 from vecmem_client._coalescing import (
     BATCH_BYTES_MAX,
-    PATIENCE_SECONDS,
     REQUEST_BYTES_MAX,
     RPCS_MAX,
     Alone,
@@ -36,12 +39,13 @@ from vecmem_client._coalescing import (
 from vecmem_client._errors import CallCancelledError, DeadlineExceededError, VecmemClientError, error_from_rpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from vecmem.v1 import common_pb2
     from vecmem_client._async.transport import Transport
     from vecmem_client._types import Position
 
+TIMER_SECONDS_MIN = 0.001
 TIMER_SECONDS_MAX = 86_400.0
 """Event loops refuse timers too far ahead; gRPC's own deadline ends such a call in any case."""
 
@@ -54,12 +58,14 @@ class Lanes:
         self._note = note
         self._lanes: dict[LaneKey, _Lane[Any]] = {}
 
-    async def call(self, key: LaneKey, request: bytes, min_position: Position | None, timeout_seconds: float) -> Any:
+    def call(
+        self, key: LaneKey, request: bytes, min_position: Position | None, timeout_seconds: float
+    ) -> Coroutine[Any, Any, Any]:
         """Make a call, perhaps together with others. Raises grpc.RpcError and VecmemClientError."""
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(key, self._transport, self._note)
-        return await lane.call(request, min_position, timeout_seconds)
+        return lane.call(request, min_position, timeout_seconds)
 
     def drop_waiting(self) -> None:
         """Give up what waits to be sent: the client closes."""
@@ -94,8 +100,9 @@ class _Call(Call):
 
     def leave(self) -> None:
         """Nobody waits for this call any more."""
-        if self.rpc is not None:
-            self.rpc.lose(self)
+        rpc, self.rpc = self.rpc, None
+        if rpc is not None:
+            rpc.lose_one()
 
 
 class _Rpc:
@@ -104,13 +111,13 @@ class _Rpc:
     def __init__(self, calls: Sequence[_Call]) -> None:
         self.calls = calls
         self.task: asyncio.Task[None] | None = None
-        self._wanted = set(calls)
+        self._wanted_count = len(calls)
         for call in calls:
             call.rpc = self
 
-    def lose(self, call: _Call) -> None:
-        self._wanted.discard(call)
-        if not self._wanted and self.task is not None:
+    def lose_one(self) -> None:
+        self._wanted_count -= 1
+        if not self._wanted_count and self.task is not None:
             self.task.cancel()
 
 
@@ -124,8 +131,10 @@ class _Lane(Generic[ResultT]):
         self._rpc_count = 0
         self._under_way_count = 0
         self._pump_is_due = False
-        self._patience: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = math.inf
+        """When the timer fires, in time.monotonic() seconds; infinite while there is none."""
+        self._rpcs: set[_Rpc] = set()
         self._unsupported = False
 
     async def call(self, request: bytes, min_position: Position | None, timeout_seconds: float) -> ResultT:
@@ -140,16 +149,14 @@ class _Lane(Generic[ResultT]):
                 self._end(1, loop)
         call = _Call(request, min_position, timeout_seconds, loop.create_future())
         self._queue.append(call)
-        if self._patience is None:
-            self._patience = loop.call_later(PATIENCE_SECONDS, self._lose_patience, loop)
-        timer = loop.call_later(min(timeout_seconds, TIMER_SECONDS_MAX), call.expire)
+        due = min(call.patient_until, call.deadline)
+        if due < self._timer_due:
+            self._set_timer(due, loop)
         try:
             outcome: ResultT | VecmemClientError | Alone = await call.outcome
         except asyncio.CancelledError:
             call.leave()
             raise
-        finally:
-            timer.cancel()
         if isinstance(outcome, VecmemClientError):
             raise outcome
         if isinstance(outcome, Alone):
@@ -157,15 +164,13 @@ class _Lane(Generic[ResultT]):
         return outcome
 
     def drop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        self._stop_timer()
         while self._queue:
             self._queue.popleft().settle(CallCancelledError("the client was closed during the call"))
 
     async def finished(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._rpcs:
+            await asyncio.wait([rpc.task for rpc in self._rpcs if rpc.task is not None])
 
     async def _alone(self, request: bytes, timeout_seconds: float) -> ResultT:
         reply = await self._transport.unary(self._method.single, request, timeout_seconds)
@@ -190,23 +195,45 @@ class _Lane(Generic[ResultT]):
         while self._queue and self._rpc_count < RPCS_MAX:
             self._start_rpc(loop)
 
-    def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send what is queued if the first has waited long enough; the timer is on while anything is queued."""
-        self._patience = None
-        if self._queue and self._queue[0].patient_until <= time.monotonic():
+    def _set_timer(self, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._stop_timer()
+        self._timer_due = due
+        # Event loops round to a millisecond, so a timer may find nothing due yet and be set again.
+        wait_seconds = min(max(TIMER_SECONDS_MIN, due - time.monotonic()), TIMER_SECONDS_MAX)
+        self._timer = loop.call_later(wait_seconds, self._look_round, loop)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_due = None, math.inf
+
+    def _look_round(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End calls whose time is over, and send what is queued if the first has waited long enough for others."""
+        self._stop_timer()
+        now = time.monotonic()
+        due = math.inf
+        for call in itertools.chain(self._queue, *(rpc.calls for rpc in self._rpcs)):
+            if call.outcome.done():
+                continue
+            if call.deadline <= now:
+                call.expire()
+            else:
+                due = min(due, call.deadline)
+        if self._queue and self._queue[0].patient_until <= now:
             self._start_rpc(loop)
         if self._queue:
-            wait_seconds = max(0.001, self._queue[0].patient_until - time.monotonic())
-            self._patience = loop.call_later(wait_seconds, self._lose_patience, loop)
+            due = min(due, self._queue[0].patient_until)
+        if due < math.inf:
+            self._set_timer(due, loop)
 
     def _start_rpc(self, loop: asyncio.AbstractEventLoop) -> None:
         calls = self._take()
         if calls:
             rpc = _Rpc(calls)
             self._begin(len(calls))
-            rpc.task = loop.create_task(self._run(rpc, loop), name="vecmem: shared RPC")
-            self._tasks.add(rpc.task)
-            rpc.task.add_done_callback(self._tasks.discard)
+            self._rpcs.add(rpc)
+            rpc.task = loop.create_task(self._run(calls), name="vecmem: shared RPC")
+            rpc.task.add_done_callback(partial(self._ended, rpc, loop))  # also of one cancelled before it ran
 
     def _take(self) -> list[_Call]:
         calls: list[_Call] = []
@@ -219,8 +246,11 @@ class _Lane(Generic[ResultT]):
                 size_bytes += len(call.request)
         return calls
 
-    async def _run(self, rpc: _Rpc, loop: asyncio.AbstractEventLoop) -> None:
-        calls = rpc.calls
+    def _ended(self, rpc: _Rpc, loop: asyncio.AbstractEventLoop, _task: asyncio.Task[None]) -> None:
+        self._rpcs.discard(rpc)
+        self._end(len(rpc.calls), loop)
+
+    async def _run(self, calls: Sequence[_Call]) -> None:
         settled: Sequence[Any] = ()
         try:
             settled = await self._outcomes(calls)
@@ -231,7 +261,6 @@ class _Lane(Generic[ResultT]):
             settled = settled or [CallCancelledError("the call was given up") for _ in calls]
             for call, outcome in zip(calls, settled, strict=True):
                 call.settle(outcome)
-            self._end(len(calls), loop)
 
     async def _outcomes(self, calls: Sequence[_Call]) -> Sequence[Any]:
         timeout_seconds = max(0.0, max(call.deadline for call in calls) - time.monotonic())

@@ -101,7 +101,7 @@ class AsyncStoreMethods(VectorStoreBase):
     async def asimilarity_search(
         self, query: str, k: int = 4, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the `k` documents nearest to a text, best first; `ef` and `exact` are as in `Client.query`."""
+        """Return the `k` documents nearest to a text, best first; `ef`, `target_recall` and `exact` are as in `Client.query`."""
         return await self.asimilarity_search_by_vector(await self._embedding.aembed_query(query), k, filter, **kwargs)
 
     async def asimilarity_search_with_score(
@@ -153,6 +153,7 @@ class AsyncStoreMethods(VectorStoreBase):
         filter: MetadataFilter | None,
         *,
         ef: int = 0,
+        target_recall: float = 0.0,
         exact: bool = False,
         with_vectors: bool = False,
         **kwargs: Any,
@@ -165,6 +166,7 @@ class AsyncStoreMethods(VectorStoreBase):
                 limit=k,
                 filter=self._filter(filter),
                 ef=ef,
+                target_recall=target_recall,
                 exact=exact,
                 with_vectors=[""] if with_vectors else False,
             )

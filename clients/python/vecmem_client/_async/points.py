@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         BulkResult,
         DeleteResult,
         Exclude,
-        Hit,
+        Hits,
         Point,
         Position,
         Query,
@@ -204,18 +204,22 @@ class PointMethods(Base):
         filter: FilterLike | None = None,
         score_threshold: float | None = None,
         ef: int = 0,
+        target_recall: float = 0.0,
         exact: bool = False,
+        explain: bool = False,
         with_payload: bool | Sequence[str] | Exclude = True,
         with_vectors: bool | Sequence[str] = False,
         min_position: Position | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[Hit]:
+    ) -> Hits:
         """Find the points nearest to `vector`, or to the stored point `id`, which is left out; best first.
 
         `limit` is 1 to 10,000, and `offset + limit` too. `using` names the vector to compare with; empty is the
-        default one. `score_threshold` keeps scores >= it for cosine and dot, <= it for euclidean. `ef` is the
-        number of candidates considered in the graph (1 to 10,000; 0 is the collection's); `exact` compares with
-        every vector that passes the filter. Selections are as in `get`.
+        default one. `score_threshold` keeps scores >= it for cosine and dot, <= it for euclidean. `target_recall`
+        (0.5 to 1) is the share of the true nearest to aim at, and `ef` the number of candidates considered in the
+        graph (1 to 10,000), which takes precedence; both 0: what the collection says. `exact` compares with every
+        vector that passes the filter. With `explain` the result's `explanation` says how the query was answered.
+        Selections are as in `get`.
         Raises CollectionNotFoundError, PointNotFoundError, UnknownVectorError, DimensionMismatchError,
         InvalidVectorError, InvalidFilterError, LimitExceededError.
         """
@@ -231,15 +235,17 @@ class PointMethods(Base):
             filter,
             score_threshold,
             ef,
+            target_recall,
             exact,
+            explain,
             with_payload,
             with_vectors,
         )
         _requests.set_read(request, min_position)
         reply = await self._call_shared(
-            _coalescing.QUERY, request, timeout_seconds, min_position=min_position, exact=exact
+            _coalescing.QUERY, request, timeout_seconds, min_position=min_position, exact=exact or target_recall >= 1
         )
-        return _replies.hits(reply.hits, with_vectors=with_vectors is not False)
+        return _replies.hits(reply, with_vectors=with_vectors is not False)
 
     @overload
     async def query_batch(
@@ -249,7 +255,7 @@ class PointMethods(Base):
         return_exceptions: Literal[False] = False,
         min_position: Position | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[list[Hit]]: ...
+    ) -> list[Hits]: ...
     @overload
     async def query_batch(
         self,
@@ -258,7 +264,7 @@ class PointMethods(Base):
         return_exceptions: Literal[True],
         min_position: Position | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[list[Hit] | VecmemClientError]: ...
+    ) -> list[Hits | VecmemClientError]: ...
     async def query_batch(
         self,
         queries: Iterable[Query],
@@ -266,7 +272,7 @@ class PointMethods(Base):
         return_exceptions: bool = False,
         min_position: Position | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[list[Hit]] | list[list[Hit] | VecmemClientError]:
+    ) -> list[Hits] | list[Hits | VecmemClientError]:
         """Run 1 to 1,024 queries of any collections in one call; results are in their order.
 
         Each query has its own outcome: with `return_exceptions` a failed one puts its exception in its place,

@@ -102,7 +102,7 @@ class StoreMethods(VectorStoreBase):
     def similarity_search(
         self, query: str, k: int = 4, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the `k` documents nearest to a text, best first; `ef` and `exact` are as in `Client.query`."""
+        """Return the `k` documents nearest to a text, best first; `ef`, `target_recall` and `exact` are as in `Client.query`."""
         return self.similarity_search_by_vector(self._embedding.embed_query(query), k, filter, **kwargs)
 
     def similarity_search_with_score(
@@ -154,6 +154,7 @@ class StoreMethods(VectorStoreBase):
         filter: MetadataFilter | None,
         *,
         ef: int = 0,
+        target_recall: float = 0.0,
         exact: bool = False,
         with_vectors: bool = False,
         **kwargs: Any,
@@ -166,6 +167,7 @@ class StoreMethods(VectorStoreBase):
                 limit=k,
                 filter=self._filter(filter),
                 ef=ef,
+                target_recall=target_recall,
                 exact=exact,
                 with_vectors=[""] if with_vectors else False,
             )
