@@ -161,6 +161,8 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         sequence, errors = await self._lanes.run([(compiled, response.hits.add)], calls.deadline(context))
         if errors[0] is not None:
             raise errors[0]
+        if compiled.explanation is not None:
+            response.explanation.CopyFrom(compiled.explanation)
         response.header.CopyFrom(calls.header(self._shard, sequence))
         return response
 
@@ -192,9 +194,11 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             running.append((compiled, outcome.result.hits.add))
             outcomes.append(outcome)
         sequence, errors = await self._lanes.run(running, calls.deadline(context))
-        for outcome, failed in zip(outcomes, errors, strict=True):
+        for outcome, failed, (compiled, _) in zip(outcomes, errors, running, strict=True):
             if failed is not None:
                 outcome.error.CopyFrom(error_message(failed))
+            elif compiled.explanation is not None:
+                outcome.result.explanation.CopyFrom(compiled.explanation)
         response.header.CopyFrom(calls.header(self._shard, sequence))
         return response
 

@@ -26,6 +26,7 @@ from vecmem.index.field_path import FieldPath
 from vecmem.index.rows import RowView, row_array
 from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
 from vecmem.store.collection import Collection
+from vecmem.store.explaining import explanation
 from vecmem.store.reading import ReplySize
 from vecmem.store.search import CompiledQuery
 from vecmem.store.shard import Shard
@@ -313,7 +314,7 @@ def _was_overtaken(query: CompiledQuery, result: SearchResult, sequence: int) ->
 
 
 def _fill(query: CompiledQuery, result: SearchResult, add_hit: AddHit, reply: ReplySize) -> None:
-    """Add the hits. Raises LimitExceededError when the reply is full."""
+    """Add the hits, and how they were found where that is asked for. Raises LimitExceededError when the reply is full."""
     ids = query.collection.rows.ids
     hits = list(zip(result.rows, result.scores, strict=True))
     if query.nearest_id:
@@ -327,3 +328,5 @@ def _fill(query: CompiledQuery, result: SearchResult, add_hit: AddHit, reply: Re
         hit = add_hit()
         hit.score = score
         reply.grow(query.selection.fill(hit.point, query.collection, row), "limit")
+    if query.explanation is not None:
+        query.explanation.CopyFrom(explanation(result.plan, query.compiled))

@@ -19,7 +19,7 @@ from vecmem.v1 import common_pb2, points_pb2
 
 @dataclass(frozen=True, slots=True)
 class CompiledQuery:
-    """A checked query. `vector` None: that of the point `nearest_id`."""
+    """A checked query. `vector` None: that of the point `nearest_id`. `explanation` is filled when it is answered; None: nobody asks."""
 
     collection: Collection
     index: VectorIndex
@@ -33,6 +33,7 @@ class CompiledQuery:
     ef: int
     exact: bool
     selection: PointSelection
+    explanation: points_pb2.Explanation | None
 
 
 def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -> CompiledQuery:
@@ -87,4 +88,5 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
             request_encoding=encoding,
             field=f"{field}.",
         ),
+        explanation=points_pb2.Explanation() if query.explain else None,
     )
