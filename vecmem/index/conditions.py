@@ -79,8 +79,10 @@ class AllOf:
         return all(child.matches(point_id, document) for child in self.children)
 
     def mask(self, rows: Rows) -> Mask:
-        found = np.ones(rows.count, np.bool_)
-        for child in self.children:
+        if not self.children:
+            return np.ones(rows.count, np.bool_)
+        found = self.children[0].mask(rows)
+        for child in self.children[1:]:
             found &= child.mask(rows)
         return found
 
@@ -100,10 +102,12 @@ class AnyOf:
         return any(child.matches(point_id, document) for child in self.children) is not self.negated
 
     def mask(self, rows: Rows) -> Mask:
-        found = np.zeros(rows.count, np.bool_)
-        for child in self.children:
+        if not self.children:
+            return np.full(rows.count, self.negated)
+        found = self.children[0].mask(rows)
+        for child in self.children[1:]:
             found |= child.mask(rows)
-        return ~found if self.negated else found
+        return np.logical_not(found, out=found) if self.negated else found
 
     def paths(self) -> Iterator[FieldPath]:
         for child in self.children:
@@ -170,8 +174,9 @@ class Exists:
         return (values is not None) is not self.negated
 
     def mask(self, column: Column, row_count: int) -> Mask:
-        absent: Mask = column.codes(row_count) == ABSENT_CODE
-        return absent if self.negated else ~absent
+        codes = column.codes(row_count)
+        found: Mask = codes == ABSENT_CODE if self.negated else codes != ABSENT_CODE
+        return found
 
 
 @dataclass(frozen=True)
@@ -195,14 +200,20 @@ class NumberRange:
         )
 
     def mask(self, column: Column, row_count: int) -> Mask:
-        found = []
+        codes = []
+        direct = []
         integer_low, integer_high = self._integer_interval()
         # An interval beyond int64 holds none of its values; numpy 1 would round such a bound to compare it.
         if integer_low <= _INT64_MAX and integer_high >= _INT64_MIN:
             low, high = max(integer_low, _INT64_MIN), min(integer_high, _INT64_MAX)
-            found.append(_codes_between(column.integers.codes, column.integers.values, low, high))
-        found.append(_codes_between(column.reals.codes, column.reals.values, *self._real_interval()))
-        return column.rows_with_codes(np.concatenate(found), row_count)
+            codes.append(_codes_between(column.integers.codes, column.integers.values, low, high))
+            if column.direct_integers is not None and high > _INT64_MIN:
+                direct.append(column.direct_integers.between(max(low, _INT64_MIN + 1), high, row_count))
+        real_low, real_high = self._real_interval()
+        codes.append(_codes_between(column.reals.codes, column.reals.values, real_low, real_high))
+        if column.direct_reals is not None:
+            direct.append(column.direct_reals.between(real_low, real_high, row_count))
+        return _united(column, row_count, np.concatenate(codes), direct)
 
     def _integer_interval(self) -> tuple[int, int]:
         """The first and the last integer in the range."""
@@ -262,7 +273,22 @@ class TimeRange:
         if self.high_ns is not None:
             high_seconds, high_rest = divmod(self.high_ns, NANOSECONDS)
             inside &= (seconds < high_seconds) | ((seconds == high_seconds) & (nanoseconds <= high_rest))
-        return column.rows_with_codes(column.times.codes[inside], row_count)
+        low = _INT64_MIN + 1 if self.low_ns is None else max(self.low_ns, _INT64_MIN + 1)
+        high = _INT64_MAX if self.high_ns is None else min(self.high_ns, _INT64_MAX)
+        direct = []
+        if column.direct_times is not None and low <= _INT64_MAX and high > _INT64_MIN:
+            direct.append(column.direct_times.between(low, high, row_count))
+        return _united(column, row_count, column.times.codes[inside], direct)
+
+
+def _united(column: Column, row_count: int, codes: NDArray[np.int32], direct: list[Mask | None]) -> Mask:
+    """Rows that have one of the codes or stand in one of the masks, of which it makes its own."""
+    masks = [mask for mask in direct if mask is not None]
+    if len(codes) or not masks:
+        masks.append(column.rows_with_codes(codes, row_count))
+    for mask in masks[1:]:
+        masks[0] |= mask
+    return masks[0]
 
 
 def _codes_between(codes: NDArray[np.int32], values: NDArray[Any], low: float, high: float) -> NDArray[np.int32]:

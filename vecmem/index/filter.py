@@ -1,11 +1,13 @@
 """Filters: validated once, then asked of one document (`matches`) or of all rows at once (`mask`), the same answer.
 
-Everything that can be wrong with a filter is found by `compile_filter`; what comes out of it never fails.
+Everything that can be wrong with a filter is found by `compile_filter`; what comes out of it never fails. It depends on the message alone,
+so filters that come again are compiled once.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -40,12 +42,19 @@ if TYPE_CHECKING:
 _TIMESTAMP_SECONDS_MIN: Final = -62_135_596_800
 _TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
 _SHOWN_CHARACTERS_MAX: Final = 80
+COMPILED_COUNT_MAX: Final = 1_024
+COMPILED_BYTES_MAX: Final = 4_096
+"""Larger filters are compiled each time they come: as objects they take some ten times as much."""
+
+_compiled: OrderedDict[bytes, CompiledFilter] = OrderedDict()
 
 
 @dataclass(frozen=True)
 class CompiledFilter:
-    """A validated filter."""
+    """A validated filter. Filters of equal `key` pass the same points."""
 
+    key: bytes
+    """The message, as bytes."""
     root: Node
     paths: frozenset[FieldPath]
     """The paths whose columns `mask` reads."""
@@ -82,8 +91,18 @@ def compile_filter(message: filter_pb2.Filter, field: str = "filter") -> Compile
         InvalidFilterError: an arm is not set, a path or a bound is malformed, a list that needs values is empty.
         LimitExceededError: it is deeper than 16, or has more than 1,000 nodes or 10,000 values or ids in one list.
     """
+    key = message.SerializeToString(deterministic=True)
+    known = _compiled.get(key)
+    if known is not None:
+        _compiled.move_to_end(key)
+        return known
     root = _Compiler().node(message, field, 1)
-    return CompiledFilter(root, frozenset(root.paths()))
+    compiled = CompiledFilter(key, root, frozenset(root.paths()))
+    if len(key) <= COMPILED_BYTES_MAX:
+        _compiled[key] = compiled
+        if len(_compiled) > COMPILED_COUNT_MAX:
+            _compiled.popitem(last=False)
+    return compiled
 
 
 class _Compiler:

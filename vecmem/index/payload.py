@@ -21,18 +21,18 @@ from google.protobuf import struct_pb2
 
 from vecmem import limits
 from vecmem.errors import InvalidPayloadError, LimitExceededError
-from vecmem.index.column import Column
+from vecmem.index.column import Column, PayloadType
 from vecmem.index.field_path import Document, FieldPath, drop_paths, keep_paths, parse_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from vecmem.v1 import common_pb2
 
 COLUMNS_MAX: Final = 64
-"""Columns kept of one table; more only while filters need them together."""
+"""Columns kept of one table that are not declared; more only while filters need them together."""
 SLICE_ROWS: Final = 256
 SLICE_BYTES: Final = 256 * 1024
 """A slice of column building ends at whichever comes first: about 1 ms."""
@@ -228,9 +228,9 @@ class _KeptColumn:
 class PayloadTable:
     """The payloads of one collection by row number, and columns over them for filters.
 
-    A column is built at the first use of its path and follows every change from then on; the least recently used go
-    when there are more than `columns_max`, but for those that somebody still needs (`ensure_columns`, `pinned`). Not safe for
-    threads: the store's event loop owns it.
+    A column is built at the first use of its path and follows every change of the rows it has from then on; the least recently used go
+    when there are more than `columns_max`, but for those that somebody still needs (`ensure_columns`, `pinned`). A declared one
+    (`declare`) is built ahead of that, takes new rows as they come, and stays. Not safe for threads: the store's event loop owns it.
     """
 
     def __init__(self, columns_max: int = COLUMNS_MAX, slice_rows: int = SLICE_ROWS) -> None:
@@ -239,6 +239,9 @@ class PayloadTable:
         self._columns_max = columns_max
         self._slice_rows = slice_rows
         self._columns: OrderedDict[FieldPath, _KeptColumn] = OrderedDict()
+        self._declared: dict[FieldPath, PayloadType] = {}
+        self.change_count = 0
+        """Grows with every change of a row's payload."""
         # How many running builds and blocks of `pinned` need a path: such a column is not dropped.
         self._wanted: Counter[FieldPath] = Counter()
 
@@ -262,16 +265,54 @@ class PayloadTable:
         """All payloads, as `get` has them, not to be changed; rows beyond its end have none."""
         return self._payloads
 
+    @property
+    def declared(self) -> Mapping[FieldPath, PayloadType]:
+        """Paths whose columns stay."""
+        return self._declared
+
+    def columns(self) -> dict[FieldPath, Column]:
+        """Columns kept, those half built as far as they are. Valid until the next change."""
+        return {path: kept.column for path, kept in self._columns.items()}
+
+    def declare(self, declared: Mapping[FieldPath, PayloadType]) -> None:
+        """The columns to keep from now on, all of them. What was declared otherwise before goes, unless somebody needs it.
+
+        It builds nothing: `build_declared` does.
+        """
+        before, self._declared = self._declared, dict(declared)
+        for path, payload_type in before.items():
+            # One that is needed now stays as it is, whatever its type: it answers right all the same.
+            if declared.get(path) is not payload_type and not self._wanted[path]:
+                self._columns.pop(path, None)
+        for path, payload_type in declared.items():
+            if path not in self._columns:
+                self._columns[path] = _KeptColumn(Column(payload_type), 0)
+
+    def build_declared(self) -> Generator[None, None, None]:
+        """Build the declared columns as far as they are missing, a slice between two yields, like `ensure_columns`."""
+        return self.ensure_columns(self._declared)
+
+    @property
+    def declared_complete(self) -> bool:
+        """Whether every declared column has all rows."""
+        return all(self._columns[path].built_rows >= len(self._payloads) for path in self._declared)
+
     def get(self, row: int) -> bytes:
         """The payload of a row; empty if it has none."""
         return self._payloads[row] if row < len(self._payloads) else b""
 
     def set(self, row: int, payload: bytes) -> None:
         """Give a row a validated payload; empty: none."""
+        if row == len(self._payloads):
+            # A declared column that has all rows goes on having them.
+            for path in self._declared:
+                kept = self._columns[path]
+                kept.built_rows += kept.built_rows == row
         if row >= len(self._payloads):
             self._payloads.extend([b""] * (row + 1 - len(self._payloads)))
         self._payload_bytes += len(payload) - len(self._payloads[row])
         self._payloads[row] = payload
+        self.change_count += 1
         document: Document | None = None
         for path, kept in self._columns.items():
             if row < kept.built_rows:
@@ -279,11 +320,18 @@ class PayloadTable:
                     document = decode_payload(payload)
                 kept.column.set(row, path.values(document))
 
+    def load(self, payloads: list[bytes]) -> None:
+        """Fill an empty table, row by row. The columns of all paths are still to be built."""
+        self._payloads = payloads
+        self._payload_bytes = sum(map(len, payloads))
+        self.change_count += 1
+
     def clear(self, row: int) -> None:
         """Take a row's payload away, if it has one; for many rows there is `clear_rows`."""
         if row < len(self._payloads):
             self._payload_bytes -= len(self._payloads[row])
             self._payloads[row] = b""
+            self.change_count += 1
             for kept in self._columns.values():
                 if row < kept.built_rows:
                     kept.column.set(row, None)
@@ -291,6 +339,7 @@ class PayloadTable:
     def clear_rows(self, rows: NDArray[np.int64]) -> None:
         """Take the payloads of distinct rows away. Nothing is decoded; each column costs about a table lookup for each row."""
         rows = rows[rows < len(self._payloads)]
+        self.change_count += 1
         for row in rows.tolist():
             self._payload_bytes -= len(self._payloads[row])
             self._payloads[row] = b""
@@ -337,7 +386,7 @@ class PayloadTable:
         kept = self._columns.get(path)
         if kept is None:
             self._drop_columns(room=1)
-            kept = self._columns[path] = _KeptColumn(Column(), 0)
+            kept = self._columns[path] = _KeptColumn(Column(self._declared.get(path, PayloadType.UNKNOWN)), 0)
         self._columns.move_to_end(path)
         return kept
 
@@ -352,9 +401,10 @@ class PayloadTable:
 
     def _drop_columns(self, room: int) -> None:
         """Drop what nobody wants, least recently used first, until there is room for so many more, if that is possible."""
-        excess = len(self._columns) + room - self._columns_max
+        evictable = [path for path in self._columns if path not in self._declared]
+        excess = len(evictable) + room - self._columns_max
         if excess > 0:
-            for path in [path for path in self._columns if not self._wanted[path]][:excess]:
+            for path in [path for path in evictable if not self._wanted[path]][:excess]:
                 del self._columns[path]
 
     def _build_slice(self, paths: list[FieldPath]) -> None:

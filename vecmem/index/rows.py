@@ -102,7 +102,7 @@ class RowView:
         return mask
 
     def visible_mask(self) -> NDArray[np.bool_]:
-        """Which of all rows this view sees; shape (row_count,)."""
+        """Which of all rows this view sees; shape (row_count,), the caller's own."""
         mask = self.born[: self.row_count] <= self.sequence
         mask &= self.died[: self.row_count] > self.sequence
         if self.expires_at is not None:
@@ -120,6 +120,10 @@ class RowTable:
         self.readers = Readers()
         self.dead_count = 0
         """Rows that died and that indexes still know."""
+        self.change_count = 0
+        """Grows whenever a row is born, dies, or is hidden."""
+        self.last_sequence = 0
+        """The greatest sequence at which a row was born or died: views from there on differ in their time alone."""
         self._born = np.zeros(0, dtype=np.int64)
         self._died = np.zeros(0, dtype=np.int64)
         self._expires_at = np.zeros(0, dtype=np.int64)
@@ -143,6 +147,7 @@ class RowTable:
             self.row_count += fresh
         # Their birth is NEVER since they were retired or made, so that setting the death early shows them to nobody.
         self._died[rows] = NEVER
+        self.change_count += 1
         return rows
 
     def publish(self, row: int, point_id: str, sequence: int, expires_at_unix_ms: int) -> None:
@@ -153,6 +158,8 @@ class RowTable:
             self._any_expiry = True
         self._expires_at[row] = expires_at_unix_ms or NEVER
         self._born[row] = sequence
+        self.last_sequence = sequence
+        self.change_count += 1
 
     def kill(self, rows: Rows, sequence: int) -> None:
         """End the life of rows at `sequence`; searches at earlier snapshots that have begun go on seeing them.
@@ -162,6 +169,8 @@ class RowTable:
         as applied (`settled` of the store sees to it).
         """
         self._died[rows] = sequence
+        self.last_sequence = sequence
+        self.change_count += 1
         self.dead_count += len(rows)
         ticket = self.readers.next_ticket()
         for start in range(0, len(rows), RECLAIM_SLICE_ROWS):
@@ -206,6 +215,7 @@ class RowTable:
             forget(rows)
             self.dead_count -= len(rows)
             self._born[rows] = NEVER
+            self.change_count += 1
             for row in rows.tolist():
                 self.ids[row] = ""
             self._retired.append((self.readers.next_ticket(), rows))
@@ -223,6 +233,8 @@ class RowTable:
         self._any_expiry = bool((expires_at[live] != NEVER).any())
         rows = np.flatnonzero(live)
         self._born[rows] = versions[rows]
+        self.last_sequence = int(versions[rows].max(initial=0))
+        self.change_count += 1
         self._died[: len(ids)] = NEVER
         self._free = np.flatnonzero(~live)[::-1].tolist()
 

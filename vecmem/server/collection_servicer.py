@@ -148,6 +148,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
                     calibrated_ef=counts.calibrated_ef,
                 )
             )
+        stats.payload_indexes.extend(reading.payload_index_stats(collection, visible))
         return api.GetCollectionStatsResponse(header=calls.header(self._shard, sequence), stats=stats)
 
     async def _update(self, request: api.UpdateCollectionRequest) -> command_pb2.CommandResult:

@@ -154,9 +154,11 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         calls.check_position(self._shard, request.read)
         compiled = search.compile_query(self._shard, request.query)
         sequence, outcomes = await self._lanes.run([compiled], calls.deadline(context))
-        if not isinstance(outcomes[0], Answer):
-            raise outcomes[0]
-        return calls.header_field(self._shard, sequence) + wire.repeated_field(2, outcomes[0].hits)
+        answer = outcomes[0]
+        if not isinstance(answer, Answer):
+            raise answer
+        response = calls.header_field(self._shard, sequence) + wire.repeated_field(2, answer.hits)
+        return response if answer.explanation is None else response + wire.message_field(3, answer.explanation)
 
     @unary
     async def QueryBatch(
@@ -310,7 +312,10 @@ def _outcome(outcome: Answer | VecmemError) -> bytes:
     """A QueryOutcome."""
     if not isinstance(outcome, Answer):
         return _error_field(outcome)
-    return wire.message_field(1, wire.repeated_field(1, outcome.hits))
+    result = wire.repeated_field(1, outcome.hits)
+    if outcome.explanation is not None:
+        result += wire.message_field(2, outcome.explanation)
+    return wire.message_field(1, result)
 
 
 def _error_field(error: VecmemError) -> bytes:

@@ -21,13 +21,14 @@ from vecmem.errors import InvalidPayloadError, InvalidVectorError, LimitExceeded
 from vecmem.index.arena import UNSTORABLE, Arena, Rows, unstorable
 from vecmem.index.field_path import FieldPath
 from vecmem.index.filter import CompiledFilter, compile_filter
+from vecmem.index.filter_cache import FilterCache
 from vecmem.index.flat import FlatIndex
 from vecmem.index.kernel import KernelIndex
 from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
 from vecmem.index.row_set import RowSet
 from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
-from vecmem.store.configuration import vector_parameters
+from vecmem.store.configuration import payload_types, vector_parameters
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import collections_pb2
 
@@ -61,6 +62,7 @@ class Collection:
         self.config = config
         self.rows = RowTable()
         self.payloads = PayloadTable()
+        self.payloads.declare(payload_types(config))
         self.row_of: dict[str, int] = {}
         self.sorted_ids: SortedList[str] = SortedList()
         self.vectors: dict[str, VectorIndex] = {}
@@ -68,6 +70,7 @@ class Collection:
             self.vectors[vector_name] = (
                 FlatIndex(parameters) if parameters.hnsw is None else KernelIndex(parameters, self.rows)
             )
+        self._filters = FilterCache(self.rows, self.payloads, self._rows_of_ids)
         self.changing = False
         """Whether a record has been applied to points in part: readers wait. What only prepares a change does not set it."""
         self._expiring: list[tuple[int, int]] = []
@@ -181,6 +184,7 @@ class Collection:
                 except InvalidVectorError as error:
                     return Changes(refused=InvalidVectorError(f"vector {name!r}: {error.message}"))
         self.config = config
+        self.payloads.declare(payload_types(config))
         for name, parameters in changed.items():
             self.vectors[name].configure(parameters, arenas.get(name))
         return Changes()
@@ -198,18 +202,12 @@ class Collection:
 
     def matching(self, compiled: CompiledFilter | None, sequence: int, now_unix_ms: int) -> NDArray[np.bool_]:
         """Which rows are visible now and pass the filter; shape (row_count,)."""
-        mask = self.view(sequence, now_unix_ms).visible_mask()
-        if compiled is not None:
-            mask &= self.filter_mask(compiled)
-        return mask
+        view = self.view(sequence, now_unix_ms)
+        return view.visible_mask() if compiled is None else self.matching_rows(compiled, view).mask()
 
     def matching_rows(self, compiled: CompiledFilter, view: RowView) -> RowSet:
         """Which rows a view sees and pass the filter."""
-        return RowSet.of_mask(view.visible_mask() & self.filter_mask(compiled))
-
-    def filter_mask(self, compiled: CompiledFilter) -> NDArray[np.bool_]:
-        """Which rows pass the filter, dead ones included; shape (row_count,)."""
-        return compiled.mask(self.payloads, self.rows.row_count, self._rows_of_ids)
+        return self._filters.matching(compiled, view)
 
     def ids_after(self, point_id: str) -> Iterable[str]:
         """Ids greater than `point_id` in order; the empty string comes before all."""

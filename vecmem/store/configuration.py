@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, InvalidIdError, LimitExceededError, UnknownVectorError
+from vecmem.index.column import PayloadType
 from vecmem.index.field_path import FieldPath
 from vecmem.index.metric import Metric
 from vecmem.index.parameters import GraphCode, HnswParameters, Storage, VectorParameters
@@ -116,6 +117,14 @@ def vector_parameters(config: collections_pb2.CollectionConfig) -> dict[str, Vec
             storage=Storage(vector.storage or Storage.FLOAT32),
         )
         for name, vector in declared.items()
+    }
+
+
+def payload_types(config: collections_pb2.CollectionConfig) -> dict[FieldPath, PayloadType]:
+    """The declared payload indexes of a complete definition: types by path."""
+    return {
+        FieldPath.parse(index.path, "payload_indexes"): PayloadType(index.type)
+        for index in config.payload_indexes.indexes
     }
 
 

@@ -76,9 +76,7 @@ def load_collection(manifest: CheckpointManifest, uid: str) -> Collection:
         points["expires_at"],
         live,
     )
-    for row, payload in enumerate(_split(points["payloads"], points["payload_ends"])):
-        if payload:
-            collection.payloads.set(row, payload)
+    collection.payloads.load(list(_split(points["payloads"], points["payload_ends"])))
     collection.load_points(live)
     for place, name in enumerate(sorted(collection.vectors)):
         _load_vector(manifest, collection, name, place, points[f"present_{place}"], live)

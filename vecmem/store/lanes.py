@@ -24,9 +24,10 @@ from vecmem import limits
 from vecmem.errors import DeadlineExceededError, OverloadedError, PointNotFoundError, VecmemError
 from vecmem.index.field_path import FieldPath
 from vecmem.index.rows import RowView, row_array
-from vecmem.index.vector_index import SearchPlan, SearchRequest, SearchResult, VectorIndex
+from vecmem.index.vector_index import SearchRequest, SearchResult, VectorIndex
 from vecmem.store import wire
 from vecmem.store.collection import Collection
+from vecmem.store.explaining import explanation
 from vecmem.store.reading import SLICE_POINTS, ReplySize
 from vecmem.store.search import CompiledQuery
 from vecmem.store.shard import Shard
@@ -41,10 +42,11 @@ BURST_SECONDS = 0.0002
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits of a query, best first, each a serialized Hit, and how they were found."""
+    """Hits of a query, best first, each a serialized Hit."""
 
     hits: list[bytes]
-    plan: SearchPlan
+    explanation: bytes | None
+    """A serialized Explanation, where the query asks for one."""
 
 
 Outcome = Answer | VecmemError
@@ -284,7 +286,9 @@ class SearchLanes:
             except VecmemError as error:
                 call.fail(error)
                 return
-            call.outcomes[waiting.place] = Answer(hits, outcome.plan)
+            query = waiting.query
+            told = explanation(outcome.plan, query.compiled).SerializeToString() if query.explain else None
+            call.outcomes[waiting.place] = Answer(hits, told)
         call.finish_one(sequence)
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExceededError
+from vecmem.index.column import ABSENT_CODE
 from vecmem.index.filter import CompiledFilter
 from vecmem.index.payload import PayloadSelection, compile_selector, payload_to_struct
 from vecmem.index.rows import NEVER, row_array
 from vecmem.store import wire
 from vecmem.store.collection import Collection
 from vecmem.store.validation import request_fingerprint, vector_of
-from vecmem.v1 import common_pb2, filter_pb2, points_pb2
+from vecmem.v1 import collections_pb2, common_pb2, filter_pb2, points_pb2
 
 SLICE_POINTS = 16
 """Points encoded before their size is looked at: not much more than what a reply may hold is ever put together."""
@@ -175,6 +178,21 @@ def count(collection: Collection, compiled: CompiledFilter | None, sequence: int
     if compiled is None and not collection.rows.any_expiry():
         return len(collection.row_of)
     return int(np.count_nonzero(collection.matching(compiled, sequence, now_unix_ms)))
+
+
+def payload_index_stats(
+    collection: Collection, visible: NDArray[np.bool_]
+) -> Iterator[collections_pb2.PayloadIndexStats]:
+    """The payload indexes there are, in order of their paths; `visible` says which points are counted, shape (row_count,)."""
+    payloads = collection.payloads
+    for path, column in sorted(payloads.columns().items(), key=lambda item: item[0].text):
+        present = column.codes(visible.size) != ABSENT_CODE
+        yield collections_pb2.PayloadIndexStats(
+            path=path.text,
+            declared=path in payloads.declared,
+            point_count=int(np.count_nonzero(present & visible)),
+            bytes=column.size_bytes,
+        )
 
 
 def scroll(

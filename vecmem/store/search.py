@@ -33,6 +33,7 @@ class CompiledQuery:
     ef: int
     exact: bool
     selection: PointSelection
+    explain: bool
 
 
 def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -> CompiledQuery:
@@ -90,4 +91,5 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
             request_encoding=encoding,
             field=f"{field}.",
         ),
+        explain=query.explain,
     )

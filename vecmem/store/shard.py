@@ -61,6 +61,8 @@ SLICE_SECONDS_SEARCHING = 0.005
 SLICE_SECONDS_ALONE = 0.05
 SLICE_ROWS_MIN = 8
 SLICE_ROWS_MAX = 2_048
+DECLARED_PAUSE_SECONDS = 0.001
+"""Between two slices of a declared column, each of which takes about as long."""
 GRAPH_NICENESS = 5
 """Graph threads yield to the event loop and to searches. More would let a search wait for a slice that does not get the processor."""
 
@@ -190,6 +192,11 @@ class Shard:
                 held_since = time.perf_counter()
         await self.settled(collection)
 
+    async def _build_declared(self, collection: Collection) -> None:
+        """Build declared columns as far as they are missing. Everything else comes first: nobody waits for this."""
+        for _ in collection.payloads.build_declared():
+            await asyncio.sleep(DECLARED_PAUSE_SECONDS)
+
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> CheckpointReport:
@@ -299,6 +306,8 @@ class Shard:
                 while collection.reclaim():
                     await asyncio.sleep(0)
                     await self.settled(collection)
+                if not collection.payloads.declared_complete:
+                    await self._build_declared(collection)
                 for index in collection.vectors.values():
                     if not index.has_work(tail_rows_min=tail_rows_min):
                         continue
