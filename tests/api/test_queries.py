@@ -290,3 +290,39 @@ def test_a_reply_that_no_message_could_hold_is_refused_by_name(api, collection_n
     for call in too_much:
         refusal = expect_refusal(call)
         assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")
+
+
+def test_a_target_recall_is_kept_to_and_told(api):
+    """Effort is calibrated in the background; from then on queries, their explanation and the statistics speak of it."""
+    name = f"targets-{random.randrange(2**60)}"
+    rng = np.random.default_rng(21)
+    vectors = rng.normal(size=(6_000, 16)).astype(np.float32)
+    api.create(name, params(16, COSINE))
+    for start in range(0, len(vectors), 2_000):
+        api.upsert(
+            name,
+            [point(f"p{i:05d}", packed(vectors[i].tolist())) for i in range(start, min(start + 2_000, len(vectors)))],
+        )
+    while not (stats := api.stats(name).vectors[""]).calibrated_ef:
+        time.sleep(0.05)
+    assert stats.graph == 1
+
+    def explained(**options):
+        query = query_message(
+            name, rng.normal(size=16).tolist(), explain=True, params=points_pb2.SearchParams(**options)
+        )
+        return api.points.Query(points_pb2.QueryRequest(query=query)).explanation
+
+    default, high, exact = explained(), explained(target_recall=0.999), explained(target_recall=1)
+    assert abs(default.target_recall - 0.97) < 1e-6
+    assert exact.plan != points_pb2.QUERY_PLAN_GRAPH
+    if default.plan == high.plan == points_pb2.QUERY_PLAN_GRAPH:
+        assert default.ef < high.ef
+    assert explained(ef=77).target_recall == 0
+    for _ in range(30):
+        api.query(name, rng.normal(size=16).tolist())
+        time.sleep(0.05)
+    counted = api.stats(name).vectors[""]
+    if default.plan == points_pb2.QUERY_PLAN_GRAPH:
+        assert counted.measured_query_count > 0
+        assert counted.measured_recall > 0.8

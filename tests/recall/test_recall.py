@@ -22,6 +22,12 @@ QUERIES = 60
 METRICS = [pytest.param(metric, id=metric.name.lower()) for metric in Metric]
 
 
+@pytest.fixture(autouse=True)
+def graph_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collections of this size may be worth a scan: here the graph has to answer."""
+    monkeypatch.setattr(planner, "_graph_cost_us", lambda *_: -1.0)
+
+
 class Pair:
     """The same points in a flat index and in a graph."""
 
@@ -145,21 +151,19 @@ def chosen_by(kind: str, percent: float, pair: Pair) -> set[str]:
 
 @pytest.mark.parametrize("percent", [50, 20, 10, 5, 1, 0.1])
 @pytest.mark.parametrize("kind", ["random", "clusters", "far clusters"])
-def test_with_filters(fresh: Pair, kind: str, percent: float) -> None:
-    """Whichever way the planner takes."""
+def test_with_filters(fresh: Pair, kind: str, percent: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way the planner takes; where few pass, that is an exact one."""
+    monkeypatch.undo()
     recall, plans = fresh.recall(passing=chosen_by(kind, percent, fresh))
     assert recall >= 0.97
-    if (kind, percent) == ("random", 50):
-        assert "graph" in plans
     if percent <= 1:
-        assert plans == {"scan"}
+        assert "graph" not in plans
 
 
 @pytest.mark.parametrize("percent", [50, 20, 10, 5])
 @pytest.mark.parametrize("kind", ["random", "clusters", "far clusters"])
-def test_filtered_results_of_the_graph(fresh: Pair, kind: str, percent: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where collections are large the graph answers filtered queries too: here it has to, scan as the planner might."""
-    monkeypatch.setattr(planner, "_graph_cost_us", lambda *_: -1.0)
+def test_filtered_results_of_the_graph(fresh: Pair, kind: str, percent: float) -> None:
+    """Where collections are large the graph answers filtered queries too."""
     recall, plans = fresh.recall(passing=chosen_by(kind, percent, fresh))
     assert "graph" in plans
     assert recall >= 0.97

@@ -342,6 +342,15 @@ QUERIES = [
     query("offset and limit over the maximum", "LIMIT_EXCEEDED", "query.limit", limit=2, offset=9_999),
     query("offset of 2^32 - 1", "LIMIT_EXCEEDED", "query.limit", limit=1, offset=2**32 - 1),
     query("ef over the maximum", "LIMIT_EXCEEDED", "query.params.ef", params=points_pb2.SearchParams(ef=10_001)),
+    *(
+        query(
+            f"a target recall of {target}",
+            "INVALID_ARGUMENT",
+            "query.params.target_recall",
+            params=points_pb2.SearchParams(target_recall=target),
+        )
+        for target in (0.3, 1.1, -1.0, float("nan"), float("inf"))
+    ),
     query("threshold NaN", "INVALID_ARGUMENT", "query.score_threshold", score_threshold=math.nan),
     query("using an unknown vector", "UNKNOWN_VECTOR", "query.using", using="nope"),
     query("dimension of another vector", "DIMENSION_MISMATCH", "query.nearest.vector", using="dot"),

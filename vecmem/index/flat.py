@@ -68,6 +68,13 @@ class FlatIndex:
         """See VectorIndex: never."""
         return False
 
+    def wants_measuring(self) -> bool:
+        """See VectorIndex: never."""
+        return False
+
+    def measure(self) -> None:
+        """See VectorIndex: nothing to do."""
+
     def configure(self, parameters: VectorParameters, arena: Arena | None = None) -> None:
         """See VectorIndex."""
         self.parameters = parameters

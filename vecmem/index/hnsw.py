@@ -202,6 +202,13 @@ class HnswIndex:
 
     # -- the rest: event loop -------------------------------------------------------------------------------------------
 
+    def wants_measuring(self) -> bool:
+        """See VectorIndex: never."""
+        return False
+
+    def measure(self) -> None:
+        """See VectorIndex: nothing to do."""
+
     def configure(self, parameters: VectorParameters, arena: Arena | None = None) -> None:
         """See VectorIndex. Changed build parameters take effect by a rebuild."""
         new, old = parameters.hnsw, self._hnsw()

@@ -15,7 +15,8 @@ not to fit the vectors. Meanwhile new rows go into both.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecmem import errors
-from vecmem.index import _kernel, calibration, hits, planner
+from vecmem.index import _kernel, calibration, hits, measuring, planner
 from vecmem.index.arena import Arena, Rows
-from vecmem.index.effort import Effort
+from vecmem.index.effort import KEPT_QUERIES_ENOUGH, LIMIT_COMMON, LIMIT_MARGIN, Asked, Curves, Effort
 from vecmem.index.hits import Found
+from vecmem.index.measuring import Measured
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import GraphCode, HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
@@ -45,6 +47,10 @@ SCALE_CHANGE_MAX = 1.5
 CLIPPED_SHARE_MAX = 0.01
 """Share of vectors with elements beyond the scale of their codes that triggers a rebuild."""
 SWEEP_NODES = 4_096
+CHANGED_SHARE = 0.2
+"""Share of rows come or gone after which effort is calibrated again."""
+CALIBRATED_TAIL_SHARE = 0.05
+"""Not while so much of the rows waits to go into the graph."""
 
 
 @dataclass(slots=True)
@@ -70,6 +76,10 @@ class KernelIndex:
         self._rebuilt: _CodedGraph | None = None
         self._to_rebuild: Rows = np.zeros(0, dtype=np.int64)
         self._parameters_changed = False
+        self._calibrating: Generator[None, None, Curves] | None = None
+        self._calibrating_by_queries = False
+        self._changed_count = 0
+        """Rows that came into the graph or left it since its effort was calibrated."""
         # `forget` runs beside `maintain`: this keeps a row from being forgotten in one place while it moves to the next.
         self._forgetting = threading.Lock()
 
@@ -83,6 +93,7 @@ class KernelIndex:
         self.arena.clear(rows)
         with self._forgetting:
             self._tail.discard(rows)
+            self._changed_count += len(rows)
             for graph in (self._current, self._rebuilt):
                 if graph is not None:
                     graph.native.remove(rows)
@@ -101,7 +112,10 @@ class KernelIndex:
             found = self._run(kind, [(requests[index], plans[index]) for index in chosen], graph, tail, view, threads)
             best = found.hits([requests[index].limit for index in chosen], view.ids)
             for index, (rows, scores), compared in zip(chosen, best, found.compared.tolist(), strict=True):
-                results[index] = SearchResult(rows, scores, replace(plans[index], compared_count=compared))
+                request, plan = requests[index], plans[index]
+                results[index] = SearchResult(rows, scores, replace(plan, compared_count=compared))
+                if kind == "graph":
+                    self.effort.note(Asked(request.query, request.limit, plan.ef, plan.target_recall, request.allowed))
         return [result for result in results if result is not None]
 
     def is_quick(self, requests: Sequence[SearchRequest]) -> bool:
@@ -128,7 +142,8 @@ class KernelIndex:
                 matching_count=matching_count,
             ),
             limit=request.limit,
-            ef=max(ef, request.limit),
+            # The last candidates of a search with as much effort as hits are often not the best.
+            ef=ef if ef >= request.limit else int(request.limit * LIMIT_MARGIN),
             target_recall=target_recall,
             exact=request.exact or target_recall >= 1,
         )
@@ -203,6 +218,7 @@ class KernelIndex:
                 self._current.native.add(self.arena.gather(rows), rows, threads)
                 with self._forgetting:
                     # Findable by the graph before they leave the tail. Those no longer in it were forgotten meanwhile.
+                    self._changed_count += len(rows)
                     known = self._tail.discard(rows)
                     kept = np.fromiter(map(known.__contains__, rows.tolist()), dtype=np.bool_, count=len(rows))
                     self._current.native.remove(rows[~kept])
@@ -282,7 +298,56 @@ class KernelIndex:
         with self._forgetting:
             if not self._to_rebuild.size and self._rebuilt is rebuilt:
                 self._current, self._rebuilt = rebuilt, None
+                self._calibrating = None
                 self.effort.forget()
+
+    # -- measuring: the same thread -------------------------------------------------------------------------------------
+
+    def wants_measuring(self) -> bool:
+        """See VectorIndex."""
+        return self._calibrating is not None or self.effort.has_live or self._wants_calibration()
+
+    def measure(self) -> None:
+        """See VectorIndex."""
+        current = self._current
+        if current is None:
+            return
+        measured = Measured(current.native, current.code, self.arena)
+        with self._table.readers.reading():
+            if self.effort.has_live:
+                self._measure_live(measured)
+            elif self._calibrating is not None or self._wants_calibration():
+                self._calibrate(measured)
+
+    def _wants_calibration(self) -> bool:
+        current = self._current
+        if current is None or self._rebuilt is not None:
+            return False
+        count = current.native.live_count
+        # While a load goes on, what is measured of the graph is soon of the past.
+        if count < measuring.ROWS_MIN or len(self._tail) > CALIBRATED_TAIL_SHARE * count:
+            return False
+        effort = self.effort
+        return not effort.is_calibrated or effort.knows_better or self._changed_count > CHANGED_SHARE * count
+
+    def _calibrate(self, measured: Measured) -> None:
+        if self._calibrating is None:
+            self._changed_count = 0
+            plain, filtered = self.effort.kept()
+            self._calibrating_by_queries = len(plain) >= KEPT_QUERIES_ENOUGH
+            self._calibrating = measuring.calibrate(measured, plain, filtered)
+        try:
+            next(self._calibrating)
+        except StopIteration as done:
+            self._calibrating = None
+            self.effort.calibrated(done.value, by_queries=self._calibrating_by_queries)
+
+    def _measure_live(self, measured: Measured) -> None:
+        asked = self.effort.take_live()
+        began = time.perf_counter()
+        recall = measuring.live_recall(measured, asked)
+        if recall is not None:
+            self.effort.observe(asked, recall, time.perf_counter() - began)
 
     # -- the rest: event loop -------------------------------------------------------------------------------------------
 
@@ -313,6 +378,11 @@ class KernelIndex:
             statistics.graph_deleted_row_count = current.native.dead_count
             statistics.graph_bytes = current.native.memory_bytes
             statistics.graph = current.code
+            if self.effort.is_calibrated:
+                ef, target_recall = self._hnsw().aim(0, 0)
+                statistics.calibrated_ef = ef or self.effort.ef(target_recall, limit=LIMIT_COMMON)
+        statistics.measured_recall = self.effort.measured_recall
+        statistics.measured_query_count = self.effort.measured_query_count
         return statistics
 
     def save(self, directory: Path, name: str) -> dict[str, SavedValue]:

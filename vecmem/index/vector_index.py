@@ -128,6 +128,14 @@ class VectorIndex(Protocol):
         """Whether `maintain` has something to do, a tail of fewer rows than that aside."""
         ...
 
+    def wants_measuring(self) -> bool:
+        """Whether `measure` has something to do: nobody waits for it."""
+        ...
+
+    def measure(self) -> None:
+        """Do one short slice of measuring what recall searches get and what effort it takes; never beside `maintain`."""
+        ...
+
     def configure(self, parameters: VectorParameters, arena: Arena | None = None) -> None:
         """Take new parameters; dimension, metric and kind of index are the same.
 

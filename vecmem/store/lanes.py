@@ -313,6 +313,7 @@ def _request(query: CompiledQuery, view: RowView) -> SearchRequest | VecmemError
         allowed=None if query.compiled is None else collection.matching_rows(query.compiled, view),
         ef=query.ef,
         exact=query.exact,
+        target_recall=query.target_recall,
     )
 
 

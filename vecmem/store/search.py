@@ -31,6 +31,7 @@ class CompiledQuery:
     offset: int
     score_threshold: float | None
     ef: int
+    target_recall: float
     exact: bool
     selection: PointSelection
     explain: bool
@@ -69,6 +70,12 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
         )
     if query.params.ef > limits.EF_MAX:
         raise LimitExceededError(f"{query.params.ef} is more than {limits.EF_MAX}", field=f"{field}.params.ef")
+    target_recall = query.params.target_recall
+    if target_recall and not limits.TARGET_RECALL_MIN <= target_recall <= 1:
+        raise InvalidArgumentError(
+            f"{round(target_recall, 6)} is not between {limits.TARGET_RECALL_MIN} and 1",
+            field=f"{field}.params.target_recall",
+        )
     threshold = query.score_threshold if query.HasField("score_threshold") else None
     if threshold is not None and math.isnan(threshold):
         raise InvalidArgumentError("is NaN", field=f"{field}.score_threshold")
@@ -83,6 +90,7 @@ def compile_query(shard: Shard, query: points_pb2.Query, field: str = "query") -
         offset=query.offset,
         score_threshold=threshold,
         ef=query.params.ef,
+        target_recall=target_recall,
         exact=query.params.exact,
         selection=compile_selection(
             collection,

@@ -63,6 +63,9 @@ SLICE_ROWS_MIN = 8
 SLICE_ROWS_MAX = 2_048
 DECLARED_PAUSE_SECONDS = 0.001
 """Between two slices of a declared column, each of which takes about as long."""
+MEASURE_POLL_SECONDS = 0.2
+MEASURE_PAUSE_SECONDS = 0.002
+"""Between two slices of measuring, each of which takes some milliseconds."""
 GRAPH_NICENESS = 5
 """Graph threads yield to the event loop and to searches. More would let a search wait for a slice that does not get the processor."""
 
@@ -101,6 +104,7 @@ class Shard:
             asyncio.create_task(self._supervise(name, work), name=name)
             for name, work in (
                 ("maintain indexes", self._maintain),
+                ("measure recall", self._measure),
                 ("sweep expired points", self._sweep_expired),
                 ("take checkpoints", self._take_checkpoints),
             )
@@ -341,6 +345,18 @@ class Shard:
             self._drained_rows += inserted
             self._rows_per_second += 0.2 * (inserted / (time.perf_counter() - began) - self._rows_per_second)
         return worked
+
+    async def _measure(self) -> None:
+        """Measure recall and calibrate effort, a slice at a time, behind all other work on graphs."""
+        while True:
+            await asyncio.sleep(MEASURE_POLL_SECONDS)
+            for collection in list(self.state.collections.values()):
+                for index in collection.vectors.values():
+                    while index.wants_measuring():
+                        async with self._maintaining:
+                            await asyncio.get_running_loop().run_in_executor(self._graph_executor, index.measure)
+                        await asyncio.sleep(MEASURE_PAUSE_SECONDS)
+            self.failures.pop("measure recall", None)
 
     async def _sweep_expired(self) -> None:
         while True:
