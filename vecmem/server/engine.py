@@ -69,7 +69,8 @@ def choose(settings: Settings) -> Engine:
     return Engine(
         NATIVE,
         f"native ({NATIVE_DISTRIBUTION} {version(NATIVE_DISTRIBUTION)}), without: an end of connections by age, limits on clients' "
-        f"pings, deflate, a bound on messages while they are read; UpsertStream and reflection go to {grpcio} behind it",
+        f"pings, deflate, a bound on messages while they are read, a sure end of connections whose client "
+        f"has vanished; UpsertStream and reflection go to {grpcio} behind it",
     )
 
 
