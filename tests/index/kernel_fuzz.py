@@ -31,6 +31,7 @@ class Fuzzer:
         self.arena = _kernel.Arena(self.metric, self.dimension, 7, dtype.name)
         for _ in range(4):
             self.arena.append(self.matrix(128).astype(dtype), np.ones(128, np.float32))
+        self.codes = [_kernel.Codes(self.arena, np.arange(begin, begin + 100)) for begin in (0, 100, 300)]
 
     def chance(self, share: float) -> bool:
         return bool(self.random.random() < share)
@@ -119,6 +120,17 @@ class Fuzzer:
             return wrong[int(self.random.integers(len(wrong)))]()
         return (2, 2, self.number(512), times[0], times[1], times[2] if self.chance(0.5) else None)
 
+    def coded(self) -> Any:
+        """Pieces of codes, now and then one twice, of another arena or none at all."""
+        if self.chance(0.4):
+            return ()
+        right = tuple(self.random.choice(np.array(self.codes, dtype=object), int(self.random.integers(1, 4))))
+        if self.chance(0.8):
+            return right
+        other = _kernel.Arena(int(self.random.integers(1, 4)), int(self.random.integers(1, 20)), 2)
+        wrong = [(*right, None), list(right), None, (_kernel.Codes(other, np.zeros(0, np.int64)),), self.codes[0]]
+        return wrong[int(self.random.integers(len(wrong)))]
+
     def one(self) -> Callable[[], Any]:
         queries, count = self.vectors(), int(self.random.integers(0, 6))
         ef = self.integers(
@@ -137,8 +149,12 @@ class Fuzzer:
             lambda: self.graph.add(self.matrix(count), self.random.permutation(512)[:count], 1),
             lambda: self.graph.remove(self.integers(count)),
             lambda: self.graph.sweep(self.number(10)),
-            lambda: self.graph.search(queries, k, ef, self.arena, self.number(20), allowed, extra, **more),
-            lambda: self.graph.scan(queries, k, self.arena, allowed, extra, **more),
+            lambda: self.graph.search(
+                queries, k, ef, self.arena, self.number(20), allowed, extra, coded=self.coded(), **more
+            ),
+            lambda: self.graph.scan(queries, k, self.arena, allowed, extra, coded=self.coded(), **more),
+            lambda: self.new_codes(),
+            lambda: self.codes[int(self.random.integers(3))].discard(self.integers(count)),
             lambda: self.arena.scan(queries, k, self.number(512), allowed, extra, **more),
             lambda: self.arena.append(self.vectors(), np.ones(3, np.float32)),
             lambda: self.graph.holding(self.integers(count)),
@@ -158,6 +174,12 @@ class Fuzzer:
             lambda: self.round_trip(),
         ]
         return calls[int(self.random.integers(len(calls)))]
+
+    def new_codes(self) -> None:
+        rows = self.integers(int(self.random.integers(0, 40)))
+        if self.chance(0.8) and isinstance(rows, np.ndarray):
+            rows = np.unique(rows)
+        self.codes[int(self.random.integers(3))] = _kernel.Codes(self.arena, rows)
 
     def round_trip(self) -> None:
         content = self.graph.to_bytes()

@@ -126,10 +126,20 @@ class Crowd:
 
 @pytest.mark.parametrize("metric", [Metric.COSINE, Metric.EUCLIDEAN])
 @pytest.mark.parametrize(
-    "kind", [pytest.param(FLAT, id="flat"), pytest.param(HNSWLIB, id="hnswlib"), pytest.param(KERNEL, id="kernel")]
+    ("kind", "coded_rows"),
+    [
+        pytest.param(FLAT, 0, id="flat"),
+        pytest.param(HNSWLIB, 0, id="hnswlib"),
+        pytest.param(KERNEL, 1_024, id="kernel"),
+        pytest.param(KERNEL, 4, id="kernel with a coded tail"),
+    ],
 )
-def test_every_search_sees_its_snapshot(kind: Kind, metric: Metric) -> None:
+def test_every_search_sees_its_snapshot(
+    kind: Kind, coded_rows: int, metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows die, are forgotten and reused, the tail drains, graphs are rebuilt; afterwards all is as the oracle has it."""
+    monkeypatch.setattr(kernel, "CODED_ROWS_MIN", coded_rows)
+    monkeypatch.setattr(kernel, "CODED_ROWS_MAX", 4 * coded_rows)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)

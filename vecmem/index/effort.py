@@ -139,8 +139,8 @@ class Effort:
     # -- the maintaining thread -------------------------------------------------------------------------------------------
 
     def kept(self) -> tuple[list[Asked], list[Asked]]:
-        """Recent queries without a filter, and with one."""
-        return list(self._plain), list(self._filtered)
+        """Recent queries without a filter, and with one; of equal ones the last: a client that repeats itself is one client."""
+        return _distinct(self._plain), _distinct(self._filtered)
 
     @property
     def knows_better(self) -> bool:
@@ -179,6 +179,10 @@ class Effort:
     def forget(self) -> None:
         """The graph is another one now: nothing is known of it."""
         self.calibrated({})
+
+
+def _distinct(kept: deque[Asked]) -> list[Asked]:
+    return list({asked.query.tobytes(): asked for asked in kept.copy()}.values())
 
 
 def assumed_ef(target_recall: float, limit: int) -> int:

@@ -170,7 +170,8 @@ class HnswIndex:
                 with self._forgetting:
                     # Findable by the graph before it leaves the tail.
                     self._current.attach(rows, labels)
-                    self._current.keep(rows, labels, known=self._tail.discard(rows))
+                    kept = rows[self._tail.discard(rows)]
+                    self._current.keep(rows, labels, known=set(kept.tolist()))
         return bool(rows.size)
 
     def _wants_rebuild(self) -> bool:

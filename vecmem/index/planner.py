@@ -28,6 +28,8 @@ ROW_US = 0.01
 """Beyond the arithmetic, for a row of a scan."""
 SEARCH_US = 5.0
 """Of any search."""
+CODE_ROW_US = 0.01
+"""Beyond the arithmetic, for a coded row of the tail."""
 RESCORED_SHARE = 0.02
 """Of the rows of a code scan, so many are compared again."""
 _ELEMENT_US = {Storage.FLOAT32: 0.00012, Storage.FLOAT16: 0.00014}
@@ -41,7 +43,10 @@ _CODE_ELEMENT_US = {
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a search of one index meets. `code` None: there is no graph. Counts are of rows, but for `node_count`."""
+    """What a search of one index meets. `code` None: there is no graph. Counts are of rows, but for `node_count`.
+
+    `uncoded_count` of the `tail_count` rows have no codes beside them.
+    """
 
     dimension: int
     storage: Storage
@@ -49,6 +54,7 @@ class Circumstances:
     node_count: int
     row_count: int
     tail_count: int
+    uncoded_count: int
     matching_count: int
 
 
@@ -58,7 +64,7 @@ def choose(here: Circumstances, *, limit: int, ef: int, target_recall: float, ex
     kind, cheapest_us = "scan", scan_us
     graph_us = 0.0
     if here.code is not None and here.matching_count > limit:
-        tail_us = here.tail_count * row_cost_us(here.dimension, here.storage)
+        tail_us = _tail_cost_us(here)
         if here.code is GraphCode.INT8:
             code_scan_us = tail_us + _code_scan_cost_us(here, limit)
             if code_scan_us < cheapest_us:
@@ -97,6 +103,13 @@ def rescored(code: GraphCode, limit: int, ef: int) -> int:
     if code is GraphCode.BINARY:
         return ef
     return limit + 2 if code is GraphCode.FLOAT32 else min(max(2 * limit, limit + 10), max(ef, limit))
+
+
+def _tail_cost_us(here: Circumstances) -> float:
+    row_us = row_cost_us(here.dimension, here.storage)
+    code_us = CODE_ROW_US + here.dimension * _CODE_ELEMENT_US[GraphCode.INT8]
+    coded_us = code_us + RESCORED_SHARE * (RANDOM_US + row_us)
+    return here.uncoded_count * row_us + (here.tail_count - here.uncoded_count) * coded_us
 
 
 def _code_scan_cost_us(here: Circumstances, limit: int) -> float:

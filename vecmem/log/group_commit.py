@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vecmem.log.transaction_log import TransactionLog
 
 R = TypeVar("R")
-SLICE_SECONDS: Final = 0.002
+SLICE_SECONDS: Final = 0.001
 _logger = logging.getLogger(__name__)
 
 

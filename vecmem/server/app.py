@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ from vecmem.v1 import (
 
 GC_THRESHOLDS = (50_000, 50, 100)
 """Points live in few large containers; the collector's default pace would walk over them for nothing."""
+SWITCH_INTERVAL_SECONDS = 0.0005
+"""How long a thread that comes back from a search waits for the interpreter beside a busy event loop; Python's default is 5 ms."""
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ def serve(settings: Settings, engine: Engine, *, on_ready: Callable[[str], None]
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         uvloop.run(_serve(recovered, settings, engine, on_ready, clock or SystemClock()))
 
 

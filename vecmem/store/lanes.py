@@ -124,7 +124,6 @@ class SearchLanes:
         Returns the smallest sequence that the answers reflect and, for each query, its answer or why it failed. Raises LimitExceededError
         when all hits together are more than a reply may hold, OverloadedError, DeadlineExceededError.
         """
-        self._shard.note_search()
         call = _Call(deadline, len(queries))
         # A large call takes its turn like everybody else: no more than a batch of it waits in the lanes at a time.
         for start in range(0, len(queries), BATCH_QUERIES_MAX):

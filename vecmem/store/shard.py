@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,11 +53,8 @@ MAINTENANCE_POLL_SECONDS = 0.05
 MAINTENANCE_GATHER_SECONDS = 0.02
 TRICKLE_SECONDS = 0.2
 TRICKLE_ROWS = 256
-SEARCHING_SECONDS = 1.0
-"""For so long after a search there are thought to be more."""
-SLICE_SECONDS_SEARCHING = 0.005
-"""How long graph insertion keeps searches out at a time while there are any."""
-SLICE_SECONDS_ALONE = 0.05
+GRAPH_SLICE_SECONDS = 0.05
+"""How long graph insertion runs at a time. Searches go on beside it; the codes of a long tail and checkpoints wait for its end."""
 SLICE_ROWS_MIN = 8
 SLICE_ROWS_MAX = 2_048
 DECLARED_PAUSE_SECONDS = 0.001
@@ -66,8 +62,6 @@ DECLARED_PAUSE_SECONDS = 0.001
 MEASURE_POLL_SECONDS = 0.2
 MEASURE_PAUSE_SECONDS = 0.002
 """Between two slices of measuring, each of which takes some milliseconds."""
-GRAPH_NICENESS = 5
-"""Graph threads yield to the event loop and to searches. More would let a search wait for a slice that does not get the processor."""
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +79,7 @@ class Shard:
         self._commit: GroupCommit[command_pb2.CommandResult] = GroupCommit(self.log, self.state.apply)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)
         self._graph_threads = settings.graph_threads or os.cpu_count() or 1
-        self._graph_executor = ThreadPoolExecutor(1, "vecmem-graph", initializer=_be_nice)
+        self._graph_executor = ThreadPoolExecutor(1, "vecmem-graph")
         self._maintaining = asyncio.Lock()
         self._checkpointing = asyncio.Lock()
         self._work = asyncio.Event()
@@ -97,7 +91,7 @@ class Shard:
         self._forked: ForkedImage | None = None
         self._running_checkpoints: set[asyncio.Task[CheckpointReport]] = set()
         self._last_time_unix_ms = 0
-        self._last_write = self._last_search = time.monotonic()
+        self._last_write = time.monotonic()
         self.failures: dict[str, str] = {}
         """Background work whose last run failed, by name: why. It is tried again."""
         self._tasks = [
@@ -182,10 +176,6 @@ class Shard:
     def now_unix_ms(self) -> int:
         """The time that reads and records go by: the clock's, but never before that of a record applied already."""
         return max(self.clock.now_unix_ms(), self.state.time_unix_ms)
-
-    def note_search(self) -> None:
-        """Tell the background that there are searches to make room for."""
-        self._last_search = time.monotonic()
 
     async def ensure_columns(self, collection: Collection, paths: Iterable[FieldPath]) -> None:
         """Return with the collection settled and the payload columns of all paths complete; builds them in slices."""
@@ -331,10 +321,8 @@ class Shard:
             await asyncio.sleep(MAINTENANCE_GATHER_SECONDS)
 
     async def _maintain_slice(self, index: VectorIndex) -> bool:
-        """One slice of background work, as long as searches can wait for it; False when there was none."""
-        searching = time.monotonic() - self._last_search < SEARCHING_SECONDS
-        seconds = SLICE_SECONDS_SEARCHING if searching else SLICE_SECONDS_ALONE
-        slice_rows = min(SLICE_ROWS_MAX, max(SLICE_ROWS_MIN, int(self._rows_per_second * seconds)))
+        """One slice of background work; False when there was none."""
+        slice_rows = min(SLICE_ROWS_MAX, max(SLICE_ROWS_MIN, int(self._rows_per_second * GRAPH_SLICE_SECONDS)))
         maintain = partial(index.maintain, threads=self._graph_threads, slice_rows=slice_rows)
         async with self._maintaining:
             began = time.perf_counter()
@@ -417,8 +405,3 @@ def _accepted(result: command_pb2.CommandResult) -> command_pb2.CommandResult:
     if result.HasField("refusal"):
         raise refusal_error(result.refusal)
     return result
-
-
-def _be_nice() -> None:
-    # On Linux niceness belongs to the thread, and hnswlib's own threads inherit it.
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GRAPH_NICENESS)

@@ -2,6 +2,7 @@
 
 from vecmem.index._kernel._native import (
     Arena,
+    Codes,
     Graph,
     code_distances,
     instruction_set,
@@ -12,6 +13,7 @@ from vecmem.index._kernel._native import (
 
 __all__ = [
     "Arena",
+    "Codes",
     "Graph",
     "code_distances",
     "instruction_set",

@@ -9,7 +9,10 @@ least 1: one number, or an int64 array of one element or one for each query. `al
 a list that has an array or None for each:
 
 - `allowed`, uint8: bit i % 8 of byte i // 8, lowest first, says whether row i may be a hit. None: all.
-- `extra`, int64: rows compared beside, as far as they are allowed. None: none.
+- `extra`, int64: rows compared beside, as far as they are allowed; no row twice. None: none.
+
+`coded` are pieces of more such rows, which are compared by their codes first and again, exactly, as far as rounding leaves it open. A row
+may stand in several pieces if it was discarded from all but one.
 
 `view` is (sequence, now, row_count, born, died, expires or None), as vecmem.index.rows.RowView has them: rows that it does not see are
 not allowed. None: it sees all.
@@ -17,7 +20,7 @@ not allowed. None: it sees all.
 `largest_norm` is an upper bound of the rows' Euclidean norms. The answer is (rows, scores, ends, compared): the hits of query i are
 rows[ends[i - 1]:ends[i]], nearest first, the `k` nearest and all that tie with the last of them, ties in order of rows; `scores` as
 vecmem.index.metric.scores has them; compared[i] is how many codes, or rows where no codes are searched, were compared with query i,
-those of `extra` aside.
+those of `extra` and `coded` aside.
 """
 
 from typing import TypeAlias
@@ -58,6 +61,22 @@ class Arena:
     ) -> Results:
         """The nearest of the first `row_count` rows, exactly."""
 
+class Codes:
+    """int8 codes of `rows`, shape (n,) and rising, of an arena, for searches to compare beside a graph; about (dimension + 16) bytes a row.
+
+    Raises ValueError for rows that do not rise.
+    """
+
+    def __init__(self, arena: Arena, rows: NDArray[int64]) -> None: ...
+    def discard(self, rows: NDArray[int64]) -> int:
+        """Take rows out for good, beside searches; those that are not here are passed over. How many there were."""
+
+    def __len__(self) -> int:
+        """Rows, discarded ones included."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+
 class Graph:
     """A graph with a node for each distinct code.
 
@@ -89,6 +108,7 @@ class Graph:
         allowed: Bits = None,
         extra: Rows = None,
         *,
+        coded: tuple[Codes, ...] = (),
         view: View = None,
         largest_norm: float,
         threads: int = 1,
@@ -103,6 +123,7 @@ class Graph:
         allowed: Bits = None,
         extra: Rows = None,
         *,
+        coded: tuple[Codes, ...] = (),
         view: View = None,
         largest_norm: float,
         threads: int = 1,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 
@@ -75,6 +76,20 @@ void Arena::append(const void* vectors, const float* terms) {
     grown->push_back({vectors, terms});
     std::lock_guard<std::mutex> lock(mutex_);
     chunks_ = std::move(grown);
+}
+
+void Arena::gather(const int64_t* rows, size_t count, float* out) const {
+    const auto table = chunks();
+    const auto row_count = static_cast<int64_t>(table->size()) << chunk_shift_;
+    for (size_t i = 0; i < count; ++i, out += dimension) {
+        if (rows[i] < 0 || rows[i] >= row_count) throw std::out_of_range("row " + std::to_string(rows[i]) + " is not in the arena");
+        const auto within = static_cast<size_t>(rows[i]) & ((size_t{1} << chunk_shift_) - 1);
+        const char* vector = static_cast<const char*>((*table)[static_cast<size_t>(rows[i] >> chunk_shift_)].vectors) + within * row_bytes_;
+        if (storage == Storage::kFloat16)
+            set_.widen(reinterpret_cast<const uint16_t*>(vector), out, dimension);
+        else
+            std::memcpy(out, vector, row_bytes_);
+    }
 }
 
 std::shared_ptr<const Arena::Chunks> Arena::chunks() const {

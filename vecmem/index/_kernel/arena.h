@@ -31,6 +31,9 @@ class Arena {
     // Adds a chunk: rows of `dimension` elements as stored, and for each row what vecmem.index.metric.row_terms says of it.
     void append(const void* vectors, const float* terms);
 
+    // Copies vectors, shape (count, dimension), as float32. Throws out_of_range for rows that there is no room for.
+    void gather(const int64_t* rows, size_t count, float* out) const;
+
     const Metric metric;
     const size_t dimension;
     const Storage storage;

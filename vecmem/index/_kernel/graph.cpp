@@ -187,8 +187,17 @@ void Graph::encode(const float* vector, char* code) {
 }
 
 NodeId Graph::insert(const char* code, size_t number) {
-    InsertionEntry entry(gate_);
     node_number = number;
+    {
+        InsertionEntry entry(gate_);
+        // Where no other insertion is inside that changes it, the top level may be read.
+        if (getRandomLevel(mult_) <= maxlevel_) return insert_inside(code, number);
+    }
+    AloneEntry alone(gate_);
+    return insert_inside(code, number);
+}
+
+NodeId Graph::insert_inside(const char* code, size_t number) {
     const NodeId node = addPoint(code, number, -1);
     // hnswlib's own way from label to node is not used: it would cost as much memory as a small code.
     std::lock_guard<std::mutex> lock(label_lookup_lock);

@@ -14,7 +14,8 @@
 // - Guarded searches run beside insertions. They take `global` for the entry point and its level, and copy each neighbour list under
 //   link_list_locks_[node], which hnswlib holds when it writes a list. Whatever else they read of a node (data, levels) was written before the
 //   node was linked for the first time, and they have it from a list. They hold one lock at a time, so they add no cycle to hnswlib's order.
-// - hnswlib's deletion marks (read by insertions), growth and everything that moves memory or frees what searches look at happen alone.
+// - hnswlib's deletion marks (read by insertions), growth and everything that moves memory or frees what searches look at happen alone. So does
+//   the insertion of a node above the top level, a few in the life of a graph: hnswlib reads the entry point after it has let `global` go.
 // - `labels_` is read without locks and says which nodes are results: attached after a node is fully linked, detached by `remove` at any
 //   time, without waiting. It locks its writers itself. `unswept_mutex_` guards `unswept_` and keeps it in step with `labels_`.
 // - `writing_` serializes add, sweep, reserve, save and load as whole calls, and guards `codes_`.
@@ -162,6 +163,7 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     void add_slice(const float* vectors, const int64_t* labels, size_t count, unsigned threads);
     void encode(const float* vector, char* code);
     NodeId insert(const char* code, size_t number);
+    NodeId insert_inside(const char* code, size_t number);
     void attach(int64_t label, NodeId node);
     void find_codes_again();
     template <bool guarded>

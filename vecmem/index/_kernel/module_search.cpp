@@ -15,6 +15,9 @@ namespace {
 
 using namespace nb::literals;
 
+// So many coded rows take as long to scan as it takes to wake a helper.
+constexpr size_t kCodedRowsMany = 4096;
+
 template <class Array>
 Array array_from(nb::handle value, const char* name, const char* expected) {
     Array array;
@@ -117,14 +120,20 @@ class View {
 // What all searches take.
 class Requests {
   public:
-    Requests(const Matrix& queries, size_t dimension, nb::handle k, nb::handle allowed, nb::handle extra, nb::handle view, double largest_norm,
-             int64_t threads)
+    Requests(const Matrix& queries, size_t dimension, nb::handle k, nb::handle allowed, nb::handle extra, nb::handle coded, nb::handle view,
+             double largest_norm, int64_t threads)
         : count(queries.shape(0)), threads(checked_threads(threads)), dimension_(dimension), queries_(queries), k_(k, count, "k"),
           allowed_(allowed, count, "allowed", "None, a uint8 array or a list of these"),
           extra_(extra, count, "extra", "None, an int64 array or a list of these"), view_(view), largest_norm_(static_cast<float>(largest_norm)) {
         if (queries.shape(1) != dimension)
             throw std::invalid_argument("queries have dimension " + std::to_string(queries.shape(1)) + ", not " + std::to_string(dimension));
         check_finite(queries.data(), queries.size());
+        if (!PyTuple_Check(coded.ptr())) throw nb::type_error("coded must be a tuple of Codes");
+        for (const nb::handle codes : nb::borrow<nb::tuple>(coded)) {
+            if (!nb::isinstance<Codes>(codes)) throw nb::type_error("coded must be a tuple of Codes");
+            coded_.push_back(nb::inst_ptr<Codes>(codes));
+            coded_rows += coded_.back()->size();
+        }
         if (std::isnan(largest_norm) || largest_norm < 0) throw std::invalid_argument("largest_norm must be a number of at least 0");
     }
 
@@ -142,12 +151,15 @@ class Requests {
             request.extra = rows->data();
             request.extra_count = rows->shape(0);
         }
+        request.coded = coded_.data();
+        request.coded_count = coded_.size();
         request.largest_norm = largest_norm_;
         return request;
     }
 
     const size_t count;
     const unsigned threads;
+    size_t coded_rows = 0;
 
   private:
     const size_t dimension_;
@@ -155,6 +167,7 @@ class Requests {
     const Numbers k_;
     const Arrays<Bits> allowed_;
     const Arrays<Labels> extra_;
+    std::vector<const Codes*> coded_;  // kept by the caller's tuple
     const View view_;
     const float largest_norm_;
 };
@@ -187,25 +200,26 @@ nb::tuple run(const Requests& requests, size_t threads, Search search) {
 }
 
 nb::tuple search(const Graph& graph, Matrix queries, nb::handle k, nb::handle ef, const PyArena& arena, nb::handle rescored, nb::handle allowed,
-                 nb::handle extra, nb::handle view, double largest_norm, int64_t threads) {
-    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, view, largest_norm, threads);
+                 nb::handle extra, nb::handle coded, nb::handle view, double largest_norm, int64_t threads) {
+    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads);
     const Numbers effort(ef, requests.count, "ef"), kept(rescored, requests.count, "rescored");
-    // Waking a helper costs about as much as a search.
-    return run(requests, std::min<size_t>(requests.threads, (requests.count + 3) / 4), [&](size_t i) {
+    // Waking a helper costs about as much as a search of a graph alone.
+    const size_t threads_worth = requests.coded_rows < kCodedRowsMany ? (requests.count + 3) / 4 : requests.count;
+    return run(requests, std::min<size_t>(requests.threads, threads_worth), [&](size_t i) {
         const Request request = requests[i];
         return search_graph(graph, arena.arena, requests.query(i), request, effort[i], std::max(request.k, kept[i]));
     });
 }
 
-nb::tuple scan_codes(const Graph& graph, Matrix queries, nb::handle k, const PyArena& arena, nb::handle allowed, nb::handle extra,
+nb::tuple scan_codes(const Graph& graph, Matrix queries, nb::handle k, const PyArena& arena, nb::handle allowed, nb::handle extra, nb::handle coded,
                      nb::handle view, double largest_norm, int64_t threads) {
-    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, view, largest_norm, threads);
+    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads);
     return run(requests, requests.threads, [&](size_t i) { return scan_graph(graph, arena.arena, requests.query(i), requests[i]); });
 }
 
 nb::tuple scan(const PyArena& arena, Matrix queries, nb::handle k, int64_t row_count, nb::handle allowed, nb::handle extra, nb::handle view,
                double largest_norm, int64_t threads) {
-    const Requests requests(queries, arena.arena.dimension, k, allowed, extra, view, largest_norm, threads);
+    const Requests requests(queries, arena.arena.dimension, k, allowed, extra, nb::tuple(), view, largest_norm, threads);
     return run(requests, requests.threads, [&](size_t i) { return scan_arena(arena.arena, requests.query(i), requests[i], row_count); });
 }
 
@@ -217,11 +231,29 @@ void bind_searches(nb::module_& m, nb::class_<Graph>& graph) {
         .def("append", &PyArena::append, "vectors"_a.noconvert(), "terms"_a.noconvert())
         .def("scan", &scan, "queries"_a.noconvert(), "k"_a, "row_count"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
              "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
+    nb::class_<Codes>(m, "Codes")
+        .def(
+            "__init__",
+            [](Codes* self, const PyArena& arena, Labels rows) {
+                nb::gil_scoped_release released;
+                new (self) Codes(arena.arena, rows.data(), rows.shape(0));
+            },
+            "arena"_a, "rows"_a.noconvert())
+        .def(
+            "discard",
+            [](Codes& self, Labels rows) {
+                nb::gil_scoped_release released;
+                return self.discard(rows.data(), rows.shape(0));
+            },
+            "rows"_a.noconvert())
+        .def("__len__", &Codes::size)
+        .def_prop_ro("memory_bytes", &Codes::memory_bytes);
     graph
         .def("search", &search, "queries"_a.noconvert(), "k"_a, "ef"_a, "arena"_a, "rescored"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(),
-             nb::kw_only(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1)
+             nb::kw_only(),
+             "coded"_a = nb::tuple(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1)
         .def("scan", &scan_codes, "queries"_a.noconvert(), "k"_a, "arena"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
-             "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
+             "coded"_a = nb::tuple(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
 }
 
 }  // namespace vecmem

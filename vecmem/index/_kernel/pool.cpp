@@ -11,12 +11,17 @@
 
 #include <signal.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#endif
 
 namespace vecmem {
 
 namespace {
 
 constexpr size_t kHelpersMax = 256;
+constexpr int kInsertionNiceness = 10;
 
 struct Job {
     Job(size_t n, const std::function<void(size_t)>& f) : count(n), work(f) {}
@@ -41,18 +46,27 @@ struct Job {
 
 class Pool {
   public:
+    explicit Pool(int niceness) : niceness_(niceness) {}
+
     const pid_t process = getpid();
 
-    void run(Job& job, size_t helpers) {
+    // `alone`: the calling thread waits for the helpers, unless there are none.
+    void run(Job& job, size_t helpers, bool alone) {
+        size_t found = 0;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            for (size_t i = 0; i < helpers; ++i) {
+            for (; found < helpers; ++found) {
                 if (waiting_.size() >= idle_ && !start()) break;  // fewer threads, the same work
                 waiting_.push_back(&job);
             }
         }
-        for (size_t i = 0; i < helpers; ++i) wanted_.notify_one();
-        job.run();
+        for (size_t i = 0; i < found; ++i) wanted_.notify_one();
+        if (alone && found) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            left_.wait(lock, [&] { return job.next >= job.count && !job.inside; });
+        } else {
+            job.run();
+        }
         std::unique_lock<std::mutex> lock(mutex_);
         // Helpers that have not come yet find nothing to do.
         waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), &job), waiting_.end());
@@ -78,6 +92,10 @@ class Pool {
         sigset_t all;
         sigfillset(&all);
         pthread_sigmask(SIG_BLOCK, &all, nullptr);
+#ifdef __linux__
+        // Elsewhere niceness is the process's. To be less nice than the thread that starts it is not allowed, nor wanted.
+        if (niceness_) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), niceness_);
+#endif
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             wanted_.wait(lock, [&] { return !waiting_.empty(); });
@@ -93,6 +111,7 @@ class Pool {
         }
     }
 
+    const int niceness_;
     std::mutex mutex_;
     std::condition_variable wanted_, left_;
     std::deque<Job*> waiting_;  // once for each helper that a job still wants
@@ -106,7 +125,7 @@ Pool& pool(Purpose purpose) {
     Pool* found = current;
     while (!found || found->process != getpid()) {
         // A forked child leaves its parent's pool alone: no thread came with it, and its lock may have been held.
-        auto made = std::make_unique<Pool>();
+        auto made = std::make_unique<Pool>(purpose == Purpose::kInsertion ? kInsertionNiceness : 0);
         if (current.compare_exchange_strong(found, made.get())) found = made.release();
     }
     return *found;
@@ -117,8 +136,10 @@ Pool& pool(Purpose purpose) {
 void parallel(size_t count, size_t threads, Purpose purpose, const std::function<void(size_t)>& work) {
     Job job(count, work);
     const size_t used = std::min(threads, count);
-    if (used > 1) {
-        pool(purpose).run(job, used - 1);
+    if (purpose == Purpose::kInsertion) {
+        pool(purpose).run(job, used, true);
+    } else if (used > 1) {
+        pool(purpose).run(job, used - 1, false);
     } else {
         job.run();
     }

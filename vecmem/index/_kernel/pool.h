@@ -10,11 +10,11 @@
 
 namespace vecmem {
 
-// Helpers of their own for searches and for insertions: a thread inherits the priority of the one that starts it, and whoever inserts
-// may have given up some of his for the sake of searches.
+// Helpers of their own for searches and for insertions. Those that insert give way to searches: on Linux they run at niceness 10, and the
+// calling thread waits for them and keeps its priority. It may hold what others wait for, as Python's lock.
 enum class Purpose { kSearch, kInsertion };
 
-// Calls work(i) once for each i below `count`, on up to `threads` threads, the calling one among them. Where one throws, no further
+// Calls work(i) once for each i below `count`, on up to `threads` threads, the calling one among them when it searches. Where one throws, no further
 // pieces begin, and one of the exceptions is thrown again here.
 void parallel(size_t count, size_t threads, Purpose purpose, const std::function<void(size_t)>& work);
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "codes.h"
 #include "graph.h"
 
 namespace vecmem {
@@ -11,14 +12,16 @@ namespace vecmem {
 struct Request {
     size_t k;                      // rows wanted, at least 1
     Allowed allowed;               // rows that may be results
-    const int64_t* extra = nullptr;  // rows to compare exactly beside, as far as they are allowed
+    const int64_t* extra = nullptr;  // rows to compare exactly beside, as far as they are allowed, each once
     size_t extra_count = 0;
+    const Codes* const* coded = nullptr;  // more rows, as `extra`: codes first, then exactly whatever rounding leaves open
+    size_t coded_count = 0;
     float largest_norm = 0;        // of the arena's rows
 };
 
 struct Answer {
     std::vector<Scored> hits;  // the k nearest and all that tie with the last of them, nearest first, ties in order of rows
-    size_t compared = 0;       // codes or rows that the search itself went through; neither `extra` nor what was compared again
+    size_t compared = 0;       // codes or rows that the search itself went through; neither `extra` and `coded` nor what was compared again
 };
 
 // The nearest of up to `ef` nodes that the graph leads to, of which `rescored` are compared again.
