@@ -92,7 +92,7 @@ def test_the_boundary_refuses_what_cannot_be():
             _kernel.Codes(arena, np.array(rows))
     codes = _kernel.Codes(arena, np.arange(300))
     for wrong in (None, [codes], (codes, None), codes, ("codes",)):
-        with pytest.raises(TypeError, match="tuple of Codes|incompatible"):
+        with pytest.raises(TypeError, match=r"tuple of Codes|incompatible"):
             graph.search(vectors[:1], 1, 1, arena, 1, coded=wrong, largest_norm=10)
     for metric, dimension in ((Metric.DOT, DIMENSION), (Metric.COSINE, 8)):
         other = _kernel.Codes(arena_of(vectors_of(20, dimension, 26), metric), np.arange(20))
