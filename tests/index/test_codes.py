@@ -119,8 +119,10 @@ def test_a_long_tail_is_coded_and_its_codes_go_with_it(monkeypatch):
     index.maintain(threads=1, slice_rows=200)
     assert coded() == []
     index.add(table.allocate(780), vectors[200:980])
+    graph_bytes = index.statistics().graph_bytes
     index.maintain(threads=1, slice_rows=10)
     assert coded() == [100] * 7 + [80]
+    assert index.statistics().graph_bytes > graph_bytes + 780 * DIMENSION
     assert index._tail.view().rest.size == 0
     index.add(table.allocate(20), vectors[980:])
     index.maintain(threads=1, slice_rows=95)

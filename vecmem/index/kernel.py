@@ -411,7 +411,7 @@ class KernelIndex:
         if current is not None:
             statistics.graph_row_count = current.native.live_count
             statistics.graph_deleted_row_count = current.native.dead_count
-            statistics.graph_bytes = current.native.memory_bytes
+            statistics.graph_bytes = current.native.memory_bytes + sum(c.memory_bytes for c in self._tail.view().coded)
             statistics.graph = current.code
             if self.effort.is_calibrated:
                 ef, target_recall = self._hnsw().aim(0, 0)

@@ -20,6 +20,8 @@ from vecmem.index.arena import Rows
 
 _HOLE = -1
 _CAPACITY_MIN = 1024
+_HOLES_SKIPPED = 4_096
+"""Looked at in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,13 @@ class Tail:
     def first(self, count: int) -> Rows:
         """A copy of the `count` oldest rows, or fewer, but never none while there are any."""
         with self._lock:
-            while self._begin < self._end and self._rows[self._begin] == _HOLE:
-                self._begin += 1
+            while self._begin < self._end:
+                held = self._rows[self._begin : min(self._begin + _HOLES_SKIPPED, self._end)] != _HOLE
+                first = int(held.argmax())
+                if held[first]:
+                    self._begin += first
+                    break
+                self._begin += len(held)
             return self._between(self._begin, min(self._begin + count, self._end))
 
     # -- codes ------------------------------------------------------------------------------------------------------------
