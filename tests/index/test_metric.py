@@ -60,7 +60,7 @@ def test_exact_search_at_extreme_lengths(metric: Metric) -> None:
     """Rows of all lengths in one collection: no warning, no NaN, the right order."""
     rng = np.random.default_rng(3)
     vectors = np.concatenate([of_length(rng, length, 20) for length in LENGTHS[1:]])
-    store = MiniStore(24, metric, FLAT)
+    store = MiniStore(24, metric, *FLAT)
     store.upsert({f"p{row:03d}": vector for row, vector in enumerate(vectors)})
     for length in LENGTHS[1:]:
         for query in of_length(rng, length, 3):
@@ -72,7 +72,7 @@ def test_exact_search_at_extreme_lengths(metric: Metric) -> None:
 def test_a_long_vector_makes_no_others_doubtful(metric: Metric) -> None:
     """A scan rescores a few candidates, whatever else is in the collection, or was."""
     rng = np.random.default_rng(5)
-    store = MiniStore(24, metric, FLAT)
+    store = MiniStore(24, metric, *FLAT)
     store.upsert({f"p{row:04d}": vector for row, vector in enumerate(of_length(rng, 1.0, 2_000))})
     store.upsert({"long": of_length(rng, 1e9, 1)[0]})
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_lengths_far_apart_in_one_scan(metric: Metric, exponents: tuple[int, int
     shortest = 10 * NORM_MIN_COSINE if metric is Metric.COSINE else 0.0
     lengths = np.maximum(10 ** rng.uniform(*exponents, size=500), shortest)
     vectors = np.concatenate([of_length(rng, length, 1) for length in lengths])
-    store = MiniStore(24, metric, FLAT)
+    store = MiniStore(24, metric, *FLAT)
     store.upsert({f"p{row:03d}": vector for row, vector in enumerate(vectors)})
     for exponent in (-28, -20, -10, 0, 17):
         for query in of_length(rng, 10.0**exponent, 3):
@@ -110,7 +110,7 @@ def test_lengths_far_apart_in_one_scan(metric: Metric, exponents: tuple[int, int
 @pytest.mark.parametrize("metric", [Metric.DOT, Metric.EUCLIDEAN])
 def test_zero_vectors(metric: Metric) -> None:
     """Points and queries may be zero, but under cosine."""
-    store = MiniStore(3, metric, FLAT)
+    store = MiniStore(3, metric, *FLAT)
     store.upsert({name: np.array(vector, dtype=np.float32) for name, vector in
                   {"zero": [0, 0, 0], "one": [1, 0, 0], "also": [0, 0, 0], "minus": [-1, 0, 0]}.items()})  # fmt: skip
     for query in ([0, 0, 0], [1, 0, 0]):

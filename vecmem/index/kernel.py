@@ -114,13 +114,19 @@ class KernelIndex:
         graph = self._current
         plans = [self._plan(request, graph, tail) for request in requests]
         results: list[SearchResult | None] = [None] * len(requests)
-        for kind in {plan.kind for plan in plans}:
+        for kind in ("graph", "code_scan", "scan"):
             chosen = [index for index, plan in enumerate(plans) if plan.kind == kind]
+            if not chosen:
+                continue
             wanted = [(requests[index], plans[index]) for index in chosen]
             found = self._run(kind, wanted, arena, graph, tail, view, threads)
             best = found.hits([requests[index].limit for index in chosen], view.ids)
             for index, (rows, scores), compared in zip(chosen, best, found.compared.tolist(), strict=True):
                 request, plan = requests[index], plans[index]
+                if kind == "graph" and len(rows) < min(request.limit, plan.matching_count):
+                    # A graph may not lead to every node. Whoever asks for nearly all rows gets them, by a scan.
+                    plans[index] = replace(plan, kind="scan")
+                    continue
                 results[index] = SearchResult(rows, scores, replace(plan, compared_count=compared))
                 if kind == "graph":
                     self.effort.note(Asked(request.query, request.limit, plan.ef, plan.target_recall, request.allowed))

@@ -129,11 +129,12 @@ float ExactQuery::rank(int64_t row) const {
 
 float ExactQuery::rank_error(float norm) const {
     const auto length = static_cast<float>(length_);
-    // As vecmem.index.metric.rank_slack.
+    // As vecmem.index.metric.rank_errors, for the longest row.
     switch (arena_.metric) {
         case Metric::kCosine: return 4e-6f;
         case Metric::kDot: return 4e-6f * length * norm;
-        case Metric::kEuclidean: return 4e-6f * (2.0f * length * norm + norm * norm);
+        // The square of the query's length is not part of a rank, but of the score, whose rounding makes ties.
+        case Metric::kEuclidean: return 4e-6f * (length + norm) * (length + norm);
     }
     return 0;
 }
