@@ -113,6 +113,24 @@ def test_query_takes_filter_offset_threshold_and_effort(ask, filled):
     assert ids(ask("query", filled, "--vector", "[0, 1]", "--score-threshold", 0.9), "hits") == ["north"]
 
 
+def test_query_explains_and_stats_show_the_index_it_made(ask, vecmem, server, filled):
+    condition = json.dumps({"field": {"path": "rank", "numberRange": {"gte": {"integer": "2"}}}})
+    arguments = ("query", filled, "--vector", "[0, 1]", "--filter", condition)
+    document = ask(*arguments, "--explain")
+    assert ids(document, "hits") == ["northeast", "east"]
+    told = document["explanation"]
+    assert (told["plan"], told["matching_count"], told["filter_paths"]) == ("scan", 2, ["rank"])
+    assert "explanation" not in ask(*arguments)
+    assert [index["path"] for index in ask("collections", "stats", filled)["payload_indexes"]] == ["rank"]
+
+    tables = vecmem("--address", server.address, *arguments, "--explain").stdout
+    assert "matching_count" in tables
+    assert "payload index" in vecmem("--address", server.address, "collections", "stats", filled).stdout
+    refused = vecmem("--address", server.address, *arguments, "--target-recall", 2)
+    assert refused.code == 1
+    assert "target_recall" in refused.stderr
+
+
 def test_a_row_beyond_the_file_is_wrong_usage(refused, filled, tmp_path):
     np.save(tmp_path / "q.npy", np.zeros((1, 2)))
     assert refused("query", filled, "--vector-file", tmp_path / "q.npy", "--row", 1).code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 
 import pytest
@@ -14,6 +15,7 @@ from vecmem_client import (
     GraphCode,
     Hits,
     Hnsw,
+    InvalidArgumentError,
     PayloadIndexStats,
     PayloadType,
     Point,
@@ -24,6 +26,7 @@ from vecmem_client import (
     VectorConfig,
     _replies,
     _requests,
+    field,
 )
 
 INDEXES = {"section": "keyword", "size": "integer", "score": "float", "free": "bool", "stats.at": "time"}
@@ -48,6 +51,7 @@ async def test_an_update_changes_what_it_names(client, collection_name):
     made = await client.create_collection(
         collection_name, VectorConfig(2, "dot"), vectors={"other": VectorConfig(2)}, payload_indexes={"a": "bool"}
     )
+    await client.upsert(collection_name, [Point("p", [0.1, 1.0])])
     changed = await client.update_collection(collection_name, hnsw=Hnsw(graph="float32", target_recall=0.99))
     assert changed.vector.index == Hnsw(16, 200, graph=GraphCode.FLOAT32, target_recall=0.99)
     assert (changed.vectors, changed.payload_indexes) == (made.vectors, made.payload_indexes)
@@ -55,6 +59,8 @@ async def test_an_update_changes_what_it_names(client, collection_name):
     changed = await client.update_collection(collection_name, storage="float16", vectors_storage={"other": "float16"})
     assert (changed.vector.storage, changed.vectors["other"].storage) == (Storage.FLOAT16, Storage.FLOAT16)
     assert (await client.collection_stats(collection_name)).vectors[""].storage is Storage.FLOAT16
+    (point,) = await client.get(collection_name, ["p"], with_vectors=True)
+    assert point.vector.tolist() == [0.0999755859375, 1.0], "rounded to float16"
 
     changed = await client.update_collection(collection_name, payload_indexes={"b": PayloadType.TIME})
     assert changed.payload_indexes == {"b": PayloadType.TIME}
@@ -72,6 +78,39 @@ async def test_a_query_names_its_recall(client, collection):
         assert [hit.id for hit in hits] == expected
     query = Query(collection=collection, vector=[1.0, 0, 0, 0], limit=5, target_recall=0.9)
     assert [[hit.id for hit in hits] for hits in await client.query_batch([query, query])] == [expected] * 2
+    for mistaken in (0.4, 1.5):
+        with pytest.raises(InvalidArgumentError, match=str(mistaken)):
+            await client.query(collection, [1.0, 0, 0, 0], target_recall=mistaken)
+
+
+async def test_a_query_explains_itself_and_stats_tell_of_its_index(client, collection_name):
+    await client.create_collection(collection_name, VectorConfig(2), payload_indexes={"n": "integer"})
+    await client.upsert(collection_name, [Point(f"p{n}", [1.0, n], {"n": n, "text": "x"}) for n in range(20)])
+    few = (field("n") < 5) & (field("text") == "x")
+    hits = await client.query(collection_name, [1.0, 0], limit=3, filter=few, explain=True)
+    told = hits.explanation
+    assert [hit.id for hit in hits] == ["p0", "p1", "p2"]
+    assert (told.plan, told.point_count, told.matching_count) == (QueryPlan.SCAN, 20, 5)
+    assert set(told.filter_paths) == {"n", "text"}
+    assert (await client.query(collection_name, [1.0, 0], filter=few)).explanation is None
+
+    queries = [Query(collection=collection_name, vector=[1.0, 0], explain=explain) for explain in (True, False)]
+    first, second = await client.query_batch(queries)
+    assert (first.explanation.matching_count, second.explanation) == (20, None)
+
+    indexes = (await client.collection_stats(collection_name)).payload_indexes
+    assert [(index.path, index.declared, index.point_count) for index in indexes] == [
+        ("n", True, 20),
+        ("text", False, 20),
+    ]
+    assert all(index.bytes > 0 for index in indexes)
+
+
+async def test_explanations_come_to_those_who_asked_in_a_crowd(client, collection):
+    await client.upsert(collection, [Point("p", [1.0, 0, 0, 0])])
+    asked = [n % 3 == 0 for n in range(40)]
+    results = await asyncio.gather(*(client.query(collection, [1.0, 0, 0, 0], explain=explain) for explain in asked))
+    assert [hits.explanation is not None for hits in results] == asked
 
 
 @pytest.mark.parametrize(
