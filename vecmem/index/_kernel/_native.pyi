@@ -90,6 +90,7 @@ class Graph:
         extra: Rows = None,
         *,
         view: View = None,
+        compared_max: Numbers | None = None,
         largest_norm: float,
         threads: int = 1,
     ) -> Results:

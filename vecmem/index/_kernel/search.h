@@ -1,6 +1,7 @@
 // Searches from query to scored rows: candidates of a graph or of a scan, compared again exactly.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "arena.h"
@@ -14,6 +15,7 @@ struct Request {
     const int64_t* extra = nullptr;  // rows to compare exactly beside, as far as they are allowed
     size_t extra_count = 0;
     float largest_norm = 0;        // of the arena's rows
+    size_t compared_max = std::numeric_limits<size_t>::max();  // codes that a search of the graph under bits compares before it gives up
 };
 
 struct Answer {
@@ -21,7 +23,8 @@ struct Answer {
     size_t compared = 0;       // codes or rows that the search itself went through; neither `extra` nor what was compared again
 };
 
-// The nearest of up to `ef` nodes that the graph leads to, of which `rescored` are compared again.
+// The nearest of up to `ef` nodes that the graph leads to, of which `rescored` are compared again. Where the rows that have a bit lie so far off that
+// the search gives up, the nearest of all of them.
 Answer search_graph(const Graph& graph, const Arena& arena, const float* query, const Request& request, size_t ef, size_t rescored);
 
 // The nearest of all nodes of a graph: codes first, then exactly whatever can be among the nearest by the bound on rounding. Not for binary codes.
