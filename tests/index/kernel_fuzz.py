@@ -144,13 +144,23 @@ class Fuzzer:
         allowed = self.each(self.bits)
         view = self.view()
         more: dict[str, Any] = {"view": view, "largest_norm": norm, "threads": threads}
+        most = None if self.chance(0.5) else self.number(40) if self.chance(0.5) else self.integers(count, 60)
         calls: list[Callable[[], Any]] = [
             lambda: self.graph.add(self.vectors(count), self.integers(count), threads),
             lambda: self.graph.add(self.matrix(count), self.random.permutation(512)[:count], 1),
             lambda: self.graph.remove(self.integers(count)),
             lambda: self.graph.sweep(self.number(10)),
             lambda: self.graph.search(
-                queries, k, ef, self.arena, self.number(20), allowed, extra, coded=self.coded(), **more
+                queries,
+                k,
+                ef,
+                self.arena,
+                self.number(20),
+                allowed,
+                extra,
+                coded=self.coded(),
+                compared_max=most,
+                **more,
             ),
             lambda: self.graph.scan(queries, k, self.arena, allowed, extra, coded=self.coded(), **more),
             lambda: self.new_codes(),

@@ -194,6 +194,9 @@ class KernelIndex:
         rescored = np.array(
             [planner.rescored(graph.code, request.limit, plan.ef) for request, plan in wanted], dtype=np.int64
         )
+        if allowed is not None:
+            never = np.iinfo(np.int64).max
+            options["compared_max"] = np.array([plan.compared_max or never for _, plan in wanted], dtype=np.int64)
         return Found(*graph.native.search(queries, limits, efs, arena.native, rescored, allowed, extra, **options))
 
     # -- maintenance: one thread -----------------------------------------------------------------------------------------

@@ -45,7 +45,10 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """How a search was answered: as vecmem.v1.Explanation. `kind` is "scan", "code_scan" or "graph"; what does not apply is 0."""
+    """How a search was answered: as vecmem.v1.Explanation. `kind` is "scan", "code_scan" or "graph"; what does not apply is 0.
+
+    `compared_max`: a graph search under a filter gives up beyond so many comparisons and scans instead; 0: never.
+    """
 
     kind: str
     row_count: int = 0
@@ -53,6 +56,7 @@ class SearchPlan:
     ef: int = 0
     target_recall: float = 0.0
     compared_count: int = 0
+    compared_max: int = 0
     tail_count: int = 0
     graph_cost_us: float = 0.0
     scan_cost_us: float = 0.0

@@ -73,6 +73,8 @@ void run(CodeType code, Metric metric, unsigned rounds, unsigned seed) {
                         if (hit.row == labels[row] && hit.score == found[0].score) ++selves;
                     request.allowed = {bits.data(), static_cast<int64_t>(kRows)};
                     for (const auto& hit : search_graph(graph, arena, query, request, 32, 20).hits) expect(request.allowed(hit.row), "hits pass the filter");
+                    request.compared_max = 40;
+                    for (const auto& hit : search_graph(graph, arena, query, request, 32, 20).hits) expect(request.allowed(hit.row), "hits pass the filter");
                     if (code == CodeType::kInt8) {
                         for (const auto& hit : scan_graph(graph, arena, query, request).hits) expect(request.allowed(hit.row), "hits pass the filter");
                     }

@@ -110,6 +110,7 @@ class Graph:
         *,
         coded: tuple[Codes, ...] = (),
         view: View = None,
+        compared_max: Numbers | None = None,
         largest_norm: float,
         threads: int = 1,
     ) -> Results:

@@ -335,4 +335,18 @@ std::vector<int64_t> Graph::labels() const {
     return found;
 }
 
+std::vector<int64_t> Graph::labels(Allowed allowed) const {
+    constexpr size_t kBlock = 512;
+    int64_t some[kBlock];
+    NodeId nodes[kBlock];
+    std::vector<int64_t> found;
+    int64_t from = 0;
+    while (const size_t size = allowed.next(&from, allowed.count, some, kBlock)) {
+        labels_.nodes_of(some, size, nodes);
+        for (size_t i = 0; i < size; ++i)
+            if (nodes[i] != LabelTable::kNoNode && allowed(some[i])) found.push_back(some[i]);
+    }
+    return found;
+}
+
 }  // namespace vecmem

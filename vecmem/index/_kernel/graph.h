@@ -26,7 +26,9 @@
 // No method calls Python; module.cpp releases the interpreter lock around all of them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -83,6 +85,23 @@ struct Allowed {
     bool operator()(int64_t label) const {
         return (!bits || (label < count && (bits[label >> 3] >> (label & 7) & 1))) && (!snapshot || snapshot->sees(label));
     }
+
+    // Labels that have a bit, from `*from` on and below `stop`: up to `room`, at least 64, into `out`. Returns how many, 0 at the end, and moves
+    // `*from`, a multiple of 64, on.
+    size_t next(int64_t* from, int64_t stop, int64_t* out, size_t room) const {
+        size_t size = 0;
+        stop = std::min(stop, count);
+        for (; *from < stop && size + 64 <= room; *from += 64) {
+            uint64_t word = 0;
+            std::memcpy(&word, bits + *from / 8, static_cast<size_t>(std::min<int64_t>(8, (count - *from + 7) / 8)));
+            for (; word; word &= word - 1) {
+                const int64_t label = *from + __builtin_ctzll(word);
+                if (label >= stop) break;
+                out[size++] = label;
+            }
+        }
+        return size;
+    }
 };
 
 struct GraphParams {
@@ -114,10 +133,13 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     void reserve(size_t count);
 
     // The allowed labels of the nearest `kept` of the up to `ef` nodes found near the query that have any, nearest first. `code` and `params` come
-    // from codec().encode_query. Adds to `compared` the number of codes compared with the query's.
-    std::vector<int64_t> search(const char* code, const DistanceParams& params, size_t ef, size_t kept, Allowed allowed, size_t* compared) const;
+    // from codec().encode_query. Adds to `compared` the number of codes compared with the query's. Gives up, with `gave_up` set, when it has compared
+    // more than `compared_max` with nodes still open.
+    std::vector<int64_t> search(const char* code, const DistanceParams& params, size_t ef, size_t kept, Allowed allowed, size_t compared_max,
+                                size_t* compared, bool* gave_up) const;
 
-    // Codes of all nodes: calls visit(label, distance) for the allowed labels of each, in order of nodes. Returns how many codes it compared.
+    // Codes of all nodes: calls visit(label, distance) for the labels that have a bit. The snapshot is for the caller to ask, of the few that
+    // matter. Returns how many codes it compared.
     template <class Visit>
     size_t scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const;
 
@@ -144,6 +166,8 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     void holding(const int64_t* labels, size_t count, bool* out) const;
     // All labels, in order of nodes.
     std::vector<int64_t> labels() const;
+    // Labels that are allowed and have a node.
+    std::vector<int64_t> labels(Allowed allowed) const;
 
   private:
     static constexpr size_t kInitialCapacity = 1024;
@@ -167,13 +191,18 @@ class Graph : private hnswlib::HierarchicalNSW<float> {
     void attach(int64_t label, NodeId node);
     void find_codes_again();
     template <bool guarded>
-    std::vector<Found> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, bool every, size_t* compared) const;
+    std::vector<Found> search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, bool every, size_t compared_max,
+                                 size_t* compared, bool* gave_up) const;
     template <bool guarded>
     void search_beam(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, std::vector<Found>& out,
                      size_t* compared) const;
     template <bool guarded>
     void search_heaps(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, Allowed allowed,
-                      std::vector<Found>& out, size_t* compared) const;
+                      size_t compared_max, std::vector<Found>& out, size_t* compared, bool* gave_up) const;
+    template <class Visit>
+    size_t scan_nodes(const char* code, const DistanceParams& params, Visit visit) const;
+    template <class Visit>
+    size_t scan_labels(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const;
     template <bool guarded>
     const NodeId* neighbours(NodeId node, int level, NodeId* copy, size_t* count) const;
     size_t unvisited(const NodeId* list, size_t count, hnswlib::vl_type* visited, hnswlib::vl_type tag, NodeId* out) const;
@@ -200,8 +229,12 @@ template <class Visit>
 size_t Graph::scan(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const {
     // Nodes that are still being inserted have no label, so their data is never read.
     SearchEntry entry(gate_);
+    return allowed.bits ? scan_labels(code, params, allowed, visit) : scan_nodes(code, params, visit);
+}
+
+template <class Visit>
+size_t Graph::scan_nodes(const char* code, const DistanceParams& params, Visit visit) const {
     const size_t count = cur_element_count;
-    const char* data = data_level0_memory_ + offsetData_;
     constexpr size_t kBlock = 256, kAhead = 4;
     struct {
         const char* code;
@@ -212,20 +245,49 @@ size_t Graph::scan(const char* code, const DistanceParams& params, Allowed allow
         size_t size = 0;
         for (; node < count && size < kBlock; ++node) {
             const int32_t state = labels_.state(static_cast<NodeId>(node));
-            block[size] = {data + node * size_data_per_element_, state};
-            size += labels_.any(state, allowed);
+            block[size] = {getDataByInternalId(static_cast<NodeId>(node)), state};
+            size += state != LabelTable::kNone;
         }
         for (size_t i = 0; i < size; ++i) {
             if (i + kAhead < size)
                 for (size_t byte = 0; byte < data_size_; byte += 64) __builtin_prefetch(block[i + kAhead].code + byte);
             const float distance = fstdistfunc_(code, block[i].code, &params);
-            labels_.visit(block[i].state, [&](int64_t label) {
-                if (allowed(label)) visit(label, distance);
-            });
+            labels_.visit(block[i].state, [&](int64_t label) { visit(label, distance); });
         }
         compared += size;
     }
     return compared;
+}
+
+// From labels to nodes, so that what does not pass costs a bit. Labels that share a node are each compared.
+template <class Visit>
+size_t Graph::scan_labels(const char* code, const DistanceParams& params, Allowed allowed, Visit visit) const {
+    constexpr size_t kBlock = 512, kAhead = 6;
+    int64_t labels[kBlock];
+    NodeId nodes[kBlock];
+    size_t compared = 0;
+    for (int64_t from = 0;;) {
+        const size_t found = allowed.next(&from, allowed.count, labels, kBlock);
+        if (!found) return compared;
+        labels_.nodes_of(labels, found, nodes);
+        size_t size = 0;
+        for (size_t i = 0; i < found; ++i) {
+            labels[size] = labels[i];
+            nodes[size] = nodes[i];
+            size += nodes[i] != LabelTable::kNoNode;
+        }
+        const auto fetch = [&](size_t i) {
+            if (i >= size) return;
+            const char* start = getDataByInternalId(nodes[i]);
+            for (size_t byte = 0; byte < data_size_; byte += 64) __builtin_prefetch(start + byte);
+        };
+        for (size_t i = 0; i < kAhead; ++i) fetch(i);
+        for (size_t i = 0; i < size; ++i) {
+            fetch(i + kAhead);
+            visit(labels[i], fstdistfunc_(code, getDataByInternalId(nodes[i]), &params));
+        }
+        compared += size;
+    }
 }
 
 }  // namespace vecmem

@@ -87,7 +87,7 @@ void Graph::search_beam(NodeId entry, float distance, const char* code, const Di
 
 template <bool guarded>
 void Graph::search_heaps(NodeId entry, float distance, const char* code, const DistanceParams& params, size_t ef, Allowed allowed,
-                         std::vector<Found>& out, size_t* compared) const {
+                         size_t compared_max, std::vector<Found>& out, size_t* compared, bool* gave_up) const {
     NodeId copy[kNeighboursMax], fresh[kNeighboursMax];
     std::vector<Near> open;
     const auto further = [](const Near& a, const Near& b) { return a.distance > b.distance; };
@@ -110,6 +110,10 @@ void Graph::search_heaps(NodeId entry, float distance, const char* code, const D
     while (!open.empty()) {
         const Near near = open.front();
         if (out.size() == ef && near.distance > out.front().distance) break;
+        if (*compared > compared_max) {
+            *gave_up = true;
+            break;
+        }
         std::pop_heap(open.begin(), open.end(), further);
         open.pop_back();
         size_t count;
@@ -132,7 +136,8 @@ void Graph::search_heaps(NodeId entry, float distance, const char* code, const D
 }
 
 template <bool guarded>
-std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, bool every, size_t* compared) const {
+std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParams& params, size_t ef, Allowed allowed, bool every,
+                                           size_t compared_max, size_t* compared, bool* gave_up) const {
     std::vector<Found> out;
     NodeId entry;
     int top;
@@ -168,19 +173,24 @@ std::vector<Graph::Found> Graph::search_as(const char* code, const DistanceParam
     if (!every && !allowed.bits && ef <= kBeamMax && !dead_count())
         search_beam<guarded>(entry, distance, code, params, ef, out, compared);
     else
-        search_heaps<guarded>(entry, distance, code, params, ef, allowed, out, compared);
+        search_heaps<guarded>(entry, distance, code, params, ef, allowed, compared_max, out, compared, gave_up);
     return out;
 }
 
-std::vector<int64_t> Graph::search(const char* code, const DistanceParams& params, size_t ef, size_t kept, Allowed allowed, size_t* compared) const {
+std::vector<int64_t> Graph::search(const char* code, const DistanceParams& params, size_t ef, size_t kept, Allowed allowed, size_t compared_max,
+                                   size_t* compared, bool* gave_up) const {
     SearchEntry entry(gate_);
     std::vector<int64_t> labels;
     // Nearly always the snapshot sees all that is near, and to ask of the few that are kept is enough. Where it does not, every node is asked.
     for (bool every = false;; every = true) {
-        const std::vector<Found> found = entry.guarded ? search_as<true>(code, params, ef, allowed, every, compared)
-                                                       : search_as<false>(code, params, ef, allowed, every, compared);
+        Allowed near = allowed;
+        if (!every) near.snapshot = nullptr;
+        const std::vector<Found> found = entry.guarded
+                                             ? search_as<true>(code, params, ef, near, every, compared_max, compared, gave_up)
+                                             : search_as<false>(code, params, ef, near, every, compared_max, compared, gave_up);
         bool missed = false;
         labels.clear();
+        if (*gave_up) return labels;
         labels.reserve(std::min(found.size(), kept));
         for (size_t i = 0; i < std::min(found.size(), kept); ++i) {
             const size_t before = labels.size();

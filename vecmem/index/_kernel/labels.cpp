@@ -35,6 +35,14 @@ NodeId LabelTable::node_of(int64_t label) const {
     return slot ? static_cast<NodeId>(*slot) : kNoNode;
 }
 
+void LabelTable::nodes_of(const int64_t* labels, size_t count, NodeId* out) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = 0; i < count; ++i) {
+        const int32_t* slot = slot_of(labels[i]);
+        out[i] = slot ? static_cast<NodeId>(*slot) : kNoNode;
+    }
+}
+
 void LabelTable::append(Group& group, int32_t label) {
     const uint32_t size = group.size.load(std::memory_order_relaxed);
     places_[label] = size;

@@ -59,6 +59,8 @@ class LabelTable {
 
     // The node of a label, or kNoNode.
     NodeId node_of(int64_t label) const;
+    // Those of many labels.
+    void nodes_of(const int64_t* labels, size_t count, NodeId* out) const;
 
     // Lets a node stand for a label that no node has. Room for one more group is there (`wants_room`).
     void attach(int64_t label, NodeId node);

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 
 #include <cmath>
+#include <optional>
 
 #include "arrays.h"
 #include "pool.h"
@@ -200,13 +201,16 @@ nb::tuple run(const Requests& requests, size_t threads, Search search) {
 }
 
 nb::tuple search(const Graph& graph, Matrix queries, nb::handle k, nb::handle ef, const PyArena& arena, nb::handle rescored, nb::handle allowed,
-                 nb::handle extra, nb::handle coded, nb::handle view, double largest_norm, int64_t threads) {
+                 nb::handle extra, nb::handle coded, nb::handle view, nb::handle compared_max, double largest_norm, int64_t threads) {
     const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads);
     const Numbers effort(ef, requests.count, "ef"), kept(rescored, requests.count, "rescored");
+    const std::optional<Numbers> most =
+        compared_max.is_none() ? std::nullopt : std::optional<Numbers>(std::in_place, compared_max, requests.count, "compared_max");
     // Waking a helper costs about as much as a search of a graph alone.
     const size_t threads_worth = requests.coded_rows < kCodedRowsMany ? (requests.count + 3) / 4 : requests.count;
     return run(requests, std::min<size_t>(requests.threads, threads_worth), [&](size_t i) {
-        const Request request = requests[i];
+        Request request = requests[i];
+        if (most) request.compared_max = (*most)[i];
         return search_graph(graph, arena.arena, requests.query(i), request, effort[i], std::max(request.k, kept[i]));
     });
 }
@@ -251,7 +255,7 @@ void bind_searches(nb::module_& m, nb::class_<Graph>& graph) {
     graph
         .def("search", &search, "queries"_a.noconvert(), "k"_a, "ef"_a, "arena"_a, "rescored"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(),
              nb::kw_only(),
-             "coded"_a = nb::tuple(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1)
+             "coded"_a = nb::tuple(), "view"_a = nb::none(), "compared_max"_a = nb::none(), "largest_norm"_a, "threads"_a = 1)
         .def("scan", &scan_codes, "queries"_a.noconvert(), "k"_a, "arena"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
              "coded"_a = nb::tuple(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
 }

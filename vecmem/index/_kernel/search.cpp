@@ -154,8 +154,20 @@ Answer search_graph(const Graph& graph, const Arena& arena, const float* query, 
     check(graph, arena);
     const Encoded encoded(graph.codec(), query);
     Answer answer;
-    std::vector<int64_t> rows =
-        graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), rescored, request.allowed, &answer.compared);
+    bool gave_up = false;
+    const size_t compared_max = request.allowed.bits ? request.compared_max : std::numeric_limits<size_t>::max();
+    std::vector<int64_t> rows = graph.search(encoded.code.data(), encoded.params, std::max(ef, request.k), rescored, request.allowed, compared_max,
+                                             &answer.compared, &gave_up);
+    if (gave_up && graph.params().code == CodeType::kInt8) {
+        const size_t compared = answer.compared;
+        answer = scan_graph(graph, arena, query, request);
+        answer.compared += compared;
+        return answer;
+    }
+    if (gave_up) {
+        rows = graph.labels(request.allowed);
+        answer.compared += rows.size();
+    }
     answer.hits = compare(ExactQuery(arena, query), arena, query, request, std::move(rows));
     return answer;
 }
@@ -167,8 +179,11 @@ Answer scan_graph(const Graph& graph, const Arena& arena, const float* query, co
     const ExactQuery exact(arena, query);
     Best best(request.k, margin(exact, request, encoded.error(exact, arena.metric, request.largest_norm, graph.residual_max())));
     Answer answer;
-    answer.compared = graph.scan(encoded.code.data(), encoded.params, request.allowed,
-                                 [&](int64_t label, float distance) { best.offer(distance * encoded.factor, label); });
+    const Snapshot* snapshot = request.allowed.snapshot;
+    answer.compared = graph.scan(encoded.code.data(), encoded.params, request.allowed, [&](int64_t label, float distance) {
+        const float rank = distance * encoded.factor;
+        if (best.wants(rank) && (!snapshot || snapshot->sees(label))) best.offer(rank, label);
+    });
     answer.hits = compare(exact, arena, query, request, best.rows());
     return answer;
 }
@@ -183,22 +198,17 @@ Answer scan_arena(const Arena& arena, const float* query, const Request& request
         for (int64_t row = 0; row < row_count; ++row)
             if (request.allowed(row)) best.offer(exact.rank(row), row);
     } else {
-        const int64_t stop = std::min(row_count, request.allowed.count);
-        constexpr int64_t kBlock = 512, kAhead = 2;
-        int64_t block[kBlock + 64];
-        for (int64_t row = 0; row < stop;) {
-            int64_t size = 0;
-            while (row < stop && size < kBlock) {
-                uint64_t word = 0;
-                std::memcpy(&word, request.allowed.bits + row / 8, static_cast<size_t>(std::min<int64_t>(8, (request.allowed.count + 7) / 8 - row / 8)));
-                for (; word; word &= word - 1) {
-                    const int64_t set = row + __builtin_ctzll(word);
-                    if (set < stop && request.allowed(set)) block[size++] = set;
-                }
-                row += 64;
+        constexpr size_t kBlock = 512, kAhead = 2;
+        int64_t block[kBlock];
+        int64_t from = 0;
+        while (const size_t found = request.allowed.next(&from, row_count, block, kBlock)) {
+            size_t size = 0;
+            for (size_t i = 0; i < found; ++i) {
+                block[size] = block[i];
+                size += request.allowed(block[i]);
             }
-            answer.compared += static_cast<size_t>(size);
-            for (int64_t i = 0; i < size; ++i) {
+            answer.compared += size;
+            for (size_t i = 0; i < size; ++i) {
                 if (i + kAhead < size) exact.prefetch(block[i + kAhead]);
                 best.offer(exact.rank(block[i]), block[i]);
             }
