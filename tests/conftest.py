@@ -1,5 +1,11 @@
 """Fixtures for all tests of the server."""
 
+from hypothesis import settings
+
 from tests.support.fixtures import collection_name, own_server, server
 
 __all__ = ["collection_name", "own_server", "server"]
+
+# No test is about wall-clock time: machines are shared.
+settings.register_profile("vecmem", deadline=None)
+settings.load_profile("vecmem")
