@@ -60,8 +60,8 @@ SLICE_ROWS_MAX = 2_048
 DECLARED_PAUSE_SECONDS = 0.001
 """Between two slices of a declared column, each of which takes about as long."""
 MEASURE_POLL_SECONDS = 0.2
-MEASURE_PAUSE_SECONDS = 0.002
-"""Between two slices of measuring, each of which takes some milliseconds."""
+MEASURE_PAUSE_FACTOR = 3.0
+"""Measuring leaves three quarters of the time to others: it needs a core and the interpreter as they do."""
 
 _logger = logging.getLogger(__name__)
 
@@ -342,8 +342,10 @@ class Shard:
                 for index in collection.vectors.values():
                     while index.wants_measuring():
                         async with self._maintaining:
+                            began = time.perf_counter()
                             await asyncio.get_running_loop().run_in_executor(self._graph_executor, index.measure)
-                        await asyncio.sleep(MEASURE_PAUSE_SECONDS)
+                            took_seconds = time.perf_counter() - began
+                        await asyncio.sleep(MEASURE_PAUSE_FACTOR * took_seconds)
             self.failures.pop("measure recall", None)
 
     async def _sweep_expired(self) -> None:
