@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COLLECTION: Final = "bench"
 POINTS_PER_LOAD: Final = 100_000
 SETTLE_SECONDS_MAX: Final = 3_600.0
+CALIBRATION_SECONDS_MAX: Final = 120.0
+CALIBRATED_ROWS_MIN: Final = 2_000
 
 GrpcEngine = Literal["auto", "grpcio", "native"]
 
@@ -64,6 +66,7 @@ class Vecmem(Engine):
             )
         acknowledged_at = time.perf_counter()
         complete_at = wait_for_graph(self.client, COLLECTION, len(dataset))
+        wait_for_calibration(self.client, COLLECTION)
         return Loaded(acknowledged_at - started_at - made_seconds, complete_at - started_at - made_seconds)
 
     def know(self, dataset: Dataset) -> None:
@@ -106,6 +109,17 @@ class Vecmem(Engine):
 def data_directory(place: Place) -> Path:
     """Where a server of this place keeps its data."""
     return place.directory / "vecmem"
+
+
+def wait_for_calibration(client: Client, collection: str) -> None:
+    """Wait until effort is measured on the graph, as it is some seconds after a load; small graphs have none to measure."""
+    deadline = time.perf_counter() + CALIBRATION_SECONDS_MAX
+    while time.perf_counter() < deadline:
+        stats = client.collection_stats(collection).vectors[""]
+        if stats.calibrated_ef or stats.graph_row_count < CALIBRATED_ROWS_MIN:
+            return
+        time.sleep(0.1)
+    note(f"effort is not calibrated after {CALIBRATION_SECONDS_MAX:.0f} s")
 
 
 def wait_for_graph(client: Client, collection: str, count: int = 0) -> float:
