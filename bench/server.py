@@ -68,14 +68,15 @@ class Server:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("VECMEM_")}
         started_at = time.perf_counter()
         with open(self.log_path, "ab") as log:
-            # A session of its own: Ctrl-C is for this process, which then ends the server itself.
+            # A process group of its own: Ctrl-C is for this process, which then ends the server itself. Not a session: some
+            # systems share the processor among sessions first, and priorities would mean nothing between the two.
             self._process = subprocess.Popen(
                 dying_with_parent(command),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
                 cwd=ROOT,
-                start_new_session=True,
+                process_group=0,
             )
         self.address = self._read_ready(self._process)
         return started_at

@@ -14,11 +14,13 @@ stays below what they aimed at, all effort is raised until the next calibration.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vecmem import limits
 from vecmem.index.metric import Float32Array
@@ -44,6 +46,8 @@ KEPT_QUERIES_ENOUGH = 96
 """When so many are kept, effort that was calibrated without them is calibrated again."""
 LIVE_INTERVAL_SECONDS = 0.25
 """Between two queries taken to measure live recall; more where measuring one takes long."""
+LIVE_TIME_SHARE = 0.005
+"""Of the time goes to measuring: half of a percentile of other queries may meet it."""
 LIVE_WAITING_MAX = 8
 LIVE_WEIGHT_MIN = 0.02
 """Of one query in the average of live recall: about the last hundred count."""
@@ -75,9 +79,9 @@ class Curve:
         return self.efs[place - 1] * float(growth ** min(max(share, 0.0), 1.0))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Asked:
-    """A query that was answered through the graph. `allowed` None: it had no filter."""
+    """A query that was answered through the graph. `allowed` None: it had no filter. Never changed; `frozen` costs each search."""
 
     query: Float32Array
     limit: int
@@ -107,6 +111,8 @@ class Effort:
         self._live_taken_at = -math.inf
         self._below_target = 0.0
         self._below_target_count = 0
+        # Most queries want the same.
+        self._efs = functools.lru_cache(maxsize=256)(self._ef)
 
     # -- any thread ------------------------------------------------------------------------------------------------------
 
@@ -120,6 +126,9 @@ class Effort:
 
         At least `limit`. A target of 1 is for an exact search; here it takes the largest effort there is.
         """
+        return self._efs(target_recall, limit, selectivity)
+
+    def _ef(self, target_recall: float, limit: int, selectivity: float) -> int:
         curves = self._curves
         if not curves:
             return assumed_ef(target_recall, limit)
@@ -157,8 +166,8 @@ class Effort:
         return self._live.popleft()
 
     def observe(self, asked: Asked, recall: float, took_seconds: float) -> None:
-        """What recall a live query got, and how long measuring it took: it is to cost no more than a fiftieth of the time."""
-        self._live_interval_seconds = max(LIVE_INTERVAL_SECONDS, 50 * took_seconds)
+        """What recall a live query got, and how long measuring it took: it is to cost no more than `LIVE_TIME_SHARE`."""
+        self._live_interval_seconds = max(LIVE_INTERVAL_SECONDS, took_seconds / LIVE_TIME_SHARE)
         self.measured_query_count += 1
         weight = max(1 / self.measured_query_count, LIVE_WEIGHT_MIN)
         self.measured_recall += weight * (recall - self.measured_recall)
@@ -167,6 +176,7 @@ class Effort:
         if self._below_target_count >= LIVE_QUERIES_MIN:
             if self._below_target / self._below_target_count > LIVE_NOISE:
                 self._raised = min(self._raised * RAISE_FACTOR, RAISED_MAX)
+                self._efs.cache_clear()
             self._below_target, self._below_target_count = 0.0, 0
 
     def calibrated(self, curves: Curves, *, by_queries: bool = False) -> None:
@@ -175,6 +185,21 @@ class Effort:
         self._curves = curves
         self._raised = 1.0
         self._below_target, self._below_target_count = 0.0, 0
+        self._efs.cache_clear()
+
+    def saved(self) -> dict[str, Any]:
+        """What is known of the graph, as JSON can hold it: a checkpoint keeps it, since measuring takes a while."""
+        return {
+            "curves": [[limit, share, curve.efs, curve.missed] for (limit, share), curve in self._curves.items()],
+            "by_queries": self._by_queries,
+            "raised": self._raised,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take back what `saved` returned."""
+        curves = {(limit, share): Curve(tuple(efs), tuple(missed)) for limit, share, efs, missed in saved["curves"]}
+        self.calibrated(curves, by_queries=saved["by_queries"])
+        self._raised = saved["raised"]
 
     def forget(self) -> None:
         """The graph is another one now: nothing is known of it."""

@@ -45,16 +45,19 @@ class FlatIndex:
                     row_count=self.arena.present_count,
                     matching_count=compared,
                     target_recall=1.0,
-                    compared_count=compared,
                     scan_cost_us=self._cost_us(request),
                 ),
+                compared,
             )
             for request, (rows, scores), compared in zip(requests, best, found.compared.tolist(), strict=True)
         ]
 
-    def is_quick(self, requests: Sequence[SearchRequest]) -> bool:
+    def search_if_quick(
+        self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1
+    ) -> list[SearchResult] | None:
         """See VectorIndex."""
-        return sum(map(self._cost_us, requests)) <= planner.QUICK_US
+        is_quick = sum(map(self._cost_us, requests)) <= planner.QUICK_US
+        return self.search(requests, view, threads=threads) if is_quick else None
 
     def _cost_us(self, request: SearchRequest) -> float:
         matching_count = self.arena.present_count if request.allowed is None else request.allowed.count

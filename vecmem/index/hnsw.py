@@ -83,9 +83,15 @@ class HnswIndex:
             candidates, plan = np.concatenate([found, scan.nearest(self.arena, request, rows, view.row_count)]), "graph"
         return SearchResult(*scan.best(self.arena, request, candidates, view.ids), plan=SearchPlan(plan))
 
-    def is_quick(self, requests: Sequence[SearchRequest]) -> bool:  # noqa: ARG002
+    def search_if_quick(
+        self,
+        requests: Sequence[SearchRequest],  # noqa: ARG002
+        view: RowView,  # noqa: ARG002
+        *,
+        threads: int = 1,  # noqa: ARG002
+    ) -> list[SearchResult] | None:
         """See VectorIndex. The graph may be held by an insertion."""
-        return False
+        return None
 
     def _is_exact(self, request: SearchRequest) -> bool:
         return request.exact or self._hnsw().aim(request.ef, request.target_recall)[1] >= 1

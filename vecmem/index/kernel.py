@@ -67,6 +67,15 @@ class _CodedGraph:
     sample_count: int
 
 
+@dataclass(slots=True, eq=False)
+class _Looked:
+    """What a search goes by, whatever is exchanged meanwhile."""
+
+    arena: Arena
+    tail: TailView
+    graph: _CodedGraph | None
+
+
 class KernelIndex:
     """A VectorIndex with a native graph. `table` is the row table of the collection."""
 
@@ -106,20 +115,42 @@ class KernelIndex:
 
     def search(self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1) -> list[SearchResult]:
         """See VectorIndex."""
+        looked = self._look()
+        return self._search(requests, looked, self._plans(requests, looked), view, threads)
+
+    def search_if_quick(
+        self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1
+    ) -> list[SearchResult] | None:
+        """See VectorIndex."""
+        looked = self._look()
+        plans = self._plans(requests, looked)
+        if sum(plan.cost_us for plan in plans) > planner.QUICK_US * min(threads, len(plans)):
+            return None
+        return self._search(requests, looked, plans, view, threads)
+
+    def _look(self) -> _Looked:
         # The tail first: a row that moves to the graph meanwhile is then in both, never in neither.
         arena, tail = self.arena, self._tail.view()
         while arena is not self.arena:
             # Changed in between: the tail may have rows and codes of the other.
             arena, tail = self.arena, self._tail.view()
-        graph = self._current
-        plans = [self._plan(request, graph, tail) for request in requests]
+        return _Looked(arena, tail, self._current)
+
+    def _search(
+        self,
+        requests: Sequence[SearchRequest],
+        looked: _Looked,
+        plans: list[SearchPlan],
+        view: RowView,
+        threads: int,
+    ) -> list[SearchResult]:
         results: list[SearchResult | None] = [None] * len(requests)
         for kind in ("graph", "code_scan", "scan"):
             chosen = [index for index, plan in enumerate(plans) if plan.kind == kind]
             if not chosen:
                 continue
             wanted = [(requests[index], plans[index]) for index in chosen]
-            found = self._run(kind, wanted, arena, graph, tail, view, threads)
+            found = self._run(kind, wanted, looked, view, threads)
             best = found.hits([requests[index].limit for index in chosen], view.ids)
             for index, (rows, scores), compared in zip(chosen, best, found.compared.tolist(), strict=True):
                 request, plan = requests[index], plans[index]
@@ -127,15 +158,25 @@ class KernelIndex:
                     # A graph may not lead to every node. Whoever asks for nearly all rows gets them, by a scan.
                     plans[index] = replace(plan, kind="scan")
                     continue
-                results[index] = SearchResult(rows, scores, replace(plan, compared_count=compared))
+                results[index] = SearchResult(rows, scores, plan, compared)
                 if kind == "graph":
                     self.effort.note(Asked(request.query, request.limit, plan.ef, plan.target_recall, request.allowed))
         return [result for result in results if result is not None]
 
-    def is_quick(self, requests: Sequence[SearchRequest]) -> bool:
-        """See VectorIndex."""
-        graph, tail = self._current, self._tail.view()
-        return sum(self._plan(request, graph, tail).cost_us for request in requests) <= planner.QUICK_US
+    def _plans(self, requests: Sequence[SearchRequest], looked: _Looked) -> list[SearchPlan]:
+        plans: list[SearchPlan] = []
+        # Most queries of a batch want the same.
+        known: dict[tuple[int, int, float, bool], SearchPlan] = {}
+        for request in requests:
+            if request.allowed is not None:
+                plans.append(self._plan(request, looked.graph, looked.tail))
+                continue
+            wanted = (request.limit, request.ef, request.target_recall, request.exact)
+            plan = known.get(wanted)
+            if plan is None:
+                plan = known[wanted] = self._plan(request, looked.graph, looked.tail)
+            plans.append(plan)
+        return plans
 
     def _plan(self, request: SearchRequest, graph: _CodedGraph | None, tail: TailView) -> SearchPlan:
         ef, target_recall = self._hnsw().aim(request.ef, request.target_recall)
@@ -167,17 +208,16 @@ class KernelIndex:
         self,
         kind: str,
         wanted: Sequence[tuple[SearchRequest, SearchPlan]],
-        arena: Arena,
-        graph: _CodedGraph | None,
-        tail: TailView,
+        looked: _Looked,
         view: RowView,
         threads: int,
     ) -> Found:
         """One native call."""
+        arena, tail, graph = looked.arena, looked.tail, looked.graph
         if kind == "scan" or graph is None:
             return hits.scan([request for request, _ in wanted], arena, view, threads)
         queries = hits.stacked([request.query for request, _ in wanted])
-        limits = np.array([request.limit for request, _ in wanted], dtype=np.int64)
+        limits = _numbers([request.limit for request, _ in wanted])
         allowed = None
         if any(request.allowed is not None for request, _ in wanted):
             allowed = [None if request.allowed is None else request.allowed.bits for request, _ in wanted]
@@ -190,13 +230,10 @@ class KernelIndex:
         }
         if kind == "code_scan":
             return Found(*graph.native.scan(queries, limits, arena.native, allowed, extra, **options))
-        efs = np.array([plan.ef for _, plan in wanted], dtype=np.int64)
-        rescored = np.array(
-            [planner.rescored(graph.code, request.limit, plan.ef) for request, plan in wanted], dtype=np.int64
-        )
+        efs = _numbers([plan.ef for _, plan in wanted])
+        rescored = _numbers([planner.rescored(graph.code, request.limit, plan.ef) for request, plan in wanted])
         if allowed is not None:
-            never = np.iinfo(np.int64).max
-            options["compared_max"] = np.array([plan.compared_max or never for _, plan in wanted], dtype=np.int64)
+            options["compared_max"] = _numbers([plan.compared_max or _NEVER for _, plan in wanted])
         return Found(*graph.native.search(queries, limits, efs, arena.native, rescored, allowed, extra, **options))
 
     # -- maintenance: one thread -----------------------------------------------------------------------------------------
@@ -442,6 +479,8 @@ class KernelIndex:
             "ef_construction": current.parameters.ef_construction,
             "graph": int(current.parameters.graph),
             "sample_count": current.sample_count,
+            "effort": self.effort.saved(),
+            "changed_count": self._changed_count,
         }
 
     def load(self, directory: Path, name: str, metadata: dict[str, SavedValue], live: NDArray[np.bool_]) -> None:
@@ -469,6 +508,9 @@ class KernelIndex:
             native.remove(labels[~live[labels]])
             in_graph[labels[live[labels]]] = True
             self._current = _CodedGraph(native, code, saved, int(metadata["sample_count"]))
+            if "effort" in metadata:
+                self.effort.restore(metadata["effort"])
+                self._changed_count = int(metadata["changed_count"])
             built = (saved.m, saved.ef_construction, saved.graph)
             self._parameters_changed = built != (hnsw.m, hnsw.ef_construction, hnsw.graph)
         self._tail.append(np.flatnonzero(self.arena.present(live.size) & live & ~in_graph))
@@ -476,3 +518,12 @@ class KernelIndex:
     def _hnsw(self) -> HnswParameters:
         assert self.parameters.hnsw is not None
         return self.parameters.hnsw
+
+
+_NEVER = int(np.iinfo(np.int64).max)
+
+
+def _numbers(values: list[int]) -> int | NDArray[np.int64]:
+    """One for each query as the kernel takes them: where all are the same, that is enough."""
+    first = values[0]
+    return first if values.count(first) == len(values) else np.array(values, dtype=np.int64)

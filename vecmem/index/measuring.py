@@ -58,12 +58,16 @@ class Measured:
         """For each of the numbers, rising: of each query the score of the so manieth nearest, or of the last there is; shape (n,)."""
         arena = self.arena
         if self.code is GraphCode.INT8:
-            found = self.graph.scan(queries, numbers[-1], arena.native, allowed, largest_norm=arena.largest_norm)
+            found = self.graph.scan(
+                queries, numbers[-1], arena.native, allowed, largest_norm=arena.largest_norm, background=True
+            )
         else:
             rows = arena.row_capacity
             held = RowSet.of_mask(self.graph.holding(np.arange(rows))).bits
             both: list[NDArray[np.uint8] | None] = [held if bits is None else _both(held, bits) for bits in allowed]
-            found = arena.native.scan(queries, numbers[-1], rows, both, largest_norm=arena.largest_norm)
+            found = arena.native.scan(
+                queries, numbers[-1], rows, both, largest_norm=arena.largest_norm, background=True
+            )
         _, scores, ends, _ = found
         if not scores.size:
             return [np.full(len(queries), np.nan, dtype=np.float32) for _ in numbers]
@@ -83,7 +87,14 @@ class Measured:
         effort = max(ef, limit)
         depth = planner.rescored(self.code, limit, effort)
         _, scores, ends, _ = self.graph.search(
-            queries, limit, effort, self.arena.native, depth, allowed, largest_norm=self.arena.largest_norm
+            queries,
+            limit,
+            effort,
+            self.arena.native,
+            depth,
+            allowed,
+            largest_norm=self.arena.largest_norm,
+            background=True,
         )
         sign = 1.0 if self.arena.metric.higher_is_nearer else -1.0
         slack = 1e-6 * np.abs(worst)

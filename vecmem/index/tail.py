@@ -53,6 +53,8 @@ class Tail:
         self._end = 0
         self._count = 0
         self._pieces: tuple[_Piece, ...] = ()
+        self._view: TailView | None = None
+        """Until the tail changes."""
 
     def __len__(self) -> int:
         return self._count
@@ -64,6 +66,7 @@ class Tail:
         with self._lock:
             if self._end + len(rows) > self._rows.size:
                 self._compact(len(rows))
+            self._view = None
             top = int(rows.max()) + 1
             if top > self._places.size:
                 places = np.full(max(top, 2 * self._places.size), _HOLE, dtype=np.int32)
@@ -77,6 +80,7 @@ class Tail:
     def discard(self, rows: Rows) -> NDArray[np.bool_]:
         """Remove distinct rows; which of them were in the tail, shape (n,)."""
         with self._lock:
+            self._view = None
             places = self._places_of(rows)
             removed = places != _HOLE
             self._rows[places[removed]] = _HOLE
@@ -112,8 +116,10 @@ class Tail:
     def view(self) -> TailView:
         """The tail now. Whoever compares the rows of both parts compares all of it."""
         with self._lock:
-            rest = self._between(max(self._begin, self._coded_end), self._end)
-            return TailView(tuple(piece.codes for piece in self._pieces), rest, self._count)
+            if self._view is None:
+                rest = self._between(max(self._begin, self._coded_end), self._end)
+                self._view = TailView(tuple(piece.codes for piece in self._pieces), rest, self._count)
+            return self._view
 
     def uncoded_first(self, count: int) -> Rows:
         """A copy of the `count` oldest rows without codes, or fewer."""
@@ -123,6 +129,7 @@ class Tail:
     def code(self, codes: Codes, rows: Rows) -> None:
         """Take the codes of what `uncoded_first` returned last, in any order; nothing has left for the graph meanwhile."""
         with self._lock:
+            self._view = None
             places = self._places_of(rows)
             held = places != _HOLE
             # Forgotten meanwhile, and not in the tail again, since a reader holds on to their numbers.
@@ -134,6 +141,7 @@ class Tail:
     def drop_codes(self, *, drained: bool) -> None:
         """Let codes go: of the oldest pieces as far as all their rows have left (`drained`), or all, whose rows are then without."""
         with self._lock:
+            self._view = None
             if not drained:
                 self._pieces, self._coded_end = (), 0
             while self._pieces and not (self._places_of(self._pieces[0].rows) != _HOLE).any():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,13 @@ from vecmem.index.parameters import GraphCode, VectorParameters
 from vecmem.index.row_set import RowSet
 from vecmem.index.rows import RowView
 
-SavedValue = int | float
-"""What an index may leave in the manifest of a checkpoint."""
+SavedValue = Any
+"""What an index may leave in the manifest of a checkpoint: anything that JSON can hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class SearchRequest:
-    """One search.
+    """One search. Never changed; not `frozen`, which each search would pay for.
 
     `query`: float32, shape (dimension,), finite, not zero under cosine. `limit`: hits wanted, at least 1. `allowed`: rows that pass
     the filter, whether the view sees them or not; None: all. `ef` 0: by `target_recall`, and where that is 0 as well the index's own.
@@ -45,7 +45,7 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """How a search was answered: as vecmem.v1.Explanation. `kind` is "scan", "code_scan" or "graph"; what does not apply is 0.
+    """How a search is answered: as vecmem.v1.Explanation. `kind` is "scan", "code_scan" or "graph"; what does not apply is 0.
 
     `compared_max`: a graph search under a filter gives up beyond so many comparisons and scans instead; 0: never.
     """
@@ -55,7 +55,6 @@ class SearchPlan:
     matching_count: int = 0
     ef: int = 0
     target_recall: float = 0.0
-    compared_count: int = 0
     compared_max: int = 0
     tail_count: int = 0
     graph_cost_us: float = 0.0
@@ -67,13 +66,17 @@ class SearchPlan:
         return self.graph_cost_us if self.kind == "graph" else self.scan_cost_us
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class SearchResult:
-    """Rows, best first, ties in order of ids, with their scores; `plan` says how they were found."""
+    """Rows, best first, ties in order of ids, with their scores; `plan` says how they were found.
+
+    `compared_count`: as vecmem.v1.Explanation. Never changed; not `frozen`, which each search would pay for.
+    """
 
     rows: list[int]
     scores: list[float]
     plan: SearchPlan
+    compared_count: int = 0
 
 
 @dataclass(slots=True)
@@ -120,8 +123,10 @@ class VectorIndex(Protocol):
         """For each request the `limit` nearest rows that the view sees, or all of them where there are fewer."""
         ...
 
-    def is_quick(self, requests: Sequence[SearchRequest]) -> bool:
-        """Whether a search now takes a fraction of a millisecond and waits for nobody: a thread would only add to it."""
+    def search_if_quick(
+        self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1
+    ) -> list[SearchResult] | None:
+        """As `search`, where that takes a fraction of a millisecond and waits for nobody: a thread would only add to it. Else None."""
         ...
 
     def maintain(self, *, threads: int, slice_rows: int) -> bool:

@@ -40,9 +40,9 @@ BURST_SECONDS = 0.0002
 """A lane idle for less may be in the middle of a burst: the next query waits until those that have arrived with it are queued."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Answer:
-    """Hits of a query, best first, each a serialized Hit."""
+    """Hits of a query, best first, each a serialized Hit. Never changed; not `frozen`, which each search would pay for."""
 
     hits: list[bytes]
     explanation: bytes | None
@@ -158,7 +158,7 @@ class SearchLanes:
     def _begin(self, lane: _Lane) -> None:
         """Search a lane that was idle: at once where that is quick, else in a task."""
         batch = self._take(lane)
-        if len(batch) == 1 and not lane.queue and self._search_quickly(batch[0]):
+        if not lane.queue and self._search_quickly(batch):
             self._rest(lane)
             return
         task = asyncio.create_task(self._serve(lane, batch), name="search lane")
@@ -192,21 +192,27 @@ class SearchLanes:
 
     # -- one batch -----------------------------------------------------------------------------------------------------------
 
-    def _search_quickly(self, waiting: _Waiting) -> bool:
-        """Answer one query here and now: a thread and back would cost as much. False: it cannot be done, or takes too long."""
-        query = waiting.query
-        collection = query.collection
-        if collection.changing or query.compiled is not None:
+    def _search_quickly(self, batch: list[_Waiting]) -> bool:
+        """Answer a small batch here and now: a thread and back would cost as much. False: it cannot be done, or takes too long."""
+        if not batch:
+            return True
+        collection = batch[0].query.collection
+        if collection.changing or any(waiting.query.compiled is not None for waiting in batch):
             return False
         sequence, view, ticket = self._look(collection)
         try:
-            request = _request(query, view)
-            if isinstance(request, SearchRequest) and not query.index.is_quick([request]):
+            requests = [_request(waiting.query, view) for waiting in batch]
+            asked = [request for request in requests if isinstance(request, SearchRequest)]
+            index = batch[0].query.index
+            results = index.search_if_quick(asked, view, threads=self._threads) if asked else []
+            if results is None:
                 return False
-            outcome = request if isinstance(request, VecmemError) else query.index.search([request], view)[0]
-            self._finish(waiting, outcome, sequence)
+            found = iter(results)
+            for waiting, request in zip(batch, requests, strict=True):
+                self._finish(waiting, next(found) if isinstance(request, SearchRequest) else request, sequence)
         except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-            waiting.call.fail(error)
+            for waiting in batch:
+                waiting.call.fail(error)
         finally:
             collection.rows.readers.end(ticket)
         return True
@@ -286,7 +292,7 @@ class SearchLanes:
                 call.fail(error)
                 return
             query = waiting.query
-            told = explanation(outcome.plan, query.compiled).SerializeToString() if query.explain else None
+            told = explanation(outcome, query.compiled).SerializeToString() if query.explain else None
             call.outcomes[waiting.place] = Answer(hits, told)
         call.finish_one(sequence)
 

@@ -17,9 +17,9 @@ from vecmem.store.validation import dense_values, query_vector, vector_of
 from vecmem.v1 import common_pb2, points_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CompiledQuery:
-    """A checked query. `vector` None: that of the point `nearest_id`."""
+    """A checked query. `vector` None: that of the point `nearest_id`. Never changed; not `frozen`, which each search would pay for."""
 
     collection: Collection
     index: VectorIndex

@@ -4,7 +4,8 @@ Arrays are C-contiguous and of exactly the dtype that is asked for, else TypeErr
 nothing is changed. Rows that the arena lacks: IndexError. All calls release the interpreter lock and may run beside each other; the locking
 rule stands in `graph.h`.
 
-Searches take (n, dimension) finite `queries` and answer them together, on up to `threads` threads. `k`, `ef` and `rescored` are at
+Searches take (n, dimension) finite `queries` and answer them together, on up to `threads` threads, which give way to all others where the
+search is one that nobody waits for (`background`). `k`, `ef` and `rescored` are at
 least 1: one number, or an int64 array of one element or one for each query. `allowed` and `extra` are one array for all queries, or
 a list that has an array or None for each:
 
@@ -58,6 +59,7 @@ class Arena:
         view: View = None,
         largest_norm: float,
         threads: int = 1,
+        background: bool = False,
     ) -> Results:
         """The nearest of the first `row_count` rows, exactly."""
 
@@ -113,6 +115,7 @@ class Graph:
         compared_max: Numbers | None = None,
         largest_norm: float,
         threads: int = 1,
+        background: bool = False,
     ) -> Results:
         """The nearest of the rows of the `rescored` nearest of the `ef` nodes that the graph leads to."""
 
@@ -128,6 +131,7 @@ class Graph:
         view: View = None,
         largest_norm: float,
         threads: int = 1,
+        background: bool = False,
     ) -> Results:
         """The nearest of all nodes, exactly: int8 codes first, then the arena for whatever their rounding leaves open."""
 

@@ -223,7 +223,7 @@ void Graph::add(const float* vectors, const int64_t* labels, size_t count, unsig
 void Graph::add_slice(const float* vectors, const int64_t* labels, size_t count, unsigned threads) {
     const size_t bytes = codec_.code_bytes(), used = std::min<size_t>(threads, (count + 3) / 4);
     std::vector<char> codes(count * bytes);
-    parallel(count, used, Purpose::kInsertion, [&](size_t i) { encode(vectors + i * codec_.dimension, &codes[i * bytes]); });
+    parallel(count, used, Purpose::kBackground, [&](size_t i) { encode(vectors + i * codec_.dimension, &codes[i * bytes]); });
 
     // Nodes for codes that none has, each once; `number` is that of the code in `fresh`, which also stands in for its node until that is made.
     const size_t first = cur_element_count;
@@ -252,7 +252,7 @@ void Graph::add_slice(const float* vectors, const int64_t* labels, size_t count,
     }
     std::vector<NodeId> made(fresh.size());
     try {
-        parallel(made.size(), used, Purpose::kInsertion, [&](size_t i) {
+        parallel(made.size(), used, Purpose::kBackground, [&](size_t i) {
             made[i] = insert(&codes[fresh[i] * bytes], first + i);
             attach(labels[fresh[i]], made[i]);
         });

@@ -59,6 +59,8 @@ nb::object code_distances(Matrix a, Matrix b, const std::string& code, int metri
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // At the end of a process the interpreter still holds on to some: nothing to tell its user.
+    nb::set_leak_warnings(false);
     m.doc() = "HNSW graphs over codes, and exact comparison: the native part of vecmem.index.";
 
     nb::class_<Graph> graph(m, "Graph");

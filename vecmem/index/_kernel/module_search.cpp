@@ -122,9 +122,9 @@ class View {
 class Requests {
   public:
     Requests(const Matrix& queries, size_t dimension, nb::handle k, nb::handle allowed, nb::handle extra, nb::handle coded, nb::handle view,
-             double largest_norm, int64_t threads)
-        : count(queries.shape(0)), threads(checked_threads(threads)), dimension_(dimension), queries_(queries), k_(k, count, "k"),
-          allowed_(allowed, count, "allowed", "None, a uint8 array or a list of these"),
+             double largest_norm, int64_t threads, bool background)
+        : count(queries.shape(0)), threads(checked_threads(threads)), purpose(background ? Purpose::kBackground : Purpose::kSearch),
+          dimension_(dimension), queries_(queries), k_(k, count, "k"), allowed_(allowed, count, "allowed", "None, a uint8 array or a list of these"),
           extra_(extra, count, "extra", "None, an int64 array or a list of these"), view_(view), largest_norm_(static_cast<float>(largest_norm)) {
         if (queries.shape(1) != dimension)
             throw std::invalid_argument("queries have dimension " + std::to_string(queries.shape(1)) + ", not " + std::to_string(dimension));
@@ -160,6 +160,7 @@ class Requests {
 
     const size_t count;
     const unsigned threads;
+    const Purpose purpose;
     size_t coded_rows = 0;
 
   private:
@@ -181,7 +182,7 @@ nb::tuple run(const Requests& requests, size_t threads, Search search) {
     {
         nb::gil_scoped_release released;
         std::vector<Answer> answers(requests.count);
-        parallel(requests.count, threads, Purpose::kSearch, [&](size_t i) { answers[i] = search(i); });
+        parallel(requests.count, threads, requests.purpose, [&](size_t i) { answers[i] = search(i); });
         size_t total = 0;
         for (const Answer& answer : answers) total += answer.hits.size();
         rows.reserve(total);
@@ -201,8 +202,8 @@ nb::tuple run(const Requests& requests, size_t threads, Search search) {
 }
 
 nb::tuple search(const Graph& graph, Matrix queries, nb::handle k, nb::handle ef, const PyArena& arena, nb::handle rescored, nb::handle allowed,
-                 nb::handle extra, nb::handle coded, nb::handle view, nb::handle compared_max, double largest_norm, int64_t threads) {
-    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads);
+                 nb::handle extra, nb::handle coded, nb::handle view, nb::handle compared_max, double largest_norm, int64_t threads, bool background) {
+    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads, background);
     const Numbers effort(ef, requests.count, "ef"), kept(rescored, requests.count, "rescored");
     const std::optional<Numbers> most =
         compared_max.is_none() ? std::nullopt : std::optional<Numbers>(std::in_place, compared_max, requests.count, "compared_max");
@@ -216,14 +217,14 @@ nb::tuple search(const Graph& graph, Matrix queries, nb::handle k, nb::handle ef
 }
 
 nb::tuple scan_codes(const Graph& graph, Matrix queries, nb::handle k, const PyArena& arena, nb::handle allowed, nb::handle extra, nb::handle coded,
-                     nb::handle view, double largest_norm, int64_t threads) {
-    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads);
+                     nb::handle view, double largest_norm, int64_t threads, bool background) {
+    const Requests requests(queries, graph.codec().dimension, k, allowed, extra, coded, view, largest_norm, threads, background);
     return run(requests, requests.threads, [&](size_t i) { return scan_graph(graph, arena.arena, requests.query(i), requests[i]); });
 }
 
 nb::tuple scan(const PyArena& arena, Matrix queries, nb::handle k, int64_t row_count, nb::handle allowed, nb::handle extra, nb::handle view,
-               double largest_norm, int64_t threads) {
-    const Requests requests(queries, arena.arena.dimension, k, allowed, extra, nb::tuple(), view, largest_norm, threads);
+               double largest_norm, int64_t threads, bool background) {
+    const Requests requests(queries, arena.arena.dimension, k, allowed, extra, nb::tuple(), view, largest_norm, threads, background);
     return run(requests, requests.threads, [&](size_t i) { return scan_arena(arena.arena, requests.query(i), requests[i], row_count); });
 }
 
@@ -234,7 +235,7 @@ void bind_searches(nb::module_& m, nb::class_<Graph>& graph) {
         .def(nb::init<int, int64_t, int64_t, const std::string&>(), "metric"_a, "dimension"_a, "chunk_shift"_a, "storage"_a = "float32")
         .def("append", &PyArena::append, "vectors"_a.noconvert(), "terms"_a.noconvert())
         .def("scan", &scan, "queries"_a.noconvert(), "k"_a, "row_count"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
-             "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
+             "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1, "background"_a = false);
     nb::class_<Codes>(m, "Codes")
         .def(
             "__init__",
@@ -255,9 +256,9 @@ void bind_searches(nb::module_& m, nb::class_<Graph>& graph) {
     graph
         .def("search", &search, "queries"_a.noconvert(), "k"_a, "ef"_a, "arena"_a, "rescored"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(),
              nb::kw_only(),
-             "coded"_a = nb::tuple(), "view"_a = nb::none(), "compared_max"_a = nb::none(), "largest_norm"_a, "threads"_a = 1)
+             "coded"_a = nb::tuple(), "view"_a = nb::none(), "compared_max"_a = nb::none(), "largest_norm"_a, "threads"_a = 1, "background"_a = false)
         .def("scan", &scan_codes, "queries"_a.noconvert(), "k"_a, "arena"_a, "allowed"_a = nb::none(), "extra"_a = nb::none(), nb::kw_only(),
-             "coded"_a = nb::tuple(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1);
+             "coded"_a = nb::tuple(), "view"_a = nb::none(), "largest_norm"_a, "threads"_a = 1, "background"_a = false);
 }
 
 }  // namespace vecmem

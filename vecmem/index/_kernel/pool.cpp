@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 #ifdef __linux__
@@ -21,7 +22,7 @@ namespace vecmem {
 namespace {
 
 constexpr size_t kHelpersMax = 256;
-constexpr int kInsertionNiceness = 10;
+constexpr int kBackgroundNiceness = 10;
 
 struct Job {
     Job(size_t n, const std::function<void(size_t)>& f) : count(n), work(f) {}
@@ -43,6 +44,23 @@ struct Job {
     std::exception_ptr failure;
     size_t inside = 0;  // helpers, guarded by the pool's mutex
 };
+
+#ifdef __linux__
+// To be less nice than the thread that starts this one is not allowed, nor wanted. Since Linux 6.6 a thread that wakes up waits for the end of the
+// running one's slice, whatever their niceness, unless its own slice is shorter; since 6.12 a thread may say how long its slice is (sched(7),
+// sched_setattr(2)). An older system refuses that, and does not need it.
+void give_way(int niceness) {
+    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), niceness);
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime_ns, deadline_ns, period_ns;
+    } attributes = {sizeof(attributes), SCHED_OTHER, 0, niceness, 0, 100'000'000, 0, 0};
+    syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+#endif
 
 class Pool {
   public:
@@ -93,8 +111,8 @@ class Pool {
         sigfillset(&all);
         pthread_sigmask(SIG_BLOCK, &all, nullptr);
 #ifdef __linux__
-        // Elsewhere niceness is the process's. To be less nice than the thread that starts it is not allowed, nor wanted.
-        if (niceness_) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), niceness_);
+        // Elsewhere niceness is the process's.
+        if (niceness_) give_way(niceness_);
 #endif
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
@@ -125,7 +143,7 @@ Pool& pool(Purpose purpose) {
     Pool* found = current;
     while (!found || found->process != getpid()) {
         // A forked child leaves its parent's pool alone: no thread came with it, and its lock may have been held.
-        auto made = std::make_unique<Pool>(purpose == Purpose::kInsertion ? kInsertionNiceness : 0);
+        auto made = std::make_unique<Pool>(purpose == Purpose::kBackground ? kBackgroundNiceness : 0);
         if (current.compare_exchange_strong(found, made.get())) found = made.release();
     }
     return *found;
@@ -136,7 +154,7 @@ Pool& pool(Purpose purpose) {
 void parallel(size_t count, size_t threads, Purpose purpose, const std::function<void(size_t)>& work) {
     Job job(count, work);
     const size_t used = std::min(threads, count);
-    if (purpose == Purpose::kInsertion) {
+    if (purpose == Purpose::kBackground) {
         pool(purpose).run(job, used, true);
     } else if (used > 1) {
         pool(purpose).run(job, used - 1, false);

@@ -10,12 +10,13 @@
 
 namespace vecmem {
 
-// Helpers of their own for searches and for insertions. Those that insert give way to searches: on Linux they run at niceness 10, and the
-// calling thread waits for them and keeps its priority. It may hold what others wait for, as Python's lock.
-enum class Purpose { kSearch, kInsertion };
+// Helpers of their own for searches and for what nobody waits for: insertions, and searches that only measure. These give way: on Linux they run
+// at niceness 10 and ask the scheduler for long slices, which whoever wakes up may interrupt. The calling thread waits for them and keeps its
+// priority, since it may hold what others wait for, as Python's lock.
+enum class Purpose { kSearch, kBackground };
 
-// Calls work(i) once for each i below `count`, on up to `threads` threads, the calling one among them when it searches. Where one throws, no further
-// pieces begin, and one of the exceptions is thrown again here.
+// Calls work(i) once for each i below `count`, on up to `threads` threads, the calling one among them unless it is in the background. Where one
+// throws, no further pieces begin, and one of the exceptions is thrown again here.
 void parallel(size_t count, size_t threads, Purpose purpose, const std::function<void(size_t)>& work);
 
 }  // namespace vecmem
