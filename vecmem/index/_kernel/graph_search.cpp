@@ -59,8 +59,14 @@ void Graph::search_beam(NodeId entry, float distance, const char* code, const Di
         const NodeId* links = neighbours<guarded>(node, 0, copy, &count);
         count = unvisited(links, count, list->mass, list->curV, fresh);
         *compared += count;
+        if constexpr (!guarded) {
+            // Most likely the next to be looked at.
+            size_t after = next + 1;
+            while (after < size && beam[after].node & kExpanded) ++after;
+            if (after < size) prefetch(reinterpret_cast<const char*>(get_linklist0(beam[after].node)), size_links_level0_);
+        }
         const size_t bytes = data_size_;
-        constexpr size_t kAhead = 3;
+        constexpr size_t kAhead = 4;
         for (size_t i = 0; i < std::min(count, kAhead); ++i) prefetch(getDataByInternalId(fresh[i]), bytes);
         ++next;
         for (size_t i = 0; i < count; ++i) {
@@ -120,7 +126,7 @@ void Graph::search_heaps(NodeId entry, float distance, const char* code, const D
         const NodeId* links = neighbours<guarded>(near.node, 0, copy, &count);
         count = unvisited(links, count, list->mass, list->curV, fresh);
         *compared += count;
-        constexpr size_t kAhead = 3;
+        constexpr size_t kAhead = 4;
         for (size_t i = 0; i < std::min(count, kAhead); ++i) prefetch(getDataByInternalId(fresh[i]), data_size_);
         for (size_t i = 0; i < count; ++i) {
             if (i + kAhead < count) prefetch(getDataByInternalId(fresh[i + kAhead]), data_size_);
