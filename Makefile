@@ -17,6 +17,9 @@ SERVE ?=
 # The scenario and its flags, for instance `make bench BENCH="filter --plot build/plots"`.
 BENCH ?= ann
 
+# Two modules at a time: most of a test is waiting, for a process to start or for a disk.
+TWO := --numprocesses 2 --dist loadfile
+
 .PHONY: demo test test-long serve bench proto lint format clean help
 
 help: ## What there is
@@ -32,8 +35,8 @@ bench: $(RUN_STAMP) ## Measure: tables on the terminal; DATA=directory for the f
 	@$(BIN)/python -m bench $(BENCH) --dataset $(DATASET)
 
 test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines
-	$(BIN)/python -m pytest -m "not long"
-	VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest -m "not long" tests/api tests/node clients/python/tests
+	$(BIN)/python -m pytest $(TWO) -m "not long"
+	VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest $(TWO) -m "not long" tests/api tests/node clients/python/tests
 
 test-long: $(DEV_STAMP) ## The soaks
 	$(BIN)/python -m pytest -m long

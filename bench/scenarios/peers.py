@@ -19,6 +19,7 @@ from bench.server import work_directory
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Container
 
     from bench.datasets import Dataset
     from bench.engines import Engine
@@ -65,9 +66,15 @@ def run(arguments: argparse.Namespace) -> Report:
                 kinds[name], durability[name] = engine.kind, engine.own_durability
                 if isinstance(engine, Vecmem):
                     report.parameters["grpc_engine"] = engine.server.grpc_engine
-                _measure(report, engine, dataset, truth, arguments.queries)
+                    _measure(report, engine, dataset, truth, arguments.queries)
+                    continue
+                try:
+                    _measure(report, engine, dataset, truth, arguments.queries)
+                except Exception as error:  # noqa: BLE001 - whatever a peer fails with, the others are measured
+                    skipped[name] = f"it failed: {error!r}"
+                    note(f"{name} failed: {error!r}")
     report.parameters |= {"skipped": skipped, "kinds": kinds, "durability": durability}
-    _compare(report, kinds)
+    _compare(report, kinds, skipped)
     return report
 
 
@@ -86,7 +93,7 @@ def _measure(report: Report, engine: Engine, dataset: Dataset, truth: Truth, cou
         report.add(name, f"qps_{callers}_callers", qps, "1/s")
 
 
-def _compare(report: Report, kinds: dict[str, str]) -> None:
+def _compare(report: Report, kinds: dict[str, str], skipped: Container[str]) -> None:
     """Ratios of vecmem's rate to the best peer's, of those that reached the recall wanted."""
     values = {(figure.system, figure.name): figure.value for figure in report.figures}
     row = f"qps_{CALLERS}_callers"
@@ -95,7 +102,10 @@ def _compare(report: Report, kinds: dict[str, str]) -> None:
         rates = [
             values[name, row]
             for name, its_kind in kinds.items()
-            if name != "vecmem" and its_kind == kind and values[name, f"recall_at_{K}"] >= RECALL_WANTED
+            if name != "vecmem"
+            and name not in skipped
+            and its_kind == kind
+            and values[name, f"recall_at_{K}"] >= RECALL_WANTED
         ]
         if mine is not None and rates:
             report.add("vecmem", f"{row}_ratio_to_best_{suffix}", mine / max(rates), "ratio")

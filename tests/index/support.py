@@ -6,6 +6,7 @@ must be there. `check` compares a search with float64 scores computed here, by f
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,7 @@ class MiniStore:
         live = np.zeros(row_count, dtype=np.bool_)
         live[self.table.live_rows()] = True
         vectors = np.concatenate([np.zeros((0, self.parameters.dimension)), *self.index.arena.chunks(row_count)])
-        metadata = self.index.save(directory, "0")
+        metadata = json.loads(json.dumps(self.index.save(directory, "0")))
 
         fresh = MiniStore(self.parameters.dimension, self.metric, self.parameters.hnsw, self.kind)
         ids = [point_id if live[row] else "" for row, point_id in enumerate(self.table.ids)]

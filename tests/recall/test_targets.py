@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -200,6 +201,19 @@ def test_live_measuring_agrees_with_exact_search(packages: tuple[MiniStore, np.n
     assert effort.measured_query_count == 40
     # Of the first 50 each counts the same.
     assert effort.measured_recall == pytest.approx(float(np.mean(shares)), abs=1e-6)
+
+
+def test_what_was_measured_outlives_a_restart(packages: tuple[MiniStore, np.ndarray], tmp_path: Path) -> None:
+    """A checkpoint has it, in its manifest, which is JSON; nothing is measured again before much has changed."""
+    before = packages[0].index
+    assert isinstance(before, KernelIndex)
+    after = packages[0].restarted(tmp_path).index
+    assert isinstance(after, KernelIndex)
+    assert after.effort.is_calibrated
+    for target, limit, share in itertools.product(TARGETS, (1, 10, 70), (1.0, 0.2)):
+        expected = before.effort.ef(target, limit=limit, selectivity=share)
+        assert after.effort.ef(target, limit=limit, selectivity=share) == expected
+    assert not after._wants_calibration() or before._wants_calibration()
 
 
 def test_effort_is_asked_for_while_it_changes() -> None:

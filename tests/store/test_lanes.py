@@ -16,9 +16,9 @@ import pytest_asyncio
 
 from tests.store.support import DIMENSION, create, hits_of, shard_at, upsert
 from vecmem import limits
-from vecmem.errors import DeadlineExceededError, OverloadedError, VecmemError
+from vecmem.errors import DeadlineExceededError, OverloadedError, PointNotFoundError, VecmemError
 from vecmem.store import lanes
-from vecmem.store.lanes import SearchLanes
+from vecmem.store.lanes import Answer, SearchLanes
 from vecmem.store.search import compile_query
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
@@ -182,6 +182,25 @@ async def test_a_lone_quick_query_takes_no_thread(shard: Shard) -> None:
     executor.shutdown()
     into = SearchLanes(shard, executor, 1)
     assert len(await ask(into, shard, "a")) == 5
+    assert not into._lanes
+    assert shard.state.collections["a"].rows.readers.all_ended_before(10**9)
+
+
+async def test_a_small_burst_takes_no_thread_either(shard: Shard) -> None:
+    """Each query of it gets its own answer or its own error."""
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    into = SearchLanes(shard, executor, 1)
+    queries = []
+    for nearest in (IDS[0], "missing", IDS[2]):
+        query = points_pb2.Query(collection="a", limit=2)
+        query.nearest.id = nearest
+        queries.append(compile_query(shard, query))
+    _, (first, missing, third) = await into.run(queries, None)
+    assert isinstance(missing, PointNotFoundError)
+    assert isinstance(first, Answer)
+    assert isinstance(third, Answer)
+    assert [len(answer.hits) for answer in (first, third)] == [2, 2]
     assert not into._lanes
     assert shard.state.collections["a"].rows.readers.all_ended_before(10**9)
 

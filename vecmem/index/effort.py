@@ -18,7 +18,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +111,7 @@ class Effort:
         self._live_taken_at = -math.inf
         self._below_target = 0.0
         self._below_target_count = 0
-        # Most queries want the same.
-        self._efs = functools.lru_cache(maxsize=256)(self._ef)
+        self._efs = _known_efs(self._curves, self._raised)
 
     # -- any thread ------------------------------------------------------------------------------------------------------
 
@@ -127,15 +126,6 @@ class Effort:
         At least `limit`. A target of 1 is for an exact search; here it takes the largest effort there is.
         """
         return self._efs(target_recall, limit, selectivity)
-
-    def _ef(self, target_recall: float, limit: int, selectivity: float) -> int:
-        curves = self._curves
-        if not curves:
-            return assumed_ef(target_recall, limit)
-        missed = max(MISSED_SHARE * (1.0 - target_recall), MISSED_MIN)
-        efs = {known: _between(curves, known, selectivity, missed) for known in sorted({known for known, _ in curves})}
-        effort = _at_limit(efs, limit) * self._raised
-        return max(limit, min(int(effort + 0.5), limits.EF_MAX))
 
     def note(self, asked: Asked) -> None:
         """A query was answered."""
@@ -176,7 +166,7 @@ class Effort:
         if self._below_target_count >= LIVE_QUERIES_MIN:
             if self._below_target / self._below_target_count > LIVE_NOISE:
                 self._raised = min(self._raised * RAISE_FACTOR, RAISED_MAX)
-                self._efs.cache_clear()
+                self._efs = _known_efs(self._curves, self._raised)
             self._below_target, self._below_target_count = 0.0, 0
 
     def calibrated(self, curves: Curves, *, by_queries: bool = False) -> None:
@@ -185,7 +175,7 @@ class Effort:
         self._curves = curves
         self._raised = 1.0
         self._below_target, self._below_target_count = 0.0, 0
-        self._efs.cache_clear()
+        self._efs = _known_efs(curves, self._raised)
 
     def saved(self) -> dict[str, Any]:
         """What is known of the graph, as JSON can hold it: a checkpoint keeps it, since measuring takes a while."""
@@ -200,10 +190,26 @@ class Effort:
         curves = {(limit, share): Curve(tuple(efs), tuple(missed)) for limit, share, efs, missed in saved["curves"]}
         self.calibrated(curves, by_queries=saved["by_queries"])
         self._raised = saved["raised"]
+        self._efs = _known_efs(curves, self._raised)
 
     def forget(self) -> None:
         """The graph is another one now: nothing is known of it."""
         self.calibrated({})
+
+
+def _known_efs(curves: Curves, raised: float) -> Callable[[float, int, float], int]:
+    """`Effort.ef`, which remembers: most queries want the same."""
+
+    @functools.lru_cache(maxsize=256)
+    def ef(target_recall: float, limit: int, selectivity: float) -> int:
+        if not curves:
+            return assumed_ef(target_recall, limit)
+        missed = max(MISSED_SHARE * (1.0 - target_recall), MISSED_MIN)
+        efs = {known: _between(curves, known, selectivity, missed) for known in sorted({known for known, _ in curves})}
+        effort = _at_limit(efs, limit) * raised
+        return max(limit, min(int(effort + 0.5), limits.EF_MAX))
+
+    return ef
 
 
 def _distinct(kept: deque[Asked]) -> list[Asked]:
