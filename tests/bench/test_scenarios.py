@@ -175,7 +175,8 @@ def test_a_scenario_reports_its_rows(scenario, small, tmp_path):
             assert figures[system, name]["unit"] == unit
     for (_, name), figure in figures.items():
         if name.startswith("recall"):
-            assert 0.9 < figure["value"] <= 1, name
+            # The points of a curve begin with little effort.
+            assert (0.8 if "_ef_" in name else 0.9) < figure["value"] <= 1, name
         elif "rss" not in name:
             assert figure["value"] > 0, name
     assert not (tmp_path / "work").exists()

@@ -19,6 +19,7 @@ from vecmem.store import shard as shard_module
 from vecmem.store.lanes import Answer, SearchLanes
 from vecmem.store.search import CompiledQuery, compile_query
 from vecmem.store.shard import Shard
+from vecmem.store.v1.command_pb2 import Command
 from vecmem.v1 import points_pb2
 
 IDS = [f"p{i:05d}" for i in range(4_000)]
@@ -48,6 +49,50 @@ async def test_a_collection_that_changes_holds_up_its_own_reads_alone(tmp_path: 
         await shard.settled(large)
         assert (large.changing, len(large.row_of)) == (False, len(IDS))
         await writing
+
+
+async def test_a_query_by_vector_does_not_wait_for_points_that_come_and_go(tmp_path: Path) -> None:
+    """Half of them replaced, deleted or expired, it sees all as they were; what changes payloads in place it waits for."""
+
+    async def ask(into: SearchLanes) -> tuple[int, set[bytes]]:
+        query = points_pb2.Query(collection="c", limit=len(IDS))
+        query.nearest.vector.dense.packed = np.zeros(DIMENSION, dtype="<f4").tobytes()
+        sequence, outcomes = await into.run([compile_query(shard, query)], None)
+        hits = hits_of(outcomes[0])
+        assert len(hits) == len(IDS)
+        return sequence, {hit.point.payload_json for hit in hits}
+
+    async def begun(command: Command) -> asyncio.Future[Any]:
+        writing = asyncio.ensure_future(shard.write(command))
+        while not collection.changing:
+            assert not writing.done(), "the record was applied in one step: nothing was tested"
+            await asyncio.sleep(0)
+        return writing
+
+    async with shard_at(tmp_path / "data") as shard:
+        await shard.write(create("c"))
+        await shard.write(upsert(1, dict.fromkeys(IDS, b'{"round":0}')))
+        collection = shard.state.collections["c"]
+        with ThreadPoolExecutor(2) as executor:
+            into = SearchLanes(shard, executor, 2)
+            before = shard.applied_sequence
+            writing = await begun(upsert(1, dict.fromkeys(IDS, b'{"round":1}')))
+            assert await ask(into) == (before, {b'{"round":0}'})
+            assert collection.changing
+            await writing
+            update = Command()
+            update.update_payloads.collection_uid = 1
+            update.update_payloads.ids.ids.extend(IDS)
+            update.update_payloads.replace_json = b'{"round":2}'
+            before = shard.applied_sequence
+            writing = await begun(update)
+            assert await ask(into) == (before + 1, {b'{"round":2}'})
+            await writing
+            before = shard.applied_sequence
+            writing = await begun(delete_ids(1, IDS))
+            assert await ask(into) == (before, {b'{"round":2}'})
+            assert collection.changing
+            await writing
 
 
 async def test_a_failure_of_the_maintenance_is_told_and_it_goes_on_later(
@@ -88,6 +133,7 @@ async def test_a_batch_stops_when_its_caller_goes(tmp_path: Path, monkeypatch: p
         return search_index(index, requests, *rest)
 
     monkeypatch.setattr(lanes, "_search_index", held)
+    monkeypatch.setattr(SearchLanes, "_search_quickly", lambda *_: False)
     with ThreadPoolExecutor(2) as executor:
         async with shard_at(tmp_path / "data") as shard:
             await shard.write(create("c"))

@@ -17,24 +17,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecmem import errors
-from vecmem.index import _kernel, calibration, hits, measuring, planner
+from vecmem.index import _kernel, calibration, kernel_search, measuring, planner
 from vecmem.index.arena import Arena, Rows
-from vecmem.index.effort import KEPT_QUERIES_ENOUGH, LIMIT_COMMON, LIMIT_MARGIN, Asked, Curves, Effort
-from vecmem.index.hits import Found
+from vecmem.index.effort import KEPT_QUERIES_ENOUGH, LIMIT_COMMON, Curves, Effort
+from vecmem.index.kernel_search import CodedGraph, Looked
 from vecmem.index.measuring import Measured
 from vecmem.index.metric import Float32Array
 from vecmem.index.parameters import GraphCode, HnswParameters, VectorParameters
 from vecmem.index.rows import RowTable, RowView
-from vecmem.index.tail import Tail, TailView
-from vecmem.index.vector_index import IndexStatistics, SavedValue, SearchPlan, SearchRequest, SearchResult
+from vecmem.index.tail import Tail
+from vecmem.index.vector_index import IndexStatistics, SavedValue, SearchRequest, SearchResult
 
 REBUILD_SHARE = 0.2
 """Share of dead nodes that triggers a rebuild."""
@@ -57,25 +56,6 @@ CODED_ROWS_MAX = 4_096
 """In one piece, which goes as a whole when the last of its rows is in the graph."""
 
 
-@dataclass(slots=True)
-class _CodedGraph:
-    """A graph, what it was made with, and the size of the sample that its code was chosen by."""
-
-    native: _kernel.Graph
-    code: GraphCode
-    parameters: HnswParameters
-    sample_count: int
-
-
-@dataclass(slots=True, eq=False)
-class _Looked:
-    """What a search goes by, whatever is exchanged meanwhile."""
-
-    arena: Arena
-    tail: TailView
-    graph: _CodedGraph | None
-
-
 class KernelIndex:
     """A VectorIndex with a native graph. `table` is the row table of the collection."""
 
@@ -85,8 +65,8 @@ class KernelIndex:
         self.effort = Effort()
         self._table = table
         self._tail = Tail()
-        self._current: _CodedGraph | None = None
-        self._rebuilt: _CodedGraph | None = None
+        self._current: CodedGraph | None = None
+        self._rebuilt: CodedGraph | None = None
         self._to_rebuild: Rows = np.zeros(0, dtype=np.int64)
         self._parameters_changed = False
         self._calibrating: Generator[None, None, Curves] | None = None
@@ -116,125 +96,25 @@ class KernelIndex:
     def search(self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1) -> list[SearchResult]:
         """See VectorIndex."""
         looked = self._look()
-        return self._search(requests, looked, self._plans(requests, looked), view, threads)
+        return kernel_search.run(requests, looked, kernel_search.plans(requests, looked), view, threads)
 
     def search_if_quick(
         self, requests: Sequence[SearchRequest], view: RowView, *, threads: int = 1
     ) -> list[SearchResult] | None:
         """See VectorIndex."""
         looked = self._look()
-        plans = self._plans(requests, looked)
+        plans = kernel_search.plans(requests, looked)
         if sum(plan.cost_us for plan in plans) > planner.QUICK_US * min(threads, len(plans)):
             return None
-        return self._search(requests, looked, plans, view, threads)
+        return kernel_search.run(requests, looked, plans, view, threads)
 
-    def _look(self) -> _Looked:
+    def _look(self) -> Looked:
         # The tail first: a row that moves to the graph meanwhile is then in both, never in neither.
         arena, tail = self.arena, self._tail.view()
         while arena is not self.arena:
             # Changed in between: the tail may have rows and codes of the other.
             arena, tail = self.arena, self._tail.view()
-        return _Looked(arena, tail, self._current)
-
-    def _search(
-        self,
-        requests: Sequence[SearchRequest],
-        looked: _Looked,
-        plans: list[SearchPlan],
-        view: RowView,
-        threads: int,
-    ) -> list[SearchResult]:
-        results: list[SearchResult | None] = [None] * len(requests)
-        for kind in ("graph", "code_scan", "scan"):
-            chosen = [index for index, plan in enumerate(plans) if plan.kind == kind]
-            if not chosen:
-                continue
-            wanted = [(requests[index], plans[index]) for index in chosen]
-            found = self._run(kind, wanted, looked, view, threads)
-            best = found.hits([requests[index].limit for index in chosen], view.ids)
-            for index, (rows, scores), compared in zip(chosen, best, found.compared.tolist(), strict=True):
-                request, plan = requests[index], plans[index]
-                if kind == "graph" and len(rows) < min(request.limit, plan.matching_count):
-                    # A graph may not lead to every node. Whoever asks for nearly all rows gets them, by a scan.
-                    plans[index] = replace(plan, kind="scan")
-                    continue
-                results[index] = SearchResult(rows, scores, plan, compared)
-                if kind == "graph":
-                    self.effort.note(Asked(request.query, request.limit, plan.ef, plan.target_recall, request.allowed))
-        return [result for result in results if result is not None]
-
-    def _plans(self, requests: Sequence[SearchRequest], looked: _Looked) -> list[SearchPlan]:
-        plans: list[SearchPlan] = []
-        # Most queries of a batch want the same.
-        known: dict[tuple[int, int, float, bool], SearchPlan] = {}
-        for request in requests:
-            if request.allowed is not None:
-                plans.append(self._plan(request, looked.graph, looked.tail))
-                continue
-            wanted = (request.limit, request.ef, request.target_recall, request.exact)
-            plan = known.get(wanted)
-            if plan is None:
-                plan = known[wanted] = self._plan(request, looked.graph, looked.tail)
-            plans.append(plan)
-        return plans
-
-    def _plan(self, request: SearchRequest, graph: _CodedGraph | None, tail: TailView) -> SearchPlan:
-        ef, target_recall = self._hnsw().aim(request.ef, request.target_recall)
-        live_count = 0 if graph is None else graph.native.live_count
-        row_count = live_count + tail.count
-        matching_count = row_count if request.allowed is None else request.allowed.count
-        if not ef and target_recall < 1:
-            selectivity = min(1.0, matching_count / max(row_count, 1))
-            ef = self.effort.ef(target_recall, limit=request.limit, selectivity=selectivity)
-        return planner.choose(
-            planner.Circumstances(
-                dimension=self.parameters.dimension,
-                storage=self.arena.storage,
-                code=None if graph is None else graph.code,
-                node_count=0 if graph is None else graph.native.node_count,
-                row_count=row_count,
-                tail_count=tail.count,
-                uncoded_count=len(tail.rest),
-                matching_count=matching_count,
-            ),
-            limit=request.limit,
-            # The last candidates of a search with as much effort as hits are often not the best.
-            ef=ef if ef >= request.limit else int(request.limit * LIMIT_MARGIN),
-            target_recall=target_recall,
-            exact=request.exact or target_recall >= 1,
-        )
-
-    def _run(
-        self,
-        kind: str,
-        wanted: Sequence[tuple[SearchRequest, SearchPlan]],
-        looked: _Looked,
-        view: RowView,
-        threads: int,
-    ) -> Found:
-        """One native call."""
-        arena, tail, graph = looked.arena, looked.tail, looked.graph
-        if kind == "scan" or graph is None:
-            return hits.scan([request for request, _ in wanted], arena, view, threads)
-        queries = hits.stacked([request.query for request, _ in wanted])
-        limits = _numbers([request.limit for request, _ in wanted])
-        allowed = None
-        if any(request.allowed is not None for request, _ in wanted):
-            allowed = [None if request.allowed is None else request.allowed.bits for request, _ in wanted]
-        extra = tail.rest if tail.rest.size else None
-        options: dict[str, Any] = {
-            "coded": tail.coded,
-            "view": view.native(),
-            "largest_norm": arena.largest_norm,
-            "threads": threads,
-        }
-        if kind == "code_scan":
-            return Found(*graph.native.scan(queries, limits, arena.native, allowed, extra, **options))
-        efs = _numbers([plan.ef for _, plan in wanted])
-        rescored = _numbers([planner.rescored(graph.code, request.limit, plan.ef) for request, plan in wanted])
-        if allowed is not None:
-            options["compared_max"] = _numbers([plan.compared_max or _NEVER for _, plan in wanted])
-        return Found(*graph.native.search(queries, limits, efs, arena.native, rescored, allowed, extra, **options))
+        return Looked(self.parameters, self.effort, arena, tail, self._current)
 
     # -- maintenance: one thread -----------------------------------------------------------------------------------------
 
@@ -305,12 +185,12 @@ class KernelIndex:
                         self._to_rebuild = np.concatenate([self._to_rebuild, rows[kept]])
         return bool(rows.size)
 
-    def _new_graph(self, rows: Rows) -> _CodedGraph:
+    def _new_graph(self, rows: Rows) -> CodedGraph:
         """An empty graph whose code fits rows, at least one; the caller is inside a reading block."""
         hnsw = self._hnsw()
         sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), calibration.SAMPLE_ROWS), dtype=np.int64)]
         code, scale = calibration.choose(hnsw.graph, self.parameters.metric, self.arena.gather(sample))
-        return _CodedGraph(self._new_native(code, scale, hnsw), code, hnsw, len(sample))
+        return CodedGraph(self._new_native(code, scale, hnsw), code, hnsw, len(sample))
 
     def _new_native(self, code: GraphCode, scale: float, hnsw: HnswParameters) -> _kernel.Graph:
         parameters = self.parameters
@@ -363,7 +243,7 @@ class KernelIndex:
                 if not rows.size:
                     self._current = None
 
-    def _continue_rebuild(self, rebuilt: _CodedGraph, threads: int, slice_rows: int) -> None:
+    def _continue_rebuild(self, rebuilt: CodedGraph, threads: int, slice_rows: int) -> None:
         # Each once: a row that was given out again meanwhile may stand there for what it was as well.
         rows, self._to_rebuild = np.unique(self._to_rebuild[:slice_rows]), self._to_rebuild[slice_rows:]
         current = self._current
@@ -507,7 +387,7 @@ class KernelIndex:
             # The others had died, and were not forgotten yet when the checkpoint was taken.
             native.remove(labels[~live[labels]])
             in_graph[labels[live[labels]]] = True
-            self._current = _CodedGraph(native, code, saved, int(metadata["sample_count"]))
+            self._current = CodedGraph(native, code, saved, int(metadata["sample_count"]))
             if "effort" in metadata:
                 self.effort.restore(metadata["effort"])
                 self._changed_count = int(metadata["changed_count"])
@@ -518,12 +398,3 @@ class KernelIndex:
     def _hnsw(self) -> HnswParameters:
         assert self.parameters.hnsw is not None
         return self.parameters.hnsw
-
-
-_NEVER = int(np.iinfo(np.int64).max)
-
-
-def _numbers(values: list[int]) -> int | NDArray[np.int64]:
-    """One for each query as the kernel takes them: where all are the same, that is enough."""
-    first = values[0]
-    return first if values.count(first) == len(values) else np.array(values, dtype=np.int64)

@@ -73,6 +73,8 @@ class Collection:
         self._filters = FilterCache(self.rows, self.payloads, self._rows_of_ids)
         self.changing = False
         """Whether a record has been applied to points in part: readers wait. What only prepares a change does not set it."""
+        self.rewriting = False
+        """Whether it has changed payloads in place, so that those who go by a snapshot of the rows wait as well."""
         self._expiring: list[tuple[int, int]] = []
 
     # -- applying records ------------------------------------------------------------------------------------------------
@@ -158,13 +160,13 @@ class Collection:
                 yield
         if refused is not None:
             return Changes(refused=refused[1])
-        self.changing = True
+        self.changing = self.rewriting = True
         for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
             self.payloads.set(row, payload)
             self.rows.versions[row] = sequence
             if count % STEP_POINTS == 0:
                 yield
-        self.changing = False
+        self.changing = self.rewriting = False
         return Changes(updated_count=len(rows))
 
     def configure(self, config: collections_pb2.CollectionConfig) -> Steps[Changes]:

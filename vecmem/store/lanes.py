@@ -197,7 +197,7 @@ class SearchLanes:
         if not batch:
             return True
         collection = batch[0].query.collection
-        if collection.changing or any(waiting.query.compiled is not None for waiting in batch):
+        if _must_wait(batch) or any(waiting.query.compiled is not None for waiting in batch):
             return False
         sequence, view, ticket = self._look(collection)
         try:
@@ -240,7 +240,8 @@ class SearchLanes:
         collection = batch[0].query.collection
         if paths:
             await self._shard.ensure_columns(collection, paths)
-        await self._shard.settled(collection)
+        if _must_wait(batch):
+            await self._shard.settled(collection)
         # From here to the search nothing else runs.
         sequence, view, ticket = self._look(collection)
         try:
@@ -261,7 +262,8 @@ class SearchLanes:
                 results = await loop.run_in_executor(
                     self._executor, _search_index, index, requests, view, self._threads
                 )
-                await self._shard.settled(collection)
+                if _must_wait(batch):
+                    await self._shard.settled(collection)
             else:
                 results = index.search(requests, view, threads=self._threads)
             overtaken: list[_Waiting] = []
@@ -295,6 +297,18 @@ class SearchLanes:
             told = explanation(outcome, query.compiled).SerializeToString() if query.explain else None
             call.outcomes[waiting.place] = Answer(hits, told)
         call.finish_one(sequence)
+
+
+def _must_wait(batch: list[_Waiting]) -> bool:
+    """Whether a record is applied to the collection in part and these queries would see it.
+
+    What goes by rows alone does not: the snapshot hides rows that come, and keeps rows that go with their ids and payloads. So queries
+    are quick beside a load.
+    """
+    collection = batch[0].query.collection
+    if not collection.changing or collection.rewriting:
+        return collection.changing
+    return any(waiting.query.compiled is not None or waiting.query.vector is None for waiting in batch)
 
 
 def _search_index(index: VectorIndex, requests: list[SearchRequest], view: RowView, threads: int) -> list[SearchResult]:
