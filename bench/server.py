@@ -44,6 +44,11 @@ def dying_with_parent(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
+IDLE_SECONDS_MAX: Final = 120.0
+IDLE_LOOK_SECONDS: Final = 2.0
+IDLE_SHARE: Final = 0.03
+
+
 class ServerError(Exception):
     """The server did not start or did not stop."""
 
@@ -114,6 +119,20 @@ class Server:
         """Resident memory."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def processor_seconds(self) -> float:
+        """Time that all its threads have run."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait_until_idle(self) -> None:
+        """Return when it does no work of its own accord any more, or after IDLE_SECONDS_MAX."""
+        deadline = time.monotonic() + IDLE_SECONDS_MAX
+        while time.monotonic() < deadline:
+            before = self.processor_seconds()
+            time.sleep(IDLE_LOOK_SECONDS)
+            if self.processor_seconds() - before < IDLE_SHARE * IDLE_LOOK_SECONDS:
+                return
 
     def kill(self) -> None:
         """`kill -9`, if it runs."""

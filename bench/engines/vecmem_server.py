@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
+
     from bench.datasets import Dataset
     from bench.engines import Kind, Place, Search, Vector
 
@@ -23,6 +26,7 @@ POINTS_PER_LOAD: Final = 100_000
 SETTLE_SECONDS_MAX: Final = 3_600.0
 CALIBRATION_SECONDS_MAX: Final = 120.0
 CALIBRATED_ROWS_MIN: Final = 2_000
+SETTLING_QUERIES: Final = 200
 
 GrpcEngine = Literal["auto", "grpcio", "native"]
 
@@ -88,6 +92,12 @@ class Vecmem(Engine):
                 return [self.row_of[hit.id] for hit in hits]
 
             yield search
+
+    def settle(self, queries: npt.NDArray[np.float32]) -> None:
+        """Let the server see what is asked, by which it calibrates effort once more, and wait until it has."""
+        for query in queries[:SETTLING_QUERIES]:
+            self.search(query, 10)
+        self.server.wait_until_idle()
 
     def restart(self, query: Vector, k: int, *, flags: Sequence[str] | None = None) -> float:
         """`kill -9` and start again, with these flags if any. Seconds until the first query is answered."""

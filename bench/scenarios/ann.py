@@ -76,6 +76,7 @@ def _ingest(report: Report, dataset: Dataset, engine: Vecmem) -> None:
 def _search(report: Report, system: str, engine: Vecmem, truth: Truth, count: int, callers: list[int]) -> None:
     """One caller, and many; beside empty calls of the same number of callers."""
     count = max(count, len(truth.queries))
+    engine.settle(truth.queries)
     seen = Alone([], [])
     empty: list[float] = []
     with Floor(engine.server.address) as floor:

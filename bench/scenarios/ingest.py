@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from bench.engines.vecmem_server import COLLECTION, Vecmem
-from bench.measure import WARM_UP_QUERIES, K
+from bench.measure import K
 from bench.report import Report, note, percentile_ms
 from bench.scenarios.common import add_common_arguments, begin, vecmem
 from bench.server import ROOT, dying_with_parent
@@ -50,8 +50,7 @@ def run(arguments: argparse.Namespace) -> Report:
         report.add("vecmem", "ingest_points_per_second", len(dataset) / loaded.acknowledged_seconds, "1/s")
         report.add("vecmem", "ingest_acknowledged_seconds", loaded.acknowledged_seconds, "s")
         report.add("vecmem", "graph_complete_seconds", loaded.complete_seconds, "s")
-        left = iter(range(WARM_UP_QUERIES // QUERIES_PER_LOOK + 1))
-        _while(engine, dataset, lambda: next(left, None) is not None)
+        engine.settle(dataset.queries)
         left = iter(range(arguments.queries // QUERIES_PER_LOOK))
         idle = _while(engine, dataset, lambda: next(left, None) is not None)
         _add(report, "idle", idle, None)

