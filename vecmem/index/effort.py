@@ -47,7 +47,7 @@ KEPT_QUERIES_ENOUGH = 96
 LIVE_INTERVAL_SECONDS = 0.25
 """Between two queries taken to measure live recall; more where measuring one takes long."""
 LIVE_TIME_SHARE = 0.005
-"""Of the time goes to measuring: half of a percentile of other queries may meet it."""
+"""So much of the time may go to measuring: of a hundred other queries, none meets it as a rule."""
 LIVE_WAITING_MAX = 8
 LIVE_WEIGHT_MIN = 0.02
 """Of one query in the average of live recall: about the last hundred count."""

@@ -61,7 +61,7 @@ DECLARED_PAUSE_SECONDS = 0.001
 """Between two slices of a declared column, each of which takes about as long."""
 MEASURE_POLL_SECONDS = 0.2
 MEASURE_PAUSE_FACTOR = 1.0
-"""Measuring leaves three quarters of the time to others: it needs a core and the interpreter as they do."""
+"""Measuring leaves half of the time to others: it needs the interpreter now and then, and a core where nobody else does."""
 
 _logger = logging.getLogger(__name__)
 

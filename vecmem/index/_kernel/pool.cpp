@@ -48,7 +48,7 @@ struct Job {
 #ifdef __linux__
 // To be less nice than the thread that starts this one is not allowed, nor wanted. Since Linux 6.6 a thread that wakes up waits for the end of the
 // running one's slice, whatever their niceness, unless its own slice is shorter; since 6.12 a thread may say how long its slice is (sched(7),
-// sched_setattr(2)). An older system refuses that, and does not need it.
+// sched_setattr(2)). An older system takes no notice of that.
 void give_way(int niceness) {
     setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), niceness);
     struct {
