@@ -5,6 +5,7 @@ A system by address is tested where an environment variable names it, for instan
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ import pytest
 
 from bench.datasets import Dataset, load, worst_true_scores
 from bench.engines import Place, UnavailableError
+from bench.engines.bare_hnswlib import Hnswlib
 from bench.engines.registry import BY_URL, SYSTEMS
 from bench.measure import K, Truth, alone, rate, run_tasks, searched_by_threads
+from bench.scenarios import peers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's libraries
 
@@ -100,3 +103,18 @@ def test_an_error_of_one_thread_is_raised(dataset):
 
     with pytest.raises(ValueError, match=r"^no$"):
         searched_by_threads(search, dataset.queries, 3, 9)
+
+
+def test_a_peer_that_fails_is_told_and_the_others_are_measured(small, tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+
+    def fail(*_):
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(Hnswlib, "search", fail)
+    parser = argparse.ArgumentParser()
+    peers.add_arguments(parser)
+    arguments = ["--dataset", small, "--systems", "hnswlib,faiss", "--queries", 20, "--work-dir", tmp_path / "work"]
+    report = peers.run(parser.parse_args([str(argument) for argument in arguments]))
+    assert report.parameters["skipped"] == {"hnswlib": "it failed: RuntimeError('no answer')"}
+    assert ("faiss", "qps_16_callers") in {(figure.system, figure.name) for figure in report.figures}
