@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 1024 * 1024
 """Records are written this much at a time; a larger record is one piece."""
-MEMTABLE_BYTES: Final = 32 * 1024 * 1024
+MEMTABLE_BYTES: Final = 8 * 1024 * 1024
 """Written since the last flush before the next one: bounds RocksDB's log file and with it the time to open."""
 _open_paths: set[str] = set()
 _open_paths_lock = threading.Lock()
