@@ -10,11 +10,18 @@
     │   ├── InvalidFilterError
     │   ├── InvalidPageTokenError
     │   ├── UnknownVectorError
+    │   ├── InvalidKeyError
+    │   ├── CrossSlotError           ... or names keys of several hash slots
     │   └── RequestIdReusedError
     ├── NotFoundError                what it names is not there
     │   ├── CollectionNotFoundError
-    │   └── PointNotFoundError
+    │   ├── PointNotFoundError
+    │   └── KeyNotFoundError
     ├── CollectionExistsError        what it makes is there already
+    ├── ValueMismatchError           what is stored is not what the request takes it for
+    │   ├── WrongTypeError           ... but a value of another type
+    │   └── NotANumberError          ... or spells no number
+    ├── NumberOverflowError          the sum is no number of its kind
     ├── PositionAheadError           the log has not reached the position asked for
     ├── OverloadedError              too much at once: slow down
     ├── UnavailableError             not now: the same request may succeed later
@@ -24,7 +31,8 @@
     ├── DataLossError                stored data is damaged: an operator is needed
     │   ├── CorruptionError          ... in a file, at a position
     │   ├── UnsupportedFormatError   ... or written by a newer version
-    │   └── CollectionDamagedError   one collection could not be loaded; the others serve
+    │   ├── CollectionDamagedError   one collection could not be loaded; the others serve
+    │   └── KeyspaceDamagedError     the keys could not be loaded; collections serve
     ├── LogConflictError             somebody else appended to the log
     ├── CheckpointError              a checkpoint could not be written; nothing is lost
     └── ConfigurationError           the server's settings are wrong
@@ -114,6 +122,18 @@ class RequestIdReusedError(InvalidArgumentError):
     reason = "REQUEST_ID_REUSED"
 
 
+class InvalidKeyError(InvalidArgumentError):
+    """A key is empty."""
+
+    reason = "INVALID_KEY"
+
+
+class CrossSlotError(InvalidArgumentError):
+    """The keys of one operation belong to several hash slots; `slots` names them."""
+
+    reason = "CROSS_SLOT"
+
+
 class NotFoundError(VecmemError):
     """What the request names is not there."""
 
@@ -132,10 +152,40 @@ class PointNotFoundError(NotFoundError):
     reason = "POINT_NOT_FOUND"
 
 
+class KeyNotFoundError(NotFoundError):
+    """No such key exists."""
+
+    reason = "KEY_NOT_FOUND"
+
+
 class CollectionExistsError(VecmemError):
     """A collection of that name exists."""
 
     reason = "COLLECTION_EXISTS"
+
+
+class ValueMismatchError(VecmemError):
+    """What is stored is not what the request takes it for."""
+
+    reason = "VALUE_MISMATCH"
+
+
+class WrongTypeError(ValueMismatchError):
+    """The key holds a value of another type."""
+
+    reason = "WRONG_TYPE"
+
+
+class NotANumberError(ValueMismatchError):
+    """The string spells no number."""
+
+    reason = "NOT_A_NUMBER"
+
+
+class NumberOverflowError(VecmemError):
+    """The sum is no int64, or no finite double."""
+
+    reason = "OVERFLOW"
 
 
 class PositionAheadError(VecmemError):
@@ -202,6 +252,12 @@ class CollectionDamagedError(DataLossError):
     """The collection could not be loaded from any checkpoint; its data is kept on disk untouched."""
 
     reason = "COLLECTION_DAMAGED"
+
+
+class KeyspaceDamagedError(DataLossError):
+    """The keys could not be loaded from any checkpoint; their data is kept on disk untouched."""
+
+    reason = "KEYSPACE_DAMAGED"
 
 
 class LogConflictError(VecmemError):

@@ -37,6 +37,15 @@ FIELD_PATH_SEGMENTS_MAX: Final = 16
 FIELD_PATHS_MAX: Final = 256
 """Paths of one payload selector or removal."""
 
+KEY_BYTES_MAX: Final = 1_024
+"""Of a key, and of a pattern for keys."""
+KEYS_PER_REQUEST_MAX: Final = 1_024
+STRING_BYTES_MAX: Final = 32 * 1024 * 1024
+OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
+TIME_MS_MAX: Final = 2**53
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+
 EF_MIN: Final = 1
 EF_MAX: Final = 10_000
 EF_DEFAULT: Final = 64
@@ -62,7 +71,7 @@ GROW_ONLY: Final = (
     "POINT_ID_BYTES_MAX",
 )
 """Checked again when a record is applied: a smaller value would refuse records that were acknowledged."""
-FROZEN: Final = ("PAYLOAD_BYTES_MAX", "DEDUPLICATION_ENTRIES_MAX", "DEDUPLICATION_BYTES_MAX", "DEDUPLICATION_WINDOW_MS")
+FROZEN: Final = ("PAYLOAD_BYTES_MAX", "STRING_BYTES_MAX", "DEDUPLICATION_ENTRIES_MAX", "DEDUPLICATION_BYTES_MAX", "DEDUPLICATION_WINDOW_MS")
 """Decide the outcome of records: another value would replay them to another state."""
 
 DEDUPLICATION_ENTRIES_MAX: Final = 65_536

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from vecmem import limits
 from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
@@ -41,6 +41,7 @@ class _Waiting(Generic[R]):
     record: Record
     size_bytes: int
     result: asyncio.Future[R]
+    companion: Any
 
 
 class GroupCommit(Generic[R]):
@@ -49,7 +50,7 @@ class GroupCommit(Generic[R]):
     def __init__(
         self,
         log: TransactionLog,
-        apply: Callable[[LogEntry], Generator[None, None, R]],
+        apply: Callable[[LogEntry, Any], Generator[None, None, R]],
         *,
         queue_bytes_max: int = limits.COMMIT_QUEUE_BYTES_MAX,
         batch_bytes_max: int = limits.COMMIT_BATCH_BYTES_MAX,
@@ -59,7 +60,8 @@ class GroupCommit(Generic[R]):
 
         Args:
             log: where records become durable; nobody else may append to it.
-            apply: applies one entry to the state; each step of the generator is one slice, its return value the result.
+            apply: applies one entry to the state, given its companion; each step of the generator is one slice, its return value
+                the result.
             queue_bytes_max: size of the records that may wait for durability, frames included.
             batch_bytes_max: a batch is closed at this size; a single larger record is a batch of its own.
             batch_records_max: a batch is closed at this count.
@@ -115,8 +117,10 @@ class GroupCommit(Generic[R]):
         """Whether no record is half applied, so that the state may be read until the next await."""
         return not self._half_applied
 
-    def submit(self, record: Record) -> asyncio.Future[R]:
+    def submit(self, record: Record, companion: Any = None) -> asyncio.Future[R]:
         """Queue a record, at once and in the order of the calls. Await the future for the result of its apply.
+
+        Whatever its companion is, it is given to `apply` beside the entry, and is not in the log.
 
         Raises (here, or out of the future if it happens later):
             OverloadedError: too much waits already.
@@ -134,7 +138,7 @@ class GroupCommit(Generic[R]):
                 f"{self._queue_bytes} bytes wait for durability; {size_bytes} more are over {self._queue_bytes_max}"
             )
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(record, size_bytes, result))
+        self._queue.append(_Waiting(record, size_bytes, result, companion))
         self._queue_bytes += size_bytes
         self._unfinished += 1
         self._arrived.set()
@@ -231,7 +235,7 @@ class GroupCommit(Generic[R]):
             for place, (entry, waiting) in enumerate(durable):
                 self._half_applied = True
                 try:
-                    steps = self._apply(entry)
+                    steps = self._apply(entry, waiting.companion)
                     while True:
                         next(steps)
                         if time.perf_counter() - held_since > SLICE_SECONDS:

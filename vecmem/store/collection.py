@@ -30,7 +30,7 @@ from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
 from vecmem.store.configuration import payload_types, vector_parameters
 from vecmem.store.v1 import command_pb2
-from vecmem.v1 import collections_pb2
+from vecmem.v1 import collections_pb2, pipeline_pb2
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -43,12 +43,13 @@ EXPIRING_SLACK = 1_024
 
 @dataclass(slots=True)
 class Changes:
-    """What a record did to a collection. `refused` set: nothing."""
+    """What a record did. `refused` set: nothing."""
 
     inserted_count: int = 0
     updated_count: int = 0
     deleted_count: int = 0
     conflicts: tuple[command_pb2.Conflict, ...] = ()
+    operation_results: Iterable[pipeline_pb2.OperationResult] = ()
     refused: VecmemError | None = None
 
 

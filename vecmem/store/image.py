@@ -1,5 +1,6 @@
 """The state as files, for checkpoints.
 
+    keyspace.npz                the keys (vecmem.store.keyspace.image)
     state.bin                   deduplication window: length-prefixed DeduplicationEntry messages
     collections/<uid>/
       collection.bin            CollectionImage
@@ -29,8 +30,10 @@ from vecmem.index.arena import DTYPES
 from vecmem.index.vector_index import SavedValue
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointManifest
+from vecmem.store.blobs import join, split
 from vecmem.store.collection import Collection
 from vecmem.store.deduplication import DeduplicationWindow
+from vecmem.store.keyspace import image as keyspace_image
 from vecmem.store.state_machine import StateMachine
 from vecmem.store.v1 import command_pb2
 
@@ -43,6 +46,7 @@ def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
     Nothing may change the state or maintain its indexes meanwhile.
     """
     write_file(directory / STATE_FILE, _prefixed(entry.SerializeToString() for entry in state.deduplication.entries()))
+    keyspace_image.write_keyspace(state.keyspace, directory)
     collections: dict[str, Any] = {}
     for collection in state.collections.values():
         target = directory / "collections" / str(collection.uid)
@@ -55,12 +59,18 @@ def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
 
 
 def load_state(manifest: CheckpointManifest) -> StateMachine:
-    """The state without its collections. Raises CorruptionError."""
+    """The state without its keys and collections. Raises CorruptionError."""
     state = StateMachine()
     state.time_unix_ms = manifest.metadata["time_unix_ms"]
     content = checkpoints.read_verified(manifest, STATE_FILE)
     state.deduplication = DeduplicationWindow(map(command_pb2.DeduplicationEntry.FromString, _unprefixed(content)))
     return state
+
+
+def load_keyspace(manifest: CheckpointManifest, state: StateMachine) -> None:
+    """Load the keys into a state. Raises CorruptionError naming the damaged file; none of the keys are then used."""
+    if keyspace_image.FILE in manifest.files:  # a checkpoint of an earlier version has none
+        keyspace_image.load_keyspace(state.keyspace, checkpoints.read_verified(manifest, keyspace_image.FILE))
 
 
 def load_collection(manifest: CheckpointManifest, uid: str) -> Collection:
@@ -71,12 +81,12 @@ def load_collection(manifest: CheckpointManifest, uid: str) -> Collection:
     points = np.load(io.BytesIO(checkpoints.read_verified(manifest, f"{base}/points.npz")), allow_pickle=False)
     live = points["live"]
     collection.rows.load(
-        [raw.decode() for raw in _split(points["ids"], points["id_ends"])],
+        [raw.decode() for raw in split(points["ids"], points["id_ends"])],
         points["versions"],
         points["expires_at"],
         live,
     )
-    collection.payloads.load(list(_split(points["payloads"], points["payload_ends"])))
+    collection.payloads.load(list(split(points["payloads"], points["payload_ends"])))
     collection.load_points(live)
     for place, name in enumerate(sorted(collection.vectors)):
         _load_vector(manifest, collection, name, place, points[f"present_{place}"], live)
@@ -96,8 +106,8 @@ def _write_collection(collection: Collection, directory: Path) -> list[dict[str,
     live = np.zeros(row_count, dtype=np.bool_)
     live[table.live_rows()] = True
     alive = live.tolist()
-    ids, id_ends = _join([table.ids[row].encode() if alive[row] else b"" for row in range(row_count)])
-    payloads, payload_ends = _join([collection.payloads.get(row) if alive[row] else b"" for row in range(row_count)])
+    ids, id_ends = join([table.ids[row].encode() if alive[row] else b"" for row in range(row_count)])
+    payloads, payload_ends = join([collection.payloads.get(row) if alive[row] else b"" for row in range(row_count)])
     arrays: dict[str, NDArray[Any]] = {
         "ids": ids,
         "id_ends": id_ends,
@@ -140,20 +150,6 @@ def _load_vector(
     directory = manifest.path / Path(base).parent
     metadata = manifest.metadata["collections"][str(collection.uid)]["vectors"][place]
     index.load(directory, str(place), metadata, live)
-
-
-def _join(blobs: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Byte strings back to back, and where each ends; shapes (total,) and (n,)."""
-    ends = np.cumsum([len(blob) for blob in blobs], dtype=np.int64)
-    return np.frombuffer(b"".join(blobs), dtype=np.uint8), ends
-
-
-def _split(joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> Iterator[bytes]:
-    content = joined.tobytes()
-    start = 0
-    for end in ends.tolist():
-        yield content[start:end]
-        start = end
 
 
 def _prefixed(messages: Iterable[bytes]) -> Iterator[bytes]:

@@ -108,6 +108,13 @@ def replay(state: StateMachine, entry: LogEntry) -> None:
 def load_image(manifest: CheckpointManifest, notes: list[str] | None = None) -> StateMachine:
     """The state of a checkpoint. Without `notes` any damage raises; with it damaged collections are set aside and noted."""
     state = image.load_state(manifest)
+    try:
+        image.load_keyspace(manifest, state)
+    except (DataLossError, OSError) as error:
+        if notes is None:
+            raise
+        state.keyspace_damage = str(error)
+        notes.append(f"the keys are damaged and set aside: {error}")
     for uid, about in manifest.metadata["collections"].items():
         try:
             state.add(image.load_collection(manifest, uid))
@@ -124,6 +131,9 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
     loaded = image.load_state(manifest)
     if len(loaded.deduplication) != len(state.deduplication):
         raise CorruptionError("the deduplication window came back changed", path=str(manifest.path))
+    image.load_keyspace(manifest, loaded)
+    if loaded.keyspace.values != state.keyspace.values or loaded.keyspace.expiries != state.keyspace.expiries:
+        raise CorruptionError("the keys came back changed", path=str(manifest.path))
     for collection in state.collections.values():
         back = image.load_collection(manifest, str(collection.uid))
         if back.row_of != collection.row_of:

@@ -35,11 +35,13 @@ from vecmem.log.record import Record
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
 from vecmem.store.collection import Collection
 from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
-from vecmem.store.state_machine import COMMAND_RECORD, refusal_error, repeated_result
+from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, repeated_result
 from vecmem.store.v1 import command_pb2
 
 EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_SWEEP_POINTS = 1_000
+EXPIRY_SWEEP_KEYS = 500
+"""Removed in one step, which takes about a millisecond."""
 CHECKPOINT_POLL_SECONDS = 0.5
 CHECKPOINT_WORTH_BYTES = 1024 * 1024
 CHECKPOINT_WORTH_SHARE = 0.02
@@ -99,7 +101,7 @@ class Shard:
             for name, work in (
                 ("maintain indexes", self._maintain),
                 ("measure recall", self._measure),
-                ("sweep expired points", self._sweep_expired),
+                ("sweep what has expired", self._sweep_expired),
                 ("take checkpoints", self._take_checkpoints),
             )
         ]
@@ -123,13 +125,15 @@ class Shard:
         remembered = self.state.deduplication.find(request_id, self.now_unix_ms())
         return None if remembered is None else _accepted(repeated_result(remembered, fingerprint))
 
-    async def write(self, command: command_pb2.Command) -> command_pb2.CommandResult:
-        """Make a checked command durable and apply it.
+    async def write(
+        self, command: command_pb2.Command, observer: Observer | None = None
+    ) -> command_pb2.CommandResult:
+        """Make a checked command durable and apply it, with an observer if it runs operations on keys.
 
         Raises what the command was refused for, OverloadedError, ShuttingDownError, or WritesStoppedError, after which the
         outcome is known when the server has restarted.
         """
-        return await self._written(*self._submit(command))
+        return await self._written(*self._submit(command, observer))
 
     async def write_in_turn(self, command: command_pb2.Command) -> asyncio.Task[command_pb2.CommandResult]:
         """Like write, but wait for room in the queue, and return when the command is queued, with its result to come.
@@ -140,12 +144,14 @@ class Shard:
         await self._commit.room(command.ByteSize() + RECORD_OVERHEAD_BYTES)
         return asyncio.create_task(self._written(*self._submit(command)))
 
-    def _submit(self, command: command_pb2.Command) -> tuple[asyncio.Future[command_pb2.CommandResult], int]:
+    def _submit(
+        self, command: command_pb2.Command, observer: Observer | None = None
+    ) -> tuple[asyncio.Future[command_pb2.CommandResult], int]:
         """Queue a command; its result to come, and the size of its record."""
         # Never smaller than in a record before, those included that are not applied yet.
         command.time_unix_ms = self._last_time_unix_ms = max(self.now_unix_ms(), self._last_time_unix_ms)
         payload = command.SerializeToString()
-        return self._commit.submit(Record(COMMAND_RECORD, payload)), len(payload)
+        return self._commit.submit(Record(COMMAND_RECORD, payload), observer), len(payload)
 
     async def _written(
         self, queued: asyncio.Future[command_pb2.CommandResult], size_bytes: int
@@ -208,6 +214,8 @@ class Shard:
 
     async def _checkpoint(self) -> CheckpointReport:
         async with self._checkpointing:
+            if self.state.keyspace_damage:
+                raise CheckpointError("a checkpoint would leave out the keys, which are damaged")
             if self.state.damaged:
                 names = ", ".join(map(repr, self.state.damaged))
                 raise CheckpointError(f"a checkpoint would leave out damaged collections: {names}")
@@ -260,7 +268,7 @@ class Shard:
         return self.applied_sequence != self.checkpoint_sequence or self._drained_rows >= CHECKPOINT_WORTH_ROWS
 
     def _wants_checkpoint(self) -> bool:
-        if self.state.damaged or self.read_only_reason or not self._has_something_new():
+        if self.state.damaged or self.state.keyspace_damage or self.read_only_reason or not self._has_something_new():
             return False
         if self._checkpoint_bytes >= self._settings.checkpoint_log_bytes:
             return True
@@ -356,7 +364,10 @@ class Shard:
                 with contextlib.suppress(CollectionNotFoundError, OverloadedError, UnavailableError):
                     while await self._expire_slice(collection):
                         pass
-            self.failures.pop("sweep expired points", None)
+            with contextlib.suppress(OverloadedError, UnavailableError):
+                while await self._expire_keys_slice():
+                    pass
+            self.failures.pop("sweep what has expired", None)
 
     async def _expire_slice(self, collection: Collection) -> bool:
         """Delete some of the points whose time has come; returns whether there may be more."""
@@ -368,6 +379,17 @@ class Shard:
             command.expire_points.ids.extend(ids)
             await self.write(command)
         return len(ids) == EXPIRY_SWEEP_POINTS
+
+    async def _expire_keys_slice(self) -> bool:
+        """Delete some of the keys whose time has come; returns whether there may be more."""
+        if self.state.keyspace_damage:
+            return False
+        keys = self.state.keyspace.expired_keys(self.now_unix_ms(), EXPIRY_SWEEP_KEYS)
+        if keys:
+            command = command_pb2.Command()
+            command.expire_keys.keys.extend(keys)
+            await self.write(command)
+        return len(keys) == EXPIRY_SWEEP_KEYS
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -393,7 +415,7 @@ class Shard:
             self._forked.abandon()
         async with self._checkpointing:
             pass  # the one under way ends before the log is closed under it
-        if self._settings.checkpoint_on_exit and not self.read_only_reason and not self.state.damaged:
+        if self._settings.checkpoint_on_exit and not self.read_only_reason and not self.state.damaged and not self.state.keyspace_damage:
             try:
                 await self.checkpoint()
             except (VecmemError, OSError):

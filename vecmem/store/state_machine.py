@@ -9,11 +9,14 @@ result, the same at every replay; it never raises. An exception out of `apply` i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vecmem import limits
 from vecmem.errors import (
     CollectionDamagedError,
     CollectionExistsError,
     CollectionNotFoundError,
+    KeyspaceDamagedError,
     LimitExceededError,
     RequestIdReusedError,
     UnsupportedFormatError,
@@ -22,12 +25,20 @@ from vecmem.errors import (
 from vecmem.log.record import LogEntry
 from vecmem.store.collection import Changes, Collection, Steps
 from vecmem.store.deduplication import DeduplicationWindow
+from vecmem.store.keyspace import operations
+from vecmem.store.keyspace.keyspace import Keyspace
+from vecmem.store.keyspace.operation import Moment
 from vecmem.store.v1 import command_pb2
 
 COMMAND_RECORD = 1
 """Record type of commands in the log."""
 
 REQUEST_ID_FIELD = "write.request_id"
+
+STEP_OPERATIONS = 64
+"""Operations on keys between two yields: about half a millisecond."""
+Observer = Callable[[int, int], None]
+"""Called before each operation of a record runs, and not at a repeat or a replay, with its place and the record's time."""
 
 _REFUSALS: dict[str, type[VecmemError]] = {}
 
@@ -48,15 +59,25 @@ def refusal_error(refusal: command_pb2.Refusal) -> VecmemError:
 
 
 class StateMachine:
-    """Collections by name and by uid."""
+    """Collections by name and by uid, and the keyspace."""
 
     def __init__(self) -> None:
         self.collections: dict[str, Collection] = {}
         self.by_uid: dict[int, Collection] = {}
         self.damaged: dict[str, tuple[int, str]] = {}
         """Collections that could not be loaded: uid and what is wrong, by name."""
+        self.keyspace_damage = ""
+        """Why the keyspace could not be loaded; empty: it was."""
         self.deduplication = DeduplicationWindow()
+        self._keyspace = Keyspace()
         self.time_unix_ms = 0
+
+    @property
+    def keyspace(self) -> Keyspace:
+        """The keys. Raises KeyspaceDamagedError."""
+        if self.keyspace_damage:
+            raise KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}")
+        return self._keyspace
 
     def collection(self, name: str) -> Collection:
         """The collection of that name. Raises CollectionNotFoundError, CollectionDamagedError."""
@@ -88,8 +109,11 @@ class StateMachine:
         """Points in all collections, expired ones included."""
         return sum(len(collection.row_of) for collection in self.collections.values())
 
-    def apply(self, entry: LogEntry) -> Steps[command_pb2.CommandResult]:
-        """Apply one record, in steps; returns its result. Raises UnsupportedFormatError for a record it does not know."""
+    def apply(self, entry: LogEntry, observer: Observer | None = None) -> Steps[command_pb2.CommandResult]:
+        """Apply one record, in steps; returns its result. Raises UnsupportedFormatError for a record it does not know.
+
+        An observer may read the state between operations on keys, and changes nothing.
+        """
         if entry.record.record_type != COMMAND_RECORD:
             raise UnsupportedFormatError(f"record {entry.sequence} has type {entry.record.record_type}")
         command = command_pb2.Command.FromString(entry.record.payload)
@@ -98,13 +122,14 @@ class StateMachine:
             remembered = self.deduplication.find(command.request_id, command.time_unix_ms)
             if remembered is not None:
                 return repeated_result(remembered, command.request_fingerprint)
-        changes = yield from self._dispatch(command, entry.sequence)
+        changes = yield from self._dispatch(command, entry.sequence, observer)
         result = command_pb2.CommandResult(
             sequence=entry.sequence,
             inserted_count=changes.inserted_count,
             updated_count=changes.updated_count,
             deleted_count=changes.deleted_count,
             conflicts=changes.conflicts,
+            operation_results=changes.operation_results,
         )
         if changes.refused is not None:
             result.refusal.reason = changes.refused.reason
@@ -113,13 +138,19 @@ class StateMachine:
             self.deduplication.remember(command, entry.sequence, result)
         return result
 
-    def _dispatch(self, command: command_pb2.Command, sequence: int) -> Steps[Changes]:
+    def _dispatch(self, command: command_pb2.Command, sequence: int, observer: Observer | None) -> Steps[Changes]:
         time_unix_ms = command.time_unix_ms
         kind = command.WhichOneof("kind")
         if kind is None:
             raise UnsupportedFormatError(f"record {sequence} holds a command of a kind that this version does not know")
         if kind == "create_collection":
             return self._create(command.create_collection, sequence, time_unix_ms)
+        if kind in ("run_operations", "expire_keys"):
+            if self.keyspace_damage:
+                return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
+            if kind == "run_operations":
+                return (yield from self._run_operations(command.run_operations, time_unix_ms, observer))
+            return Changes(deleted_count=self.keyspace.remove_expired(command.expire_keys.keys, time_unix_ms))
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
         if collection is None:
@@ -143,6 +174,19 @@ class StateMachine:
                 return (yield from collection.expire(operation, sequence, time_unix_ms))
             case _:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
+
+    def _run_operations(
+        self, command: command_pb2.RunOperations, time_unix_ms: int, observer: Observer | None
+    ) -> Steps[Changes]:
+        moment = Moment(time_unix_ms)
+        results = command_pb2.CommandResult().operation_results
+        for place, operation in enumerate(command.operations):
+            if place and place % STEP_OPERATIONS == 0:
+                yield
+            if observer is not None:
+                observer(place, time_unix_ms)
+            operations.run(self.keyspace, operation, results.add(), moment)
+        return Changes(operation_results=results)
 
     def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
         # Not the limit on their number, which is checked before the log: a limit that changes must not change a replay.

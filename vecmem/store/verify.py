@@ -26,6 +26,7 @@ class CheckpointVerification:
     size_bytes: int = 0
     collection_count: int = 0
     point_count: int = 0
+    key_count: int = 0
 
 
 @dataclass(slots=True)
@@ -77,7 +78,9 @@ def _verify_checkpoint(path: Path, report: DataDirectoryReport) -> CheckpointVer
     found = CheckpointVerification(path.name, checkpoints.sequence_of(path))
     try:
         manifest = checkpoints.load_manifest(path)
-        image.load_state(manifest)
+        state = image.load_state(manifest)
+        image.load_keyspace(manifest, state)
+        found.key_count = len(state.keyspace.values)
     except DataLossError as error:
         report.damage.append(error)
         return found

@@ -1,0 +1,171 @@
+"""The values under keys, with their versions and expiry.
+
+A value is `bytes` for a string: 8 bytes of version, big-endian, and then the content. A tuple or an object for each would cost 50 bytes
+more, a sixth of what a key with a value of 100 bytes takes. Every other type is an object of its own.
+
+Nothing here reads a clock: whoever asks says what time it is, and a key whose time has come is then not there. It is removed by
+an `ExpireKeys` record, which changes nothing that anybody could see.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+
+from sortedcontainers import SortedList
+
+from vecmem.errors import WrongTypeError
+
+Value = bytes
+
+NEVER = 0
+"""Stands for an expiry that does not come."""
+VERSION_BYTES = 8
+ENTRY_BYTES = 160
+"""About what a key and its value take beyond their own bytes: two object headers, places in the table and in the order of keys."""
+EXPIRING_SLACK = 1_024
+"""Entries of the expiry heap beyond twice the keys that expire before it is built anew."""
+
+
+class Keyspace:
+    """All keys. Every method that changes something is a step of applying a record."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, Value] = {}
+        self.sorted_keys: SortedList[bytes] = SortedList()
+        self.expiries: dict[bytes, int] = {}
+        """When a key is removed, milliseconds since the Unix epoch; only of keys that are."""
+        self.version = 0
+        """The last version given out. Each change of a key takes the next."""
+        self.memory_bytes = 0
+        """About what keys and values take."""
+        self._expiring: list[tuple[int, bytes]] = []
+
+    def find(self, key: bytes, now_unix_ms: int) -> Value | None:
+        """The value of a key that exists and has not expired."""
+        value = self.values.get(key)
+        if value is not None and self.expiries and self.expiries.get(key, now_unix_ms + 1) <= now_unix_ms:
+            return None
+        return value
+
+    def string(self, key: bytes, now_unix_ms: int) -> bytes | None:
+        """The content of a string. Raises WrongTypeError."""
+        value = self.find(key, now_unix_ms)
+        if value is None:
+            return None
+        if type(value) is not bytes:
+            raise wrong_type(key, "string", value)
+        return value[VERSION_BYTES:]
+
+    def expires_at(self, key: bytes) -> int:
+        """Milliseconds since the Unix epoch, or NEVER."""
+        return self.expiries.get(key, NEVER)
+
+    def next_version(self) -> int:
+        """A version for a change."""
+        self.version += 1
+        return self.version
+
+    def put_string(self, key: bytes, content: bytes, expires_at_unix_ms: int) -> int:
+        """Write a string in place of whatever the key holds; returns its version."""
+        version = self.next_version()
+        self.put(key, version.to_bytes(VERSION_BYTES, "big") + content, expires_at_unix_ms)
+        return version
+
+    def put(self, key: bytes, value: Value, expires_at_unix_ms: int) -> None:
+        """Put a value in place of whatever the key holds."""
+        old = self.values.get(key)
+        if old is None:
+            self.sorted_keys.add(key)
+            self.memory_bytes += entry_bytes(key, value)
+        else:
+            self.memory_bytes += value_bytes(value) - value_bytes(old)
+        self.values[key] = value
+        self.set_expiry(key, expires_at_unix_ms)
+
+    def set_expiry(self, key: bytes, expires_at_unix_ms: int) -> None:
+        """Set when a key that exists is removed."""
+        if expires_at_unix_ms != NEVER:
+            self.expiries[key] = expires_at_unix_ms
+            heapq.heappush(self._expiring, (expires_at_unix_ms, key))
+            if len(self._expiring) > EXPIRING_SLACK + 2 * len(self.expiries):
+                # Keys whose expiry is moved on again and again leave entries behind, which may be due only years from now.
+                self._rebuild_expiring()
+        elif self.expiries:
+            self.expiries.pop(key, None)
+
+    def remove(self, key: bytes) -> None:
+        """Remove a key that exists."""
+        value = self.values.pop(key)
+        self.sorted_keys.remove(key)
+        self.memory_bytes -= entry_bytes(key, value)
+        self.expiries.pop(key, None)
+
+    def expired_keys(self, now_unix_ms: int, count_max: int) -> list[bytes]:
+        """Up to `count_max` keys whose time has come, earliest first; they are reported again until removed."""
+        found: list[tuple[int, bytes]] = []
+        while self._expiring and self._expiring[0][0] <= now_unix_ms and len(found) < count_max:
+            entry = heapq.heappop(self._expiring)
+            # A key that was given the same expiry twice has two equal entries.
+            if self.expiries.get(entry[1]) == entry[0] and entry not in found[-1:]:
+                found.append(entry)
+        for entry in found:
+            heapq.heappush(self._expiring, entry)
+        return [key for _, key in found]
+
+    def remove_expired(self, keys: Iterable[bytes], now_unix_ms: int) -> int:
+        """Remove those of the keys whose time has come; returns how many."""
+        expired = [key for key in dict.fromkeys(keys) if self.expiries.get(key, now_unix_ms + 1) <= now_unix_ms]
+        for key in expired:
+            self.remove(key)
+        return len(expired)
+
+    def keys_from(self, minimum: bytes, maximum: bytes | None, *, after: bytes | None = None) -> Iterator[bytes]:
+        """Keys in order of their bytes: from `minimum`, or behind `after` where that is greater, up to and without `maximum`."""
+        inclusive = after is None or after < minimum
+        start = minimum if inclusive else after
+        keys: Iterator[bytes] = self.sorted_keys.irange(start, maximum, inclusive=(inclusive, False))
+        return keys
+
+    def load(self, entries: Iterable[tuple[bytes, Value]], expiries: dict[bytes, int], version: int) -> None:
+        """Fill an empty keyspace from a checkpoint. Keys come in order of their bytes."""
+        self.values = dict(entries)
+        self.sorted_keys = SortedList(self.values)
+        self.expiries = expiries
+        self.version = version
+        self.memory_bytes = sum(entry_bytes(key, value) for key, value in self.values.items())
+        self._rebuild_expiring()
+
+    def _rebuild_expiring(self) -> None:
+        # What is sorted is a heap.
+        self._expiring = sorted((expires_at, key) for key, expires_at in self.expiries.items())
+
+
+def version_of(value: Value) -> int:
+    """The version of a key, given its value."""
+    return int.from_bytes(value[:VERSION_BYTES], "big")
+
+
+def with_version(value: Value, version: int) -> Value:
+    """The same value under another version."""
+    return version.to_bytes(VERSION_BYTES, "big") + value[VERSION_BYTES:]
+
+
+def value_bytes(value: Value) -> int:
+    """About what a value takes."""
+    return len(value)
+
+
+def entry_bytes(key: bytes, value: Value) -> int:
+    """About what a key and its value take."""
+    return ENTRY_BYTES + len(key) + value_bytes(value)
+
+
+def wrong_type(key: bytes, wanted: str, value: object) -> WrongTypeError:
+    """What to raise for a key whose value is of another type."""
+    return WrongTypeError(f"key {shown(key)} holds a {type(value).__name__.lower()}, not a {wanted}", field="key")
+
+
+def shown(key: bytes) -> str:
+    """A key for messages."""
+    return repr(key[:80])[1:] + ("..." if len(key) > 80 else "")

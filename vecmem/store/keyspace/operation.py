@@ -1,0 +1,115 @@
+"""What a module of operations is made of: for each an entry of `Operation`, and the checks that several share.
+
+`check` looks at the request alone, before anything is logged, and raises InvalidArgumentError with the path of the field. `run` does it: on
+the state as it is, at a moment that came with the record, and fills the response. What it raises becomes the operation's error, and it
+must have changed nothing by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vecmem import limits
+from vecmem.errors import CrossSlotError, InvalidArgumentError, InvalidKeyError, LimitExceededError
+from vecmem.slots import slot_of, slots_of
+from vecmem.store.keyspace.keyspace import NEVER, Keyspace
+from vecmem.v1 import keys_pb2
+
+
+@dataclass(slots=True, eq=False)
+class Moment:
+    """When an operation runs. Not frozen, which each call would pay for."""
+
+    time_unix_ms: int
+
+
+Check = Callable[[Any], None]
+Run = Callable[[Keyspace, Any, Any, Moment], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation: (keyspace, request, response, moment) is what `run` takes."""
+
+    check: Check
+    run: Run
+    writes: bool
+
+
+def reads(check: Check, run: Run) -> Operation:
+    """Make an operation that changes nothing."""
+    return Operation(check, run, writes=False)
+
+
+def writes(check: Check, run: Run) -> Operation:
+    """Make an operation whose request is logged."""
+    return Operation(check, run, writes=True)
+
+
+def check_key(key: bytes, field: str = "key") -> None:
+    """Raises InvalidKeyError, LimitExceededError."""
+    if not key:
+        raise InvalidKeyError("a key must not be empty", field=field)
+    if len(key) > limits.KEY_BYTES_MAX:
+        raise LimitExceededError(f"a key of {len(key)} bytes, more than {limits.KEY_BYTES_MAX}", field=field)
+
+
+def check_request_key(request: Any) -> None:
+    """Check the one key of a request."""
+    check_key(request.key)
+
+
+def check_keys(keys: Sequence[bytes], field: str = "keys") -> None:
+    """Raises InvalidKeyError, LimitExceededError, and CrossSlotError for keys of several slots."""
+    if not keys:
+        raise InvalidArgumentError("names no key", field=field)
+    if len(keys) > limits.KEYS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{len(keys)} keys, more than {limits.KEYS_PER_REQUEST_MAX}", field=field)
+    for index, key in enumerate(keys):
+        check_key(key, f"{field}[{index}]")
+    check_slot(keys, field)
+
+
+def check_request_keys(request: Any) -> None:
+    """Check the keys of a request."""
+    check_keys(request.keys)
+
+
+def check_slot(keys: Sequence[bytes], field: str) -> None:
+    """Raises CrossSlotError unless all keys share a slot."""
+    first = slot_of(keys[0])
+    if any(slot_of(key) != first for key in keys):
+        slots = slots_of(keys)
+        named = ", ".join(map(str, slots[:16])) + (", ..." if len(slots) > 16 else "")
+        raise CrossSlotError(f"the keys belong to {len(slots)} hash slots: {named}", field=field, slots=named)
+
+
+def check_value(value: bytes, field: str = "value") -> None:
+    """Raises LimitExceededError."""
+    if len(value) > limits.STRING_BYTES_MAX:
+        raise LimitExceededError(f"has {len(value)} bytes, more than {limits.STRING_BYTES_MAX}", field=field)
+
+
+def check_expiry(expiry: keys_pb2.Expiry, field: str = "expiry", *, keep: bool = True) -> None:
+    """Raises InvalidArgumentError. `keep`: whether the expiry may stay as it is."""
+    kind = expiry.WhichOneof("kind")
+    if kind == "keep":
+        if not keep:
+            raise InvalidArgumentError("cannot be kept here", field=f"{field}.keep")
+    elif kind is not None and not 1 <= getattr(expiry, kind) <= limits.TIME_MS_MAX:
+        raise InvalidArgumentError(f"{getattr(expiry, kind)} is not within 1 to 2^53", field=f"{field}.{kind}")
+
+
+def expiry_of(expiry: keys_pb2.Expiry, keyspace: Keyspace, key: bytes, moment: Moment) -> int:
+    """When a key with this expiry is removed: milliseconds since the Unix epoch, or NEVER."""
+    match expiry.WhichOneof("kind"):
+        case "ttl_ms":
+            return moment.time_unix_ms + expiry.ttl_ms
+        case "at_unix_ms":
+            return expiry.at_unix_ms
+        case "keep" if expiry.keep:
+            return keyspace.expires_at(key) if keyspace.find(key, moment.time_unix_ms) is not None else NEVER
+        case _:
+            return NEVER

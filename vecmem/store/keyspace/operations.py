@@ -1,0 +1,44 @@
+"""All operations on keys, by the name of their arm in vecmem.v1.Operation, and how one runs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from vecmem.errors import InvalidArgumentError, VecmemError
+from vecmem.store.keyspace import counters, keys, strings
+from vecmem.store.keyspace.keyspace import Keyspace
+from vecmem.store.keyspace.operation import Moment, Operation
+from vecmem.v1 import common_pb2, pipeline_pb2
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    **keys.OPERATIONS,
+    **strings.OPERATIONS,
+    **counters.OPERATIONS,
+}
+
+
+def check(operation: pipeline_pb2.Operation) -> Operation:
+    """What an operation does. Raises InvalidArgumentError, LimitExceededError, ... with the path of the field from its request on."""
+    kind = operation.WhichOneof("kind")
+    if kind is None:
+        raise InvalidArgumentError("is of a kind that this version does not know", field="kind")
+    found = OPERATIONS[kind]
+    request = getattr(operation, kind)
+    options = "write" if found.writes else "read"
+    if request.HasField(options):
+        raise InvalidArgumentError("has to be that of the pipeline", field=options)
+    found.check(request)
+    return found
+
+
+def run(
+    keyspace: Keyspace, operation: pipeline_pb2.Operation, result: pipeline_pb2.OperationResult, moment: Moment
+) -> None:
+    """Run a checked operation and fill its result, which becomes an error without a gRPC code where it is refused."""
+    kind: Any = operation.WhichOneof("kind")
+    response = getattr(result, kind)
+    response.SetInParent()
+    try:
+        OPERATIONS[kind].run(keyspace, getattr(operation, kind), response, moment)
+    except VecmemError as error:
+        result.error.CopyFrom(common_pb2.Error(message=error.message, reason=error.reason, metadata=error.metadata))
