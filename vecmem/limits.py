@@ -71,7 +71,13 @@ GROW_ONLY: Final = (
     "POINT_ID_BYTES_MAX",
 )
 """Checked again when a record is applied: a smaller value would refuse records that were acknowledged."""
-FROZEN: Final = ("PAYLOAD_BYTES_MAX", "STRING_BYTES_MAX", "DEDUPLICATION_ENTRIES_MAX", "DEDUPLICATION_BYTES_MAX", "DEDUPLICATION_WINDOW_MS")
+FROZEN: Final = (
+    "PAYLOAD_BYTES_MAX",
+    "STRING_BYTES_MAX",
+    "DEDUPLICATION_ENTRIES_MAX",
+    "DEDUPLICATION_BYTES_MAX",
+    "DEDUPLICATION_WINDOW_MS",
+)
 """Decide the outcome of records: another value would replay them to another state."""
 
 DEDUPLICATION_ENTRIES_MAX: Final = 65_536

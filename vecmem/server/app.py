@@ -31,6 +31,7 @@ from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
 from vecmem.server.collection_servicer import CollectionServicer
 from vecmem.server.engine import Engine, make_server
+from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicers
 from vecmem.server.point_servicer import PointServicer
 from vecmem.server.serializers import adapted
 from vecmem.store.lanes import SearchLanes
@@ -96,6 +97,7 @@ async def _serve(
             collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), methods)
             points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, lanes), methods)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
+            add_keyspace_servicers(shard, methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
                 for module, service in (
@@ -104,6 +106,7 @@ async def _serve(
                     (admin_pb2, "AdminService"),
                 )
             ]
+            names += SERVICE_NAMES
             healthy = health.aio.HealthServicer()
             health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
             reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

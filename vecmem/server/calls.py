@@ -18,6 +18,7 @@ from vecmem.server.serializers import check_decoded
 from vecmem.store import wire
 from vecmem.store.collection import Collection
 from vecmem.store.shard import Shard
+from vecmem.store.state_machine import Observer
 from vecmem.store.v1 import command_pb2
 from vecmem.store.validation import check_request_id, request_fingerprint
 from vecmem.v1 import common_pb2
@@ -129,9 +130,11 @@ async def begin_read(shard: Shard, read: common_pb2.ReadOptions, name: str) -> t
     return collection, shard.applied_sequence
 
 
-async def write(shard: Shard, request: Any, build: Build) -> command_pb2.CommandResult:
+async def write(
+    shard: Shard, request: Any, build: Build, observer: Observer | None = None
+) -> command_pb2.CommandResult:
     """Answer a repeated request from memory; else check it with `build`, which fills the command, and make it durable."""
-    return await commit(shard, await prepare(shard, request, build))
+    return await commit(shard, await prepare(shard, request, build), observer)
 
 
 async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
@@ -150,9 +153,9 @@ async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
     return command
 
 
-async def commit(shard: Shard, prepared: Prepared) -> command_pb2.CommandResult:
+async def commit(shard: Shard, prepared: Prepared, observer: Observer | None = None) -> command_pb2.CommandResult:
     """The second half of `write`. Commands come into the log in the order in which the calls of this begin."""
-    return prepared if isinstance(prepared, command_pb2.CommandResult) else await shard.write(prepared)
+    return prepared if isinstance(prepared, command_pb2.CommandResult) else await shard.write(prepared, observer)
 
 
 async def run_in_slices(steps: Iterator[None]) -> None:

@@ -125,9 +125,7 @@ class Shard:
         remembered = self.state.deduplication.find(request_id, self.now_unix_ms())
         return None if remembered is None else _accepted(repeated_result(remembered, fingerprint))
 
-    async def write(
-        self, command: command_pb2.Command, observer: Observer | None = None
-    ) -> command_pb2.CommandResult:
+    async def write(self, command: command_pb2.Command, observer: Observer | None = None) -> command_pb2.CommandResult:
         """Make a checked command durable and apply it, with an observer if it runs operations on keys.
 
         Raises what the command was refused for, OverloadedError, ShuttingDownError, or WritesStoppedError, after which the
@@ -415,7 +413,12 @@ class Shard:
             self._forked.abandon()
         async with self._checkpointing:
             pass  # the one under way ends before the log is closed under it
-        if self._settings.checkpoint_on_exit and not self.read_only_reason and not self.state.damaged and not self.state.keyspace_damage:
+        if (
+            self._settings.checkpoint_on_exit
+            and not self.read_only_reason
+            and not self.state.damaged
+            and not self.state.keyspace_damage
+        ):
             try:
                 await self.checkpoint()
             except (VecmemError, OSError):

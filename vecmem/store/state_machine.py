@@ -9,7 +9,7 @@ result, the same at every replay; it never raises. An exception out of `apply` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from vecmem import limits
 from vecmem.errors import (
@@ -37,8 +37,8 @@ REQUEST_ID_FIELD = "write.request_id"
 
 STEP_OPERATIONS = 64
 """Operations on keys between two yields: about half a millisecond."""
-Observer = Callable[[int, int], None]
-"""Called before each operation of a record runs, and not at a repeat or a replay, with its place and the record's time."""
+Observer = Callable[[int, int], Iterator[None]]
+"""Called with the place of each operation of a record, and the record's time, before the operation runs. Not at a repeat or a replay."""
 
 _REFUSALS: dict[str, type[VecmemError]] = {}
 
@@ -184,7 +184,7 @@ class StateMachine:
             if place and place % STEP_OPERATIONS == 0:
                 yield
             if observer is not None:
-                observer(place, time_unix_ms)
+                yield from observer(place, time_unix_ms)
             operations.run(self.keyspace, operation, results.add(), moment)
         return Changes(operation_results=results)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TypeVar
+from typing import Any
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, NotANumberError, NumberOverflowError
@@ -21,7 +21,6 @@ _WHOLE_MAX = 2.0**53
 _NUMBER_BYTES_MAX = 400
 """No double needs more to be spelt, and longer texts take long to read."""
 
-N = TypeVar("N", int, float)
 Request = api.AddIntegerRequest | api.AddFloatRequest
 
 
@@ -64,7 +63,7 @@ def check_delta(request: Request) -> None:
         raise InvalidArgumentError(f"{request.bound_policy} is not known", field="bound_policy")
 
 
-def bounded(total: N, request: Request) -> N | None:
+def bounded(total: Any, request: Request) -> Any:
     """What a counter becomes whose sum is `total`; None: it is left as it is."""
     clamped = total
     if request.HasField("minimum"):

@@ -1,4 +1,4 @@
-"""Glob patterns over bytes, as Redis writes them: `*`, `?`, `[a-c]`, `[^a-c]`, and `\\` before a byte that is meant itself."""
+r"""Glob patterns over bytes, as Redis writes them: `*`, `?`, `[a-c]`, `[^a-c]`, and `\\` before a byte that is meant itself."""
 
 from __future__ import annotations
 

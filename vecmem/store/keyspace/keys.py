@@ -25,7 +25,7 @@ from vecmem.v1 import keys_pb2 as api
 
 SCAN_KEYS_MAX: Final = 10_000
 """Keys looked at for one page: a few milliseconds."""
-KEY_TYPES: Final[dict[type, api.KeyType]] = {bytes: api.KEY_TYPE_STRING}
+KEY_TYPES: Final[dict[type, api.KeyType.ValueType]] = {bytes: api.KEY_TYPE_STRING}
 
 
 def _check_keys(
@@ -62,9 +62,7 @@ def _check_rename(request: api.RenameKeyRequest) -> None:
     check_slot([request.key, request.new_key], "new_key")
 
 
-def _rename(
-    keyspace: Keyspace, request: api.RenameKeyRequest, response: api.RenameKeyResponse, moment: Moment
-) -> None:
+def _rename(keyspace: Keyspace, request: api.RenameKeyRequest, response: api.RenameKeyResponse, moment: Moment) -> None:
     key, new_key = request.key, request.new_key
     value = keyspace.find(key, moment.time_unix_ms)
     if value is None:
@@ -92,9 +90,7 @@ def _check_expire(request: api.ExpireKeyRequest) -> None:
         raise InvalidArgumentError(f"{request.condition} is not known", field="condition")
 
 
-def _expire(
-    keyspace: Keyspace, request: api.ExpireKeyRequest, response: api.ExpireKeyResponse, moment: Moment
-) -> None:
+def _expire(keyspace: Keyspace, request: api.ExpireKeyRequest, response: api.ExpireKeyResponse, moment: Moment) -> None:
     key = request.key
     if keyspace.find(key, moment.time_unix_ms) is None:
         return

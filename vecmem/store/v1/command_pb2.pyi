@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from vecmem.v1 import collections_pb2 as _collections_pb2
 from vecmem.v1 import filter_pb2 as _filter_pb2
+from vecmem.v1 import pipeline_pb2 as _pipeline_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -38,6 +39,8 @@ class Command(_message.Message):
     DELETE_POINTS_FIELD_NUMBER: _builtins.int
     UPDATE_PAYLOADS_FIELD_NUMBER: _builtins.int
     EXPIRE_POINTS_FIELD_NUMBER: _builtins.int
+    RUN_OPERATIONS_FIELD_NUMBER: _builtins.int
+    EXPIRE_KEYS_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, put in by the primary; never smaller than in the record before."""
     request_id: _builtins.str
@@ -72,6 +75,14 @@ class Command(_message.Message):
     def expire_points(self) -> Global___ExpirePoints:
         """Removes points whose time has come."""
 
+    @_builtins.property
+    def run_operations(self) -> Global___RunOperations:
+        """Runs operations on keys, one after the other."""
+
+    @_builtins.property
+    def expire_keys(self) -> Global___ExpireKeys:
+        """Removes keys whose time has come."""
+
     def __init__(
         self,
         *,
@@ -85,12 +96,14 @@ class Command(_message.Message):
         delete_points: Global___DeletePoints | None = ...,
         update_payloads: Global___UpdatePayloads | None = ...,
         expire_points: Global___ExpirePoints | None = ...,
+        run_operations: Global___RunOperations | None = ...,
+        expire_keys: Global___ExpireKeys | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_points", b"expire_points", "kind", b"kind", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -420,6 +433,54 @@ class ExpirePoints(_message.Message):
 Global___ExpirePoints: _TypeAlias = ExpirePoints  # noqa: Y015
 
 @_typing.final
+class RunOperations(_message.Message):
+    """RunOperations changes keys. One operation that is refused does not keep the others from being done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.Operation]:
+        """Operations that write, checked, without options of their own."""
+
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[_pipeline_pb2.Operation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunOperations: _TypeAlias = RunOperations  # noqa: Y015
+
+@_typing.final
+class ExpireKeys(_message.Message):
+    """ExpireKeys removes those of the keys whose expiry is at or before the record's time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Candidates."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpireKeys: _TypeAlias = ExpireKeys  # noqa: Y015
+
+@_typing.final
 class DeduplicationEntry(_message.Message):
     """DeduplicationEntry is one remembered result, as checkpoints keep it."""
 
@@ -471,6 +532,7 @@ class CommandResult(_message.Message):
     DELETED_COUNT_FIELD_NUMBER: _builtins.int
     CONFLICTS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    OPERATION_RESULTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the record that did it."""
     inserted_count: _builtins.int
@@ -487,6 +549,10 @@ class CommandResult(_message.Message):
     def refusal(self) -> Global___Refusal:
         """Set when the command could not be applied to the state it met; nothing was changed."""
 
+    @_builtins.property
+    def operation_results(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.OperationResult]:
+        """Of RunOperations: what each did, in their order. Errors carry no gRPC code."""
+
     def __init__(
         self,
         *,
@@ -496,10 +562,11 @@ class CommandResult(_message.Message):
         deleted_count: _builtins.int = ...,
         conflicts: _abc.Iterable[Global___Conflict] | None = ...,
         refusal: Global___Refusal | None = ...,
+        operation_results: _abc.Iterable[_pipeline_pb2.OperationResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "deleted_count", b"deleted_count", "inserted_count", b"inserted_count", "refusal", b"refusal", "sequence", b"sequence", "updated_count", b"updated_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "deleted_count", b"deleted_count", "inserted_count", b"inserted_count", "operation_results", b"operation_results", "refusal", b"refusal", "sequence", b"sequence", "updated_count", b"updated_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

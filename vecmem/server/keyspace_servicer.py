@@ -1,0 +1,148 @@
+"""The services for keys: see proto/vecmem/v1, keys.proto, strings.proto and so on, and pipeline.proto.
+
+Each unary method is one operation of vecmem.store.keyspace.operations, so the servicers are made from the descriptors: a method
+SetString runs `set_string`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message_factory import GetMessageClass
+
+from vecmem import limits
+from vecmem.errors import InvalidArgumentError, LimitExceededError, VecmemError
+from vecmem.server import calls
+from vecmem.server.calls import Context, unary
+from vecmem.server.error_table import error_message
+from vecmem.store.keyspace.operation import Moment
+from vecmem.store.keyspace.operations import OPERATIONS
+from vecmem.store.pipeline import Pipeline
+from vecmem.store.shard import Shard
+from vecmem.store.state_machine import refusal_error
+from vecmem.store.v1 import command_pb2
+from vecmem.v1 import (
+    common_pb2,
+    counters_pb2,
+    counters_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
+    pipeline_pb2,
+    pipeline_pb2_grpc,
+    strings_pb2,
+    strings_pb2_grpc,
+)
+
+TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] = (
+    (keys_pb2.DESCRIPTOR.services_by_name["KeyService"], keys_pb2_grpc.add_KeyServiceServicer_to_server),
+    (strings_pb2.DESCRIPTOR.services_by_name["StringService"], strings_pb2_grpc.add_StringServiceServicer_to_server),
+    (
+        counters_pb2.DESCRIPTOR.services_by_name["CounterService"],
+        counters_pb2_grpc.add_CounterServiceServicer_to_server,
+    ),
+)
+SERVICE_NAMES = (
+    *(descriptor.full_name for descriptor, _ in TYPED_SERVICES),
+    pipeline_pb2.DESCRIPTOR.services_by_name["PipelineService"].full_name,
+)
+
+_RESPONSES = {
+    field.name: GetMessageClass(field.message_type)
+    for field in pipeline_pb2.OperationResult.DESCRIPTOR.fields
+    if field.message_type is not None
+}
+
+
+def add_keyspace_servicers(shard: Shard, methods: grpc.aio.Server) -> None:
+    """Add all services for keys of a shard to a server."""
+    for descriptor, add in TYPED_SERVICES:
+        named = {method.name: _method(operation_kind(method.name)) for method in descriptor.methods}
+        add(type(f"{descriptor.name}r", (_Servicer,), named)(shard), methods)
+    pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(shard), methods)
+
+
+def operation_kind(method: str) -> str:
+    """The operation of a method: `set_string` for `SetString`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
+
+
+class _Servicer:
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    async def run(self, kind: str, request: Any) -> Any:
+        """Run one operation by itself. Raises what it is refused for."""
+        operation = OPERATIONS[kind]
+        operation.check(request)
+        if operation.writes:
+            return await self._write(kind, request)
+        sequence = calls.check_position(self._shard, request.read)
+        response: Any = _RESPONSES[kind]()
+        operation.run(self._shard.state.keyspace, request, response, Moment(self._shard.now_unix_ms()))
+        response.header.CopyFrom(calls.header(self._shard, sequence))
+        return response
+
+    async def _write(self, kind: str, request: Any) -> Any:
+        def build(command: command_pb2.Command) -> None:
+            logged = getattr(command.run_operations.operations.add(), kind)
+            logged.CopyFrom(request)
+            logged.ClearField("write")
+            logged.SetInParent()
+
+        result = await calls.write(self._shard, request, build)
+        [outcome] = result.operation_results
+        if outcome.HasField("error"):
+            raise _error(outcome.error)
+        response = getattr(outcome, kind)
+        response.header.CopyFrom(calls.header(self._shard, result.sequence))
+        return response
+
+
+class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
+    """Many operations in one call."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    @unary
+    async def Pipeline(self, request: pipeline_pb2.PipelineRequest, context: Context) -> pipeline_pb2.PipelineResponse:
+        """See the proto."""
+        count = len(request.operations)
+        if not count:
+            raise InvalidArgumentError("names no operation", field="operations")
+        if count > limits.OPERATIONS_PER_PIPELINE_MAX:
+            raise LimitExceededError(
+                f"{count} operations, more than {limits.OPERATIONS_PER_PIPELINE_MAX}", field="operations"
+            )
+        sequence = calls.check_position(self._shard, request.read)
+        pipeline = Pipeline(self._shard.state, request.operations)
+        await calls.run_in_slices(pipeline.check())
+        if pipeline.writes:
+            result = await calls.write(self._shard, request, pipeline.fill, pipeline.observe)
+            await calls.run_in_slices(pipeline.take(result.operation_results))
+            sequence = result.sequence
+        await calls.run_in_slices(pipeline.read_rest(self._shard.now_unix_ms()))
+        response = pipeline.response
+        for outcome in response.results:
+            if outcome.HasField("error"):
+                outcome.error.CopyFrom(error_message(_error(outcome.error)))
+        response.header.CopyFrom(calls.header(self._shard, max(sequence, self._shard.applied_sequence)))
+        return response
+
+
+def _method(kind: str) -> Callable[[_Servicer, Any, Context], Awaitable[Any]]:
+    async def method(self: _Servicer, request: Any, _: Context) -> Any:
+        return await self.run(kind, request)
+
+    method.__qualname__ = kind
+    return unary(method)
+
+
+def _error(stored: common_pb2.Error) -> VecmemError:
+    """The exception that a stored error stands for."""
+    error = refusal_error(command_pb2.Refusal(reason=stored.reason, message=stored.message))
+    error.metadata.update(stored.metadata)
+    return error

@@ -1,0 +1,84 @@
+"""Many operations on keys as one request: those that write go into one record, and those that read run in their places between them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from vecmem.errors import VecmemError
+from vecmem.store.keyspace import operations
+from vecmem.store.keyspace.operation import Moment
+from vecmem.store.state_machine import StateMachine
+from vecmem.store.v1 import command_pb2
+from vecmem.v1 import common_pb2, pipeline_pb2
+
+STEP_OPERATIONS = 64
+"""Operations checked or copied between two yields: well below a millisecond, but for long values."""
+
+
+class Pipeline:
+    """Operations and what became of each. In order: `check`, then `fill` and `take` if there are writes, then `read_rest`.
+
+    The steps of each go on as long as nothing holds the event loop; other operations may come in between.
+    """
+
+    def __init__(self, state: StateMachine, requested: Sequence[pipeline_pb2.Operation]) -> None:
+        self.response = pipeline_pb2.PipelineResponse()
+        self._state = state
+        self._requested = requested
+        self._writing: list[int] = []
+        self._reading: deque[int] = deque()
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to log."""
+        return bool(self._writing)
+
+    def check(self) -> Iterator[None]:
+        """Check each operation; one that is refused gets its error."""
+        for index, operation in enumerate(self._requested):
+            if index % STEP_OPERATIONS == 0:
+                yield
+            result = self.response.results.add()
+            try:
+                found = operations.check(operation)
+            except VecmemError as error:
+                result.error.CopyFrom(stored_error(error))
+            else:
+                (self._writing if found.writes else self._reading).append(index)
+
+    def fill(self, command: command_pb2.Command) -> Iterator[None]:
+        """Put the writes into a command."""
+        for place in range(0, len(self._writing), STEP_OPERATIONS):
+            yield
+            part = self._writing[place : place + STEP_OPERATIONS]
+            command.run_operations.operations.extend(self._requested[index] for index in part)
+
+    def observe(self, place: int, time_unix_ms: int) -> Iterator[None]:
+        """Run what reads before the write in a place of the command, at the time of its record."""
+        return self._read(self._writing[place], time_unix_ms)
+
+    def take(self, results: Iterable[pipeline_pb2.OperationResult]) -> Iterator[None]:
+        """Take over the results of the writes."""
+        for place, (index, result) in enumerate(zip(self._writing, results, strict=True)):
+            if place % STEP_OPERATIONS == 0:
+                yield
+            self.response.results[index].CopyFrom(result)
+
+    def read_rest(self, time_unix_ms: int) -> Iterator[None]:
+        """Run what reads and has not run yet: all of it where nothing was logged."""
+        return self._read(len(self._requested), time_unix_ms)
+
+    def _read(self, before: int, time_unix_ms: int) -> Iterator[None]:
+        if not self._reading or self._reading[0] >= before:
+            return
+        moment = Moment(time_unix_ms)
+        while self._reading and self._reading[0] < before:
+            index = self._reading.popleft()
+            operations.run(self._state.keyspace, self._requested[index], self.response.results[index], moment)
+            yield
+
+
+def stored_error(error: VecmemError) -> common_pb2.Error:
+    """An error as a result has it. The store knows no gRPC codes."""
+    return common_pb2.Error(message=error.message, reason=error.reason, metadata=error.metadata)
