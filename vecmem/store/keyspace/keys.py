@@ -7,7 +7,16 @@ from typing import Final
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, KeyNotFoundError, LimitExceededError
 from vecmem.store.keyspace.glob import compile_glob, literal_prefix
-from vecmem.store.keyspace.keyspace import NEVER, VERSION_BYTES, Keyspace, entry_bytes, shown, version_of, with_version
+from vecmem.store.keyspace.keyspace import (
+    NEVER,
+    VERSION_BYTES,
+    Keyspace,
+    Value,
+    entry_bytes,
+    shown,
+    version_of,
+    with_version,
+)
 from vecmem.store.keyspace.operation import (
     Moment,
     check_expiry,
@@ -25,7 +34,6 @@ from vecmem.v1 import keys_pb2 as api
 
 SCAN_KEYS_MAX: Final = 10_000
 """Keys looked at for one page: a few milliseconds."""
-KEY_TYPES: Final[dict[type, api.KeyType.ValueType]] = {bytes: api.KEY_TYPE_STRING}
 
 
 def _check_keys(
@@ -40,10 +48,10 @@ def _describe(
     value = keyspace.find(request.key, moment.time_unix_ms)
     if value is None:
         return
-    response.type = KEY_TYPES[type(value)]
+    response.type = _type_of(value)
     response.version = version_of(value)
     response.expires_at_unix_ms = keyspace.expires_at(request.key)
-    response.size = len(value) - VERSION_BYTES
+    response.size = len(value) - VERSION_BYTES if isinstance(value, bytes) else len(value)
     response.memory_bytes = entry_bytes(request.key, value)
 
 
@@ -149,13 +157,17 @@ def _scan(keyspace: Keyspace, request: api.ScanKeysRequest, response: api.ScanKe
         if (
             (matches is None or matches(key))
             and (value := keyspace.find(key, moment.time_unix_ms)) is not None
-            and request.type in (api.KEY_TYPE_UNSPECIFIED, KEY_TYPES[type(value)])
+            and request.type in (api.KEY_TYPE_UNSPECIFIED, _type_of(value))
         ):
             response.keys.append(key)
         if len(response.keys) == page_size or count == SCAN_KEYS_MAX:
             # Whether more follow, the next page tells.
             response.next_page_token = encode_page_token("keys", scope, key.decode("latin-1"))
             return
+
+
+def _type_of(value: Value) -> api.KeyType.ValueType:
+    return api.KEY_TYPE_STRING if isinstance(value, bytes) else api.KeyType.ValueType(value.TYPE)
 
 
 def _behind(prefix: bytes) -> bytes | None:

@@ -1,7 +1,7 @@
 """The values under keys, with their versions and expiry.
 
 A value is `bytes` for a string: 8 bytes of version, big-endian, and then the content. A tuple or an object for each would cost 50 bytes
-more, a sixth of what a key with a value of 100 bytes takes. Every other type is an object of its own.
+more, a sixth of what a key with a value of 100 bytes takes. Every other type is a Container.
 
 Nothing here reads a clock: whoever asks says what time it is, and a key whose time has come is then not there. It is removed by
 an `ExpireKeys` record, which changes nothing that anybody could see.
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from sortedcontainers import SortedList
 
 from vecmem.errors import WrongTypeError
+from vecmem.store.keyspace.container import Container
 
-Value = bytes
+Value = bytes | Container
+C = TypeVar("C", bound=Container)
 
 NEVER = 0
 """Stands for an expiry that does not come."""
@@ -53,9 +56,32 @@ class Keyspace:
         value = self.find(key, now_unix_ms)
         if value is None:
             return None
-        if type(value) is not bytes:
+        if not isinstance(value, bytes):
             raise wrong_type(key, "string", value)
         return value[VERSION_BYTES:]
+
+    def container(self, key: bytes, kind: type[C], now_unix_ms: int) -> C | None:
+        """The value of a key that is a container of a kind. Raises WrongTypeError."""
+        value = self.find(key, now_unix_ms)
+        if value is None or type(value) is kind:
+            return value
+        raise wrong_type(key, kind.NAME, value)
+
+    def change(self, key: bytes, value: Container, old_size_bytes: int, now_unix_ms: int) -> int:
+        """Tell of a container that was changed, or is new (`old_size_bytes` 0); returns the key's version. Without items it is removed.
+
+        The expiry of a key that exists stays.
+        """
+        value.version = self.next_version()
+        known = old_size_bytes != 0 and self.find(key, now_unix_ms) is value
+        if known:
+            self.memory_bytes += value.size_bytes - old_size_bytes
+        if not len(value):
+            if known:
+                self.remove(key)
+        elif not known:
+            self.put(key, value, NEVER)
+        return value.version
 
     def expires_at(self, key: bytes) -> int:
         """Milliseconds since the Unix epoch, or NEVER."""
@@ -143,17 +169,20 @@ class Keyspace:
 
 def version_of(value: Value) -> int:
     """The version of a key, given its value."""
-    return int.from_bytes(value[:VERSION_BYTES], "big")
+    return int.from_bytes(value[:VERSION_BYTES], "big") if isinstance(value, bytes) else value.version
 
 
 def with_version(value: Value, version: int) -> Value:
-    """The same value under another version."""
+    """The same value under another version; a container is changed in place."""
+    if not isinstance(value, bytes):
+        value.version = version
+        return value
     return version.to_bytes(VERSION_BYTES, "big") + value[VERSION_BYTES:]
 
 
 def value_bytes(value: Value) -> int:
     """About what a value takes."""
-    return len(value)
+    return len(value) if isinstance(value, bytes) else value.size_bytes
 
 
 def entry_bytes(key: bytes, value: Value) -> int:
@@ -161,9 +190,10 @@ def entry_bytes(key: bytes, value: Value) -> int:
     return ENTRY_BYTES + len(key) + value_bytes(value)
 
 
-def wrong_type(key: bytes, wanted: str, value: object) -> WrongTypeError:
+def wrong_type(key: bytes, wanted: str, value: Value) -> WrongTypeError:
     """What to raise for a key whose value is of another type."""
-    return WrongTypeError(f"key {shown(key)} holds a {type(value).__name__.lower()}, not a {wanted}", field="key")
+    held = "string" if isinstance(value, bytes) else value.NAME
+    return WrongTypeError(f"key: {shown(key)} holds a {held}, not a {wanted}", field="key")
 
 
 def shown(key: bytes) -> str:

@@ -24,7 +24,7 @@ def _get(keyspace: Keyspace, request: api.GetStringRequest, response: api.GetStr
     value = keyspace.find(request.key, moment.time_unix_ms)
     if value is None:
         return
-    if type(value) is not bytes:
+    if not isinstance(value, bytes):
         raise wrong_type(request.key, "string", value)
     response.value = value[VERSION_BYTES:]
     response.version = version_of(value)
@@ -36,7 +36,7 @@ def _get_several(
     for key in request.keys:
         value = keyspace.find(key, moment.time_unix_ms)
         found = response.values.add()
-        if type(value) is bytes:
+        if isinstance(value, bytes):
             found.value = value[VERSION_BYTES:]
             found.version = version_of(value)
 
@@ -57,7 +57,7 @@ def _set(keyspace: Keyspace, request: api.SetStringRequest, response: api.SetStr
         value = keyspace.find(key, moment.time_unix_ms)
         version = 0 if value is None else version_of(value)
         if request.return_previous and value is not None:
-            if type(value) is not bytes:
+            if not isinstance(value, bytes):
                 raise wrong_type(key, "string", value)
             response.previous = value[VERSION_BYTES:]
         if (

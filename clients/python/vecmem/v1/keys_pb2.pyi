@@ -30,6 +30,14 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     """No such key; in a request: any type."""
     KEY_TYPE_STRING: _KeyType.ValueType  # 1
     """Bytes, counters included."""
+    KEY_TYPE_HASH: _KeyType.ValueType  # 2
+    """Fields with values."""
+    KEY_TYPE_SET: _KeyType.ValueType  # 3
+    """Members, each once."""
+    KEY_TYPE_LIST: _KeyType.ValueType  # 4
+    """Items in order."""
+    KEY_TYPE_SORTED_SET: _KeyType.ValueType  # 5
+    """Members in order of their scores."""
 
 class KeyType(_KeyType, metaclass=_KeyTypeEnumTypeWrapper):
     """KeyType is the type of the value that a key holds."""
@@ -38,6 +46,14 @@ KEY_TYPE_UNSPECIFIED: KeyType.ValueType  # 0
 """No such key; in a request: any type."""
 KEY_TYPE_STRING: KeyType.ValueType  # 1
 """Bytes, counters included."""
+KEY_TYPE_HASH: KeyType.ValueType  # 2
+"""Fields with values."""
+KEY_TYPE_SET: KeyType.ValueType  # 3
+"""Members, each once."""
+KEY_TYPE_LIST: KeyType.ValueType  # 4
+"""Items in order."""
+KEY_TYPE_SORTED_SET: KeyType.ValueType  # 5
+"""Members in order of their scores."""
 Global___KeyType: _TypeAlias = KeyType  # noqa: Y015
 
 class _ExpiryCondition:
@@ -211,7 +227,7 @@ class DescribeKeyResponse(_message.Message):
     expires_at_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch; 0: never."""
     size: _builtins.int
-    """Bytes of a string."""
+    """Bytes of a string; items of everything else."""
     memory_bytes: _builtins.int
     """About how much memory the key and its value take, bytes."""
     @_builtins.property
