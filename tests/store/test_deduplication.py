@@ -14,8 +14,17 @@ WINDOW = limits.DEDUPLICATION_WINDOW_MS
 
 
 def remember(window: DeduplicationWindow, request_id: str, time_unix_ms: int, sequence: int = 1) -> None:
-    command = command_pb2.Command(request_id=request_id, time_unix_ms=time_unix_ms, request_fingerprint=7)
-    window.remember(command, sequence, command_pb2.CommandResult(sequence=sequence))
+    window.remember(remembered(request_id, time_unix_ms, command_pb2.CommandResult(sequence=sequence)))
+
+
+def remembered(request_id: str, time_unix_ms: int, result: command_pb2.CommandResult) -> command_pb2.DeduplicationEntry:
+    return command_pb2.DeduplicationEntry(
+        request_id=request_id,
+        time_unix_ms=time_unix_ms,
+        request_fingerprint=7,
+        sequence=result.sequence,
+        result=result,
+    )
 
 
 def test_a_repeat_returns_the_first_result_and_another_request_is_refused() -> None:
@@ -74,13 +83,13 @@ def test_results_leave_by_size_and_a_restart_counts_the_same(monkeypatch: pytest
     window = DeduplicationWindow()
     conflicts = [command_pb2.Conflict(id="p" * 50, expected_version=1)] * 12
     for number in range(4):
-        command = command_pb2.Command(request_id=f"r{number}", time_unix_ms=1_000, request_fingerprint=7)
-        window.remember(command, number, command_pb2.CommandResult(sequence=number, conflicts=conflicts))
+        window.remember(
+            remembered(f"r{number}", 1_000, command_pb2.CommandResult(sequence=number, conflicts=conflicts))
+        )
     assert [entry.request_id for entry in window.entries()] == ["r2", "r3"]
     restarted = DeduplicationWindow(list(window.entries()))
     for each in (window, restarted):
         remember(each, "r4", 1_001)
         assert [entry.request_id for entry in each.entries()] == ["r2", "r3", "r4"]
-        command = command_pb2.Command(request_id="r5", time_unix_ms=1_002, request_fingerprint=7)
-        each.remember(command, 5, command_pb2.CommandResult(sequence=5, conflicts=conflicts * 5))
+        each.remember(remembered("r5", 1_002, command_pb2.CommandResult(sequence=5, conflicts=conflicts * 5)))
         assert [entry.request_id for entry in each.entries()] == ["r5"]

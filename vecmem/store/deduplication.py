@@ -33,19 +33,12 @@ class DeduplicationWindow:
             return None
         return entry
 
-    def remember(self, command: command_pb2.Command, sequence: int, result: command_pb2.CommandResult) -> None:
-        """Remember the result of a command that carries a request_id, and forget what has left the window."""
-        replaced = self._entries.pop(command.request_id, None)
-        entry = command_pb2.DeduplicationEntry(
-            request_id=command.request_id,
-            request_fingerprint=command.request_fingerprint,
-            sequence=sequence,
-            time_unix_ms=command.time_unix_ms,
-            result=result,
-        )
-        self._entries[command.request_id] = entry
+    def remember(self, entry: command_pb2.DeduplicationEntry) -> None:
+        """Remember the result of a request, and forget what has left the window."""
+        replaced = self._entries.pop(entry.request_id, None)
+        self._entries[entry.request_id] = entry
         self._size_bytes += entry.ByteSize() - (replaced.ByteSize() if replaced is not None else 0)
-        oldest_time_unix_ms = command.time_unix_ms - limits.DEDUPLICATION_WINDOW_MS
+        oldest_time_unix_ms = entry.time_unix_ms - limits.DEDUPLICATION_WINDOW_MS
         while len(self._entries) > 1:
             first = next(iter(self._entries.values()))
             too_many = len(self._entries) > limits.DEDUPLICATION_ENTRIES_MAX

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from vecmem.errors import VecmemError
+from vecmem import limits
+from vecmem.errors import LimitExceededError, VecmemError
 from vecmem.store.keyspace import operations
 from vecmem.store.keyspace.operation import Moment
 from vecmem.store.state_machine import StateMachine
@@ -14,6 +15,9 @@ from vecmem.v1 import common_pb2, pipeline_pb2
 
 STEP_OPERATIONS = 64
 """Operations checked or copied between two yields: well below a millisecond, but for long values."""
+
+READ_BYTES_MAX = limits.MESSAGE_BYTES_MAX - 1024 * 1024
+"""Results of what reads; what is beyond gets an error, and the others are answered."""
 
 
 class Pipeline:
@@ -28,6 +32,7 @@ class Pipeline:
         self._requested = requested
         self._writing: list[int] = []
         self._reading: deque[int] = deque()
+        self._read_bytes = 0
 
     @property
     def writes(self) -> bool:
@@ -75,7 +80,14 @@ class Pipeline:
         moment = Moment(time_unix_ms)
         while self._reading and self._reading[0] < before:
             index = self._reading.popleft()
-            operations.run(self._state.keyspace, self._requested[index], self.response.results[index], moment)
+            result = self.response.results[index]
+            operations.run(self._state.keyspace, self._requested[index], result, moment)
+            self._read_bytes += result.ByteSize()
+            if self._read_bytes > READ_BYTES_MAX:
+                self._read_bytes -= result.ByteSize()
+                result.error.CopyFrom(
+                    stored_error(LimitExceededError(f"the results have more than {READ_BYTES_MAX} bytes"))
+                )
             yield
 
 

@@ -29,6 +29,8 @@ from vecmem.store.keyspace import operations
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import Moment
 from vecmem.store.v1 import command_pb2
+from vecmem.store.validation import request_fingerprint
+from vecmem.v1 import common_pb2, pipeline_pb2
 
 COMMAND_RECORD = 1
 """Record type of commands in the log."""
@@ -135,7 +137,15 @@ class StateMachine:
             result.refusal.reason = changes.refused.reason
             result.refusal.message = changes.refused.message
         if command.request_id:
-            self.deduplication.remember(command, entry.sequence, result)
+            self.deduplication.remember(
+                command_pb2.DeduplicationEntry(
+                    request_id=command.request_id,
+                    request_fingerprint=command.request_fingerprint,
+                    sequence=entry.sequence,
+                    time_unix_ms=command.time_unix_ms,
+                    result=result,
+                )
+            )
         return result
 
     def _dispatch(self, command: command_pb2.Command, sequence: int, observer: Observer | None) -> Steps[Changes]:
@@ -149,7 +159,7 @@ class StateMachine:
             if self.keyspace_damage:
                 return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
             if kind == "run_operations":
-                return (yield from self._run_operations(command.run_operations, time_unix_ms, observer))
+                return (yield from self._run_operations(command.run_operations, sequence, time_unix_ms, observer))
             return Changes(deleted_count=self.keyspace.remove_expired(command.expire_keys.keys, time_unix_ms))
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
@@ -176,7 +186,7 @@ class StateMachine:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
 
     def _run_operations(
-        self, command: command_pb2.RunOperations, time_unix_ms: int, observer: Observer | None
+        self, command: command_pb2.RunOperations, sequence: int, time_unix_ms: int, observer: Observer | None
     ) -> Steps[Changes]:
         moment = Moment(time_unix_ms)
         results = command_pb2.CommandResult().operation_results
@@ -185,8 +195,45 @@ class StateMachine:
                 yield
             if observer is not None:
                 yield from observer(place, time_unix_ms)
-            operations.run(self.keyspace, operation, results.add(), moment)
+            if operation.request_id:
+                self._run_once(operation, results.add(), sequence, moment)
+            else:
+                operations.run(self.keyspace, operation, results.add(), moment)
         return Changes(operation_results=results)
+
+    def _run_once(
+        self,
+        operation: pipeline_pb2.Operation,
+        result: pipeline_pb2.OperationResult,
+        sequence: int,
+        moment: Moment,
+    ) -> None:
+        """Run an operation with a request_id, or give the first result of one that came again."""
+        fingerprint = request_fingerprint(operation)
+        remembered = self.deduplication.find(operation.request_id, moment.time_unix_ms)
+        if remembered is None:
+            operations.run(self.keyspace, operation, result, moment)
+            self.deduplication.remember(
+                command_pb2.DeduplicationEntry(
+                    request_id=operation.request_id,
+                    request_fingerprint=fingerprint,
+                    sequence=sequence,
+                    time_unix_ms=moment.time_unix_ms,
+                    result=command_pb2.CommandResult(sequence=sequence, operation_results=[result]),
+                )
+            )
+            return
+        repeated = repeated_result(remembered, fingerprint, "request_id")
+        if repeated.HasField("refusal"):
+            result.error.CopyFrom(
+                common_pb2.Error(
+                    message=repeated.refusal.message,
+                    reason=repeated.refusal.reason,
+                    metadata={"field": "request_id"},
+                )
+            )
+        else:
+            result.CopyFrom(repeated.operation_results[0])
 
     def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
         # Not the limit on their number, which is checked before the log: a limit that changes must not change a replay.
@@ -209,11 +256,11 @@ class StateMachine:
         return CollectionNotFoundError("the collection was deleted meanwhile")
 
 
-def repeated_result(remembered: command_pb2.DeduplicationEntry, request_fingerprint: int) -> command_pb2.CommandResult:
+def repeated_result(
+    remembered: command_pb2.DeduplicationEntry, fingerprint: int, field: str = REQUEST_ID_FIELD
+) -> command_pb2.CommandResult:
     """The first result of a request that came again; a refusal when it is another request under the same id."""
-    if remembered.request_fingerprint == request_fingerprint:
+    if remembered.request_fingerprint == fingerprint:
         return remembered.result
-    error = RequestIdReusedError(
-        f"request_id {remembered.request_id!r} was used for another request", field=REQUEST_ID_FIELD
-    )
+    error = RequestIdReusedError(f"request_id {remembered.request_id!r} was used for another request", field=field)
     return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))

@@ -55,11 +55,11 @@ def request_fingerprint(request: Message) -> int:
     return (len(content) & 0xFFFFFFFF) << 32 | int(google_crc32c.extend(crc, content))
 
 
-def check_request_id(request_id: str) -> None:
+def check_request_id(request_id: str, field: str = "write.request_id") -> None:
     """Raises LimitExceededError when it is too long."""
     if len(request_id.encode()) > limits.REQUEST_ID_BYTES_MAX:
         raise LimitExceededError(
-            f"{request_id[:40]!r}... is longer than {limits.REQUEST_ID_BYTES_MAX} bytes", field="write.request_id"
+            f"{request_id[:40]!r}... is longer than {limits.REQUEST_ID_BYTES_MAX} bytes", field=field
         )
 
 

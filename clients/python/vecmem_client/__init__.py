@@ -1,5 +1,6 @@
-"""Python client of vecmem, the durable vector store: `Client`, its asyncio twin `AsyncClient`, filters and errors."""
+"""Python client of vecmem, the durable vector store: `Client`, its asyncio twin `AsyncClient`, filters, operations on keys, errors."""
 
+from vecmem_client import counters, keys, strings
 from vecmem_client._async.client import AsyncClient
 from vecmem_client._errors import (
     CallCancelledError,
@@ -9,6 +10,7 @@ from vecmem_client._errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     CorruptionError,
+    CrossSlotError,
     DataLossError,
     DeadlineExceededError,
     DimensionMismatchError,
@@ -16,12 +18,17 @@ from vecmem_client._errors import (
     InvalidArgumentError,
     InvalidFilterError,
     InvalidIdError,
+    InvalidKeyError,
     InvalidPageTokenError,
     InvalidPayloadError,
     InvalidVectorError,
+    KeyNotFoundError,
+    KeyspaceDamagedError,
     LimitExceededError,
     LogConflictError,
+    NotANumberError,
     NotFoundError,
+    NumberOverflowError,
     OverloadedError,
     PointNotFoundError,
     PositionAheadError,
@@ -32,10 +39,13 @@ from vecmem_client._errors import (
     UnimplementedError,
     UnknownVectorError,
     UnsupportedFormatError,
+    ValueMismatchError,
     VecmemClientError,
     WritesStoppedError,
+    WrongTypeError,
 )
 from vecmem_client._filters import Condition, Field, FilterLike, all_of, any_of, field, has_id, none_of
+from vecmem_client._operations import Operation
 from vecmem_client._progress import BulkProgress, ProgressBar
 from vecmem_client._retry import RetryPolicy
 from vecmem_client._sync.client import Client
@@ -88,6 +98,7 @@ __all__ = [
     "CollectionStats",
     "Condition",
     "CorruptionError",
+    "CrossSlotError",
     "DataLossError",
     "DeadlineExceededError",
     "DeleteResult",
@@ -105,13 +116,19 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidFilterError",
     "InvalidIdError",
+    "InvalidKeyError",
     "InvalidPageTokenError",
     "InvalidPayloadError",
     "InvalidVectorError",
+    "KeyNotFoundError",
+    "KeyspaceDamagedError",
     "LimitExceededError",
     "LogConflictError",
     "Metric",
+    "NotANumberError",
     "NotFoundError",
+    "NumberOverflowError",
+    "Operation",
     "OverloadedError",
     "PayloadIndexStats",
     "PayloadLike",
@@ -137,15 +154,20 @@ __all__ = [
     "UnsupportedFormatError",
     "UpdatePayloadResult",
     "UpsertResult",
+    "ValueMismatchError",
     "VecmemClientError",
     "VectorConfig",
     "VectorLike",
     "VectorStats",
     "VersionConflict",
     "WritesStoppedError",
+    "WrongTypeError",
     "all_of",
     "any_of",
+    "counters",
     "field",
     "has_id",
+    "keys",
     "none_of",
+    "strings",
 ]

@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import grpc
 
-from vecmem.v1 import points_pb2
+from vecmem.v1 import pipeline_pb2, points_pb2
 from vecmem_client import _methods
 from vecmem_client._errors import (
     LimitExceededError,
@@ -64,6 +65,9 @@ class SharedMethod(Generic[ResultT]):
     field: str
     """What a query of the batch is called in the paths of offending fields; empty where paths begin in the request."""
     field_alone: str
+    outcomes_of: Callable[[Any], Sequence[Any]] = attrgetter("outcomes")
+    """The outcomes in a reply of the batch, in the order of its calls: each a result with `error` beside it, or a result itself."""
+    result_of: Callable[[Any], Any] = attrgetter("result")
 
 
 class LaneKey(NamedTuple):
@@ -93,6 +97,17 @@ def _join_queries(requests: Sequence[bytes], min_position: Position | None) -> b
     return joined
 
 
+def _join_operations(requests: Sequence[bytes], min_position: Position | None) -> bytes:
+    """A PipelineRequest with its one operation is a piece of another one; the last `read` written is the one that counts."""
+    joined = b"".join(requests)
+    if min_position is not None:
+        last = pipeline_pb2.PipelineRequest()
+        last.read.min_position.shard = min_position.shard
+        last.read.min_position.sequence = min_position.sequence
+        joined += last.SerializeToString()
+    return joined
+
+
 def _join_framed(requests: Sequence[bytes], min_position: Position | None) -> bytes:  # noqa: ARG001  (each request has its own)
     """Each whole request is an element of field 1: tag, length as a varint, bytes."""
     pieces: list[bytes | bytearray] = []
@@ -113,6 +128,11 @@ QUERY: Final[SharedMethod[points_pb2.QueryResponse | points_pb2.QueryResult]] = 
 GET: Final[SharedMethod[points_pb2.GetResponse]] = SharedMethod(_methods.GET, _methods.GET_BATCH, _join_framed, "", "")
 UPSERT: Final[SharedMethod[points_pb2.UpsertResponse]] = SharedMethod(
     _methods.UPSERT, _methods.UPSERT_BATCH, _join_framed, "", ""
+)
+
+
+OPERATIONS: Final[SharedMethod[Any]] = SharedMethod(
+    _methods.PIPELINE, _methods.PIPELINE, _join_operations, "", "", attrgetter("results"), lambda outcome: outcome
 )
 
 
@@ -168,16 +188,17 @@ def outcomes(
     method: SharedMethod[ResultT], reply: Any, call_count: int, size: BatchSize
 ) -> list[ResultT | VecmemClientError | Alone]:
     """Take a reply apart, in the order of the calls; errors are what each call alone would have got."""
-    if len(reply.outcomes) != call_count:
+    found = method.outcomes_of(reply)
+    if len(found) != call_count:
         return [
-            VecmemClientError(f"the server sent {len(reply.outcomes)} outcomes for {call_count} requests")
+            VecmemClientError(f"the server sent {len(found)} outcomes for {call_count} requests")
             for _ in range(call_count)
         ]
     results: list[ResultT | VecmemClientError | Alone] = []
     over_limit = False
-    for index, outcome in enumerate(reply.outcomes):
+    for index, outcome in enumerate(found):
         if not outcome.HasField("error"):
-            results.append(outcome.result)
+            results.append(method.result_of(outcome))
             continue
         error = _error_alone(method, outcome.error, index)
         # It may be the batch's reply that was too large, and not this call's.

@@ -10,11 +10,18 @@ VecmemClientError
 │   ├── InvalidFilterError
 │   ├── InvalidPageTokenError
 │   ├── UnknownVectorError
+│   ├── InvalidKeyError
+│   ├── CrossSlotError           ... or names keys of several hash slots
 │   └── RequestIdReusedError
 ├── NotFoundError                what the request names is not there
 │   ├── CollectionNotFoundError
-│   └── PointNotFoundError
+│   ├── PointNotFoundError
+│   └── KeyNotFoundError
 ├── CollectionExistsError        what the request makes is there already
+├── ValueMismatchError           what is stored is not what the request takes it for
+│   ├── WrongTypeError           ... but a value of another type
+│   └── NotANumberError          ... or spells no number
+├── NumberOverflowError          the sum is no number of its kind
 ├── PositionAheadError           `min_position` lies beyond the end of the log
 ├── ResourceExhaustedError       gRPC itself refused, for instance a reply over 64 MiB
 │   └── OverloadedError          too much at once: slow down
@@ -26,7 +33,8 @@ VecmemClientError
 ├── DataLossError                stored data is damaged: an operator is needed
 │   ├── CorruptionError
 │   ├── UnsupportedFormatError
-│   └── CollectionDamagedError   one collection could not be loaded; the others serve
+│   ├── CollectionDamagedError   one collection could not be loaded; the others serve
+│   └── KeyspaceDamagedError     the keys could not be loaded; collections serve
 ├── LogConflictError             somebody else appended to the server's log
 ├── InternalError                a bug in the server
 │   └── CheckpointError          a checkpoint could not be written; nothing is lost
@@ -143,6 +151,18 @@ class RequestIdReusedError(InvalidArgumentError):
     reason = "REQUEST_ID_REUSED"
 
 
+class InvalidKeyError(InvalidArgumentError):
+    """A key is empty."""
+
+    reason = "INVALID_KEY"
+
+
+class CrossSlotError(InvalidArgumentError):
+    """The keys of one operation belong to several hash slots, which `metadata["slots"]` names."""
+
+    reason = "CROSS_SLOT"
+
+
 class NotFoundError(VecmemClientError):
     """What the request names is not there."""
 
@@ -162,11 +182,43 @@ class PointNotFoundError(NotFoundError):
     reason = "POINT_NOT_FOUND"
 
 
+class KeyNotFoundError(NotFoundError):
+    """No such key exists."""
+
+    reason = "KEY_NOT_FOUND"
+
+
 class CollectionExistsError(VecmemClientError):
     """A collection of that name exists."""
 
     reason = "COLLECTION_EXISTS"
     code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class ValueMismatchError(VecmemClientError):
+    """What is stored is not what the request takes it for."""
+
+    reason = "VALUE_MISMATCH"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class WrongTypeError(ValueMismatchError):
+    """The key holds a value of another type."""
+
+    reason = "WRONG_TYPE"
+
+
+class NotANumberError(ValueMismatchError):
+    """The string spells no number."""
+
+    reason = "NOT_A_NUMBER"
+
+
+class NumberOverflowError(VecmemClientError):
+    """The sum is no int64, or no finite double."""
+
+    reason = "OVERFLOW"
+    code = grpc.StatusCode.OUT_OF_RANGE
 
 
 class PositionAheadError(VecmemClientError):
@@ -250,6 +302,12 @@ class CollectionDamagedError(DataLossError):
     reason = "COLLECTION_DAMAGED"
 
 
+class KeyspaceDamagedError(DataLossError):
+    """The keys could not be loaded; their data is kept on disk untouched."""
+
+    reason = "KEYSPACE_DAMAGED"
+
+
 class InternalError(VecmemClientError):
     """The server failed in a way that it does not explain."""
 
@@ -300,6 +358,7 @@ class _Tables:
             InvalidArgumentError,
             NotFoundError,
             CollectionExistsError,
+            ValueMismatchError,
             PositionAheadError,
             ResourceExhaustedError,
             UnavailableError,

@@ -8,6 +8,7 @@ from vecmem.errors import InvalidArgumentError, VecmemError
 from vecmem.store.keyspace import counters, keys, strings
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import Moment, Operation
+from vecmem.store.validation import check_request_id
 from vecmem.v1 import common_pb2, pipeline_pb2
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -28,6 +29,8 @@ def check(operation: pipeline_pb2.Operation) -> Operation:
     if request.HasField(options):
         raise InvalidArgumentError("has to be that of the pipeline", field=options)
     found.check(request)
+    if operation.request_id:
+        check_request_id(operation.request_id, "request_id")
     return found
 
 

@@ -33,9 +33,13 @@ def _get(keyspace: Keyspace, request: api.GetStringRequest, response: api.GetStr
 def _get_several(
     keyspace: Keyspace, request: api.GetStringsRequest, response: api.GetStringsResponse, moment: Moment
 ) -> None:
+    size_bytes = 0
     for key in request.keys:
         value = keyspace.find(key, moment.time_unix_ms)
         found = response.values.add()
+        size_bytes += len(value) if isinstance(value, bytes) else 0
+        if size_bytes > limits.MESSAGE_BYTES_MAX:
+            raise LimitExceededError(f"the values have more than {limits.MESSAGE_BYTES_MAX} bytes", field="keys")
         if isinstance(value, bytes):
             found.value = value[VERSION_BYTES:]
             found.version = version_of(value)

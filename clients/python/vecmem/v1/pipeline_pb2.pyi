@@ -24,10 +24,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Operation(_message.Message):
-    """Operation is the request of one operation. Its own `read` and `write` options have to be absent: those of the pipeline count."""
+    """Operation is the request of one operation. Its own `read` and `write` options have to be absent: those of the pipeline count, and
+    `request_id` here.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     CHECK_KEYS_FIELD_NUMBER: _builtins.int
     DESCRIBE_KEY_FIELD_NUMBER: _builtins.int
     DELETE_KEYS_FIELD_NUMBER: _builtins.int
@@ -46,6 +49,10 @@ class Operation(_message.Message):
     SET_STRING_RANGE_FIELD_NUMBER: _builtins.int
     ADD_INTEGER_FIELD_NUMBER: _builtins.int
     ADD_FLOAT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes this operation safe to retry by itself, whatever others it then travels with: see WriteOptions.request_id. Empty: it is not. Ignored
+    for operations that read.
+    """
     @_builtins.property
     def check_keys(self) -> _keys_pb2.CheckKeysRequest:
         """KeyService.CheckKeys."""
@@ -121,6 +128,7 @@ class Operation(_message.Message):
     def __init__(
         self,
         *,
+        request_id: _builtins.str = ...,
         check_keys: _keys_pb2.CheckKeysRequest | None = ...,
         describe_key: _keys_pb2.DescribeKeyRequest | None = ...,
         delete_keys: _keys_pb2.DeleteKeysRequest | None = ...,
@@ -142,7 +150,7 @@ class Operation(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vecmem_client._async.collections import CollectionMethods
+from vecmem_client._async.keyspace import KeyspaceMethods
 from vecmem_client._async.points import PointMethods
 
 if TYPE_CHECKING:
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class AsyncClient(CollectionMethods, PointMethods):
+class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as
     `retry` says; writes carry a request id of their own, so that a retry never applies twice. Pass `request_id` to
     repeat a write yourself, or `""` for a write that is neither deduplicated nor retried. `channel_options` are
-    gRPC's. With `coalesce`, calls of `query`, `get` and `upsert` that are made while others are under way travel
+    gRPC's. With `coalesce`, calls of `query`, `get`, `upsert` and `run` that are made while others are under way travel
     together; each keeps its own result, error, deadline and request id. Messages have at most 64 MiB either way.
     Close the client, or use it in a `with` statement.
 

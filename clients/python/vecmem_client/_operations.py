@@ -1,0 +1,95 @@
+"""Operations on keys: what both clients run, one by one or in pipelines.
+
+An operation is built by a function of a module of its type (`vecmem_client.strings`, `vecmem_client.counters`, ...) and run by `Client.run`
+or `Client.pipeline`; building sends nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from vecmem.v1 import keys_pb2, pipeline_pb2
+from vecmem_client._errors import VecmemClientError, error_from_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+BytesLike = bytes | str
+"""Keys and values are bytes; text is taken as its UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation(Generic[T]):
+    """One operation and what its result becomes. `writes`: whether it may change something."""
+
+    kind: str
+    message: pipeline_pb2.Operation
+    writes: bool
+    convert: Callable[[Any], T]
+
+    def result(self, outcome: pipeline_pb2.OperationResult) -> T | VecmemClientError:
+        """Return the result, or the error, that a pipeline's reply has for it."""
+        if outcome.HasField("error"):
+            return error_from_message(outcome.error)
+        return self.convert(getattr(outcome, self.kind))
+
+
+def reads(kind: str, convert: Callable[[Any], T], **fields: Any) -> Operation[T]:
+    """Build an operation that changes nothing."""
+    return _build(kind, convert, fields, writes=False)
+
+
+def writes(kind: str, convert: Callable[[Any], T], **fields: Any) -> Operation[T]:
+    """Build an operation that may change something."""
+    return _build(kind, convert, fields, writes=True)
+
+
+def request_of(operations: Sequence[Operation[Any]]) -> pipeline_pb2.PipelineRequest:
+    """Build the request of a pipeline."""
+    return pipeline_pb2.PipelineRequest(operations=[operation.message for operation in operations])
+
+
+def as_bytes(value: BytesLike) -> bytes:
+    """Return a key or a value as bytes."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    raise TypeError(f"bytes or str, not {type(value).__name__}")
+
+
+def as_expiry(ttl_seconds: float | None, expires_at: datetime | None, *, keep: bool = False) -> keys_pb2.Expiry | None:
+    """Build an expiry of at most one of its forms. Raises ValueError for several, and for a datetime without a time zone."""
+    if (ttl_seconds is not None) + (expires_at is not None) + keep > 1:
+        raise ValueError("give one of ttl_seconds, expires_at and keep_expiry")
+    if ttl_seconds is not None:
+        return keys_pb2.Expiry(ttl_ms=round(ttl_seconds * 1e3))
+    if expires_at is not None:
+        if expires_at.tzinfo is None:
+            raise ValueError(f"expires_at has no time zone: {expires_at}")
+        return keys_pb2.Expiry(at_unix_ms=round(expires_at.timestamp() * 1e3))
+    return keys_pb2.Expiry(keep=True) if keep else None
+
+
+def as_datetime(unix_ms: int) -> datetime | None:
+    """Return a time of a reply; None: never."""
+    return datetime.fromtimestamp(unix_ms / 1e3, UTC) if unix_ms else None
+
+
+def _build(kind: str, convert: Callable[[Any], T], fields: dict[str, Any], *, writes: bool) -> Operation[T]:
+    message = pipeline_pb2.Operation()
+    request = getattr(message, kind)
+    request.SetInParent()
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if isinstance(value, list):
+            getattr(request, name).extend(value)
+        elif hasattr(value, "DESCRIPTOR"):
+            getattr(request, name).CopyFrom(value)
+        else:
+            setattr(request, name, value)
+    return Operation(kind, message, writes, convert)

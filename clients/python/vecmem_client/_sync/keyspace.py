@@ -1,0 +1,77 @@
+# Generated from _async/keyspace.py by scripts/generate_sync.py: change that one and run the script.
+"""Running operations on keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vecmem.v1 import pipeline_pb2
+from vecmem_client import _coalescing, _methods, _requests
+from vecmem_client._errors import VecmemClientError
+from vecmem_client._operations import request_of
+from vecmem_client._sync.base import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vecmem_client._operations import Operation
+    from vecmem_client._types import Position
+
+T = TypeVar("T")
+
+
+class KeyspaceMethods(Base):
+    """PipelineService, and with it all operations on keys."""
+
+    def run(
+        self,
+        operation: Operation[T],
+        *,
+        request_id: str | None = None,
+        min_position: Position | None = None,
+        timeout_seconds: float | None = None,
+    ) -> T:
+        """Run one operation, as built by `strings.set` and the like; what it writes is durable on return.
+
+        Operations that are run at the same time travel together (`coalesce`), each with its own result, error and request id.
+        """
+        message = operation.message
+        if operation.writes:
+            message = pipeline_pb2.Operation(request_id=_requests.new_request_id(request_id))
+            message.MergeFrom(operation.message)
+        request = pipeline_pb2.PipelineRequest(operations=[message])
+        _requests.set_read(request, min_position)
+        if request_id == "" and operation.writes:  # nobody may send it twice, for whatever reason
+            reply = self._call(_methods.PIPELINE, request, timeout_seconds, retriable=False)
+        else:
+            reply = self._call_shared(_coalescing.OPERATIONS, request, timeout_seconds, min_position=min_position)
+        # What came with others is its part of the reply, what came alone a reply.
+        outcome = reply.results[0] if isinstance(reply, pipeline_pb2.PipelineResponse) else reply
+        result = operation.result(outcome)
+        if isinstance(result, VecmemClientError):
+            raise result
+        return result
+
+    def pipeline(
+        self,
+        operations: Sequence[Operation[Any]],
+        *,
+        request_id: str | None = None,
+        min_position: Position | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Any]:
+        """Run 1 to 1,024 operations in their order in one call; what they write becomes durable together.
+
+        Returns for each its result, or its VecmemClientError: one that fails does not keep the others from being done. A call that is
+        repeated with the same `request_id` changes nothing further.
+        """
+        request = request_of(operations)
+        _requests.set_read(request, min_position)
+        retriable = True
+        if any(operation.writes for operation in operations):
+            request.write.request_id = _requests.new_request_id(request_id)
+            retriable = request_id != ""
+        reply = self._call(_methods.PIPELINE, request, timeout_seconds, retriable=retriable)
+        if len(reply.results) != len(operations):
+            raise VecmemClientError(f"the server sent {len(reply.results)} results for {len(operations)} operations")
+        return [operation.result(outcome) for operation, outcome in zip(operations, reply.results, strict=True)]
