@@ -15,6 +15,7 @@ import grpc
 from vecmem.cli.collections import collections
 from vecmem.cli.importing import import_points
 from vecmem.cli.inspection import checkpoint, info, verify
+from vecmem.cli.keyspace import counters, keys, strings
 from vecmem.cli.points import count, delete, get, query, scroll
 from vecmem.cli.serving import CannotListenError, serve
 from vecmem.cli.session import ADDRESS_DEFAULT, Session
@@ -51,6 +52,8 @@ def vecmem(context: click.Context, *, address: str, as_json: bool, progress: boo
 
 for command in (serve, collections, import_points, query, get, scroll, count, delete, info, verify, checkpoint):
     vecmem.add_command(command)
+for group in (keys, strings, counters):
+    vecmem.add_command(group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ Progress and messages go to standard error.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import json
@@ -154,6 +155,11 @@ def plain(value: object) -> Any:
         return value
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, VecmemError):
         return {"reason": value.reason, "message": value.message} | value.metadata
     if isinstance(value, Iterable):
@@ -173,6 +179,14 @@ def _plain_point(point: StoredPoint) -> dict[str, Any]:
     if point.expires_at is not None:
         document["expires_at"] = point.expires_at.isoformat()
     return document
+
+
+def text_of(value: bytes) -> str:
+    """Bytes for people: as text where they are UTF-8, else as Python writes them."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return repr(value)
 
 
 def facts(document: Mapping[str, object]) -> Table:
