@@ -1,0 +1,507 @@
+"""Strings, counters and what keys have in common: what each operation does, what it refuses, and that redis-server agrees."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.redis_server import redis_client  # noqa: F401  (a fixture)
+from vecmem import limits
+from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExceededError, VecmemError
+from vecmem.slots import slot_of
+from vecmem.store.keyspace import operations
+from vecmem.store.keyspace.counters import float_of, float_text, integer_of
+from vecmem.store.keyspace.glob import compile_glob, literal_prefix
+from vecmem.store.keyspace.keyspace import Keyspace
+from vecmem.store.keyspace.operation import Moment
+from vecmem.v1 import keys_pb2, pipeline_pb2, strings_pb2
+
+NOW = 1_000_000
+
+
+def operation(kind: str, **fields: Any) -> pipeline_pb2.Operation:
+    built = pipeline_pb2.Operation()
+    request = getattr(built, kind)
+    request.SetInParent()
+    for name, value in fields.items():
+        if isinstance(value, list):
+            getattr(request, name).extend(value)
+        elif hasattr(value, "DESCRIPTOR"):
+            getattr(request, name).CopyFrom(value)
+        elif value is not None:
+            setattr(request, name, value)
+    return built
+
+
+def outcome_of(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> pipeline_pb2.OperationResult:
+    checked = operation(kind, **fields)
+    operations.check(checked)
+    outcome = pipeline_pb2.OperationResult()
+    operations.run(keyspace, checked, outcome, Moment(now))
+    return outcome
+
+
+def do(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> Any:
+    """Run an operation that is to succeed; returns its response."""
+    outcome = outcome_of(keyspace, kind, now=now, **fields)
+    assert not outcome.HasField("error"), outcome.error
+    return getattr(outcome, kind)
+
+
+def refusal(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> tuple[str, str]:
+    """Run an operation that the state refuses; returns reason and field. Nothing may have changed."""
+    before = contents(keyspace)
+    outcome = outcome_of(keyspace, kind, now=now, **fields)
+    assert outcome.WhichOneof("kind") == "error"
+    assert contents(keyspace) == before
+    return outcome.error.reason, outcome.error.metadata["field"]
+
+
+def contents(keyspace: Keyspace) -> Any:
+    return (
+        dict(keyspace.values),
+        dict(keyspace.expiries),
+        list(keyspace.sorted_keys),
+        keyspace.version,
+        keyspace.memory_bytes,
+    )
+
+
+def ttl(milliseconds: int) -> keys_pb2.Expiry:
+    return keys_pb2.Expiry(ttl_ms=milliseconds)
+
+
+# -- strings ---------------------------------------------------------------------------------------------------------------
+
+
+def test_versions_decide_who_was_first() -> None:
+    keyspace = Keyspace()
+    first = do(keyspace, "set_string", key=b"k", value=b"1", expected_version=0)
+    assert first.written
+    late = do(keyspace, "set_string", key=b"k", value=b"2", expected_version=0)
+    assert (late.written, late.version) == (False, first.version)
+    second = do(keyspace, "set_string", key=b"k", value=b"2", expected_version=first.version)
+    assert second.written
+    assert second.version > first.version
+    assert not do(keyspace, "set_string", key=b"k", value=b"3", expected_version=first.version).written
+    do(keyspace, "delete_keys", keys=[b"k"])
+    again = do(keyspace, "set_string", key=b"k", value=b"1", expected_version=0)
+    assert again.version > second.version, "a key that comes back does not take up an old version"
+
+
+def test_a_write_takes_the_expiry_away_unless_told_to_keep_it() -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=b"1", expiry=ttl(100))
+    do(keyspace, "set_string", key=b"k", value=b"2", expiry=keys_pb2.Expiry(keep=True))
+    do(keyspace, "append_string", key=b"k", value=b"!")
+    do(keyspace, "set_string_range", key=b"k", offset=0, value=b"3")
+    do(keyspace, "set_string", key=b"k", value=b"9", condition=strings_pb2.SET_CONDITION_ABSENT)
+    assert do(keyspace, "describe_key", key=b"k").expires_at_unix_ms == NOW + 100
+    do(keyspace, "set_string", key=b"k", value=b"4")
+    assert do(keyspace, "describe_key", key=b"k").expires_at_unix_ms == 0
+    assert keyspace.expiries == {}
+
+
+def test_what_has_expired_is_not_there_for_any_operation() -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=b"7", expiry=ttl(100))
+    at = NOW + 100
+    assert do(keyspace, "get_string", key=b"k", now=at - 1).value == b"7"
+    assert not do(keyspace, "get_string", key=b"k", now=at).HasField("value")
+    assert list(do(keyspace, "check_keys", keys=[b"k"], now=at).existing) == [False]
+    assert list(do(keyspace, "scan_keys", now=at).keys) == []
+    assert do(keyspace, "delete_keys", keys=[b"k"], now=at).deleted_count == 0
+    assert not do(keyspace, "set_string", key=b"k", value=b"1", condition=2, now=at).written
+    assert not do(keyspace, "expire_key", key=b"k", expiry=ttl(5), now=at).changed
+    assert not do(keyspace, "persist_key", key=b"k", now=at).changed
+    assert do(keyspace, "add_integer", key=b"k", delta=1, now=at).value == 1
+    assert do(keyspace, "describe_key", key=b"k", now=at).expires_at_unix_ms == 0, "the new one lives on"
+    do(keyspace, "expire_key", key=b"k", expiry=ttl(5), now=at)
+    do(keyspace, "append_string", key=b"k", value=b"2", now=at + 5)
+    assert do(keyspace, "get_string", key=b"k", now=at + 50).value == b"2"
+
+
+def test_the_sweep_removes_what_has_expired_and_only_that() -> None:
+    keyspace = Keyspace()
+    for number in range(10):
+        do(keyspace, "set_string", key=b"%d" % number, value=b"x", expiry=ttl(100 + number))
+    do(keyspace, "expire_key", key=b"3", expiry=ttl(10_000))
+    do(keyspace, "persist_key", key=b"4")
+    assert keyspace.expired_keys(NOW + 105, 3) == [b"0", b"1", b"2"]
+    named = keyspace.expired_keys(NOW + 105, 100)
+    assert named == [b"0", b"1", b"2", b"5"]
+    assert keyspace.remove_expired([*named, b"3", b"9", b"none"], NOW + 105) == 4
+    assert list(keyspace.sorted_keys) == [b"3", b"4", b"6", b"7", b"8", b"9"]
+    assert keyspace.expired_keys(NOW + 105, 100) == []
+
+
+def test_expiries_that_are_moved_on_leave_no_trail() -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=b"x")
+    for number in range(5_000):
+        do(keyspace, "expire_key", key=b"k", expiry=ttl(1_000 + number))
+    assert len(keyspace._expiring) < 2_000
+    assert keyspace.expired_keys(NOW + 6_000, 10) == [b"k"]
+
+
+def test_memory_is_counted_up_and_down() -> None:
+    keyspace = Keyspace()
+    for number in range(100):
+        do(keyspace, "set_string", key=b"%d" % number, value=b"x" * number)
+        do(keyspace, "append_string", key=b"%d" % number, value=b"y")
+    assert keyspace.memory_bytes > 100 * 150
+    do(keyspace, "rename_key", key=b"1", new_key=b"{1}")
+    do(keyspace, "rename_key", key=b"{1}", new_key=b"1")
+    for number in range(100):
+        do(keyspace, "delete_keys", keys=[b"%d" % number])
+    assert keyspace.memory_bytes == 0
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------------
+
+LONG_KEY = b"k" * (limits.KEY_BYTES_MAX + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "reason", "field"),
+    [
+        ("get_string", {"key": b""}, "INVALID_KEY", "key"),
+        ("get_string", {"key": LONG_KEY}, "LIMIT_EXCEEDED", "key"),
+        ("get_strings", {"keys": []}, "INVALID_ARGUMENT", "keys"),
+        ("get_strings", {"keys": [b"a", b""]}, "INVALID_KEY", "keys[1]"),
+        ("get_strings", {"keys": [b"a", b"b"]}, "CROSS_SLOT", "keys"),
+        ("delete_keys", {"keys": [b"a"] * 1_025}, "LIMIT_EXCEEDED", "keys"),
+        ("set_string", {"key": b"a", "expiry": ttl(0)}, "INVALID_ARGUMENT", "expiry.ttl_ms"),
+        ("set_string", {"key": b"a", "expiry": ttl(2**53 + 1)}, "INVALID_ARGUMENT", "expiry.ttl_ms"),
+        (
+            "set_string",
+            {"key": b"a", "expiry": keys_pb2.Expiry(at_unix_ms=-1)},
+            "INVALID_ARGUMENT",
+            "expiry.at_unix_ms",
+        ),
+        ("set_string", {"key": b"a", "condition": 9}, "INVALID_ARGUMENT", "condition"),
+        ("set_strings", {"values": []}, "INVALID_ARGUMENT", "values"),
+        (
+            "set_strings",
+            {"values": [strings_pb2.KeyValue(key=b"a"), strings_pb2.KeyValue(key=b"b")]},
+            "CROSS_SLOT",
+            "values",
+        ),
+        ("set_string_range", {"key": b"a", "offset": 2**63}, "LIMIT_EXCEEDED", "offset"),
+        (
+            "set_string_range",
+            {"key": b"a", "offset": limits.STRING_BYTES_MAX, "value": b"x"},
+            "LIMIT_EXCEEDED",
+            "offset",
+        ),
+        ("rename_key", {"key": b"a", "new_key": b"b"}, "CROSS_SLOT", "new_key"),
+        ("rename_key", {"key": b"a"}, "INVALID_KEY", "new_key"),
+        ("expire_key", {"key": b"a"}, "INVALID_ARGUMENT", "expiry"),
+        ("expire_key", {"key": b"a", "expiry": keys_pb2.Expiry(keep=True)}, "INVALID_ARGUMENT", "expiry.keep"),
+        ("expire_key", {"key": b"a", "expiry": ttl(1), "condition": 7}, "INVALID_ARGUMENT", "condition"),
+        ("scan_keys", {"pattern": b"*" * 1_025}, "LIMIT_EXCEEDED", "pattern"),
+        ("scan_keys", {"page_size": 10_001}, "LIMIT_EXCEEDED", "page_size"),
+        ("scan_keys", {"type": 99}, "INVALID_ARGUMENT", "type"),
+        ("scan_keys", {"page_token": "x"}, "INVALID_PAGE_TOKEN", "page_token"),
+        ("add_integer", {"key": b"a", "delta": 1, "minimum": 2, "maximum": 1}, "INVALID_ARGUMENT", "minimum"),
+        ("add_integer", {"key": b"a", "bound_policy": 5}, "INVALID_ARGUMENT", "bound_policy"),
+        ("add_float", {"key": b"a", "delta": math.nan}, "INVALID_ARGUMENT", "delta"),
+        ("add_float", {"key": b"a", "delta": math.inf}, "INVALID_ARGUMENT", "delta"),
+        ("add_float", {"key": b"a", "maximum": -math.inf}, "INVALID_ARGUMENT", "maximum"),
+        (
+            "add_float",
+            {"key": b"a", "expiry_if_absent": keys_pb2.Expiry(keep=True)},
+            "INVALID_ARGUMENT",
+            "expiry_if_absent.keep",
+        ),
+        ("get_string", {"key": b"a", "read": strings_pb2.GetStringRequest(read={}).read}, "INVALID_ARGUMENT", "read"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_logged(
+    kind: str, fields: dict[str, Any], reason: str, field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        operations.check(operation(kind, **fields))
+    assert (refused.value.reason, refused.value.metadata["field"]) == (reason, field)
+
+
+def test_an_operation_of_no_kind_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="kind"):
+        operations.check(pipeline_pb2.Operation())
+
+
+def test_slots_are_named() -> None:
+    with pytest.raises(VecmemError) as refused:
+        operations.check(operation("delete_keys", keys=[b"a", b"b", b"{a}x"]))
+    assert refused.value.metadata["slots"] == ", ".join(map(str, sorted([slot_of(b"a"), slot_of(b"b")])))
+
+
+def test_a_value_that_would_be_too_long_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STRING_BYTES_MAX", 10)
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=b"12345678")
+    assert refusal(keyspace, "append_string", key=b"k", value=b"9ab") == ("LIMIT_EXCEEDED", "value")
+    with pytest.raises(LimitExceededError):
+        operations.check(operation("set_string", key=b"k", value=b"12345678901"))
+
+
+# -- counters --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"-", b"+1", b"01", b"-0", b" 1", b"1 ", b"1_0", b"1.0", b"x", "\u0661".encode(), b"9223372036854775808"]
+)
+def test_what_spells_no_integer_is_no_counter(text: bytes) -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=text)
+    assert refusal(keyspace, "add_integer", key=b"k", delta=1) == ("NOT_A_NUMBER", "key")
+
+
+@pytest.mark.parametrize("text", [b"", b"nan", b"inf", b"-inf", b"1e999", b"1_0.0", b" 1.0", b"0x1p3", b"1" * 500])
+def test_what_spells_no_finite_double_is_no_counter(text: bytes) -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=text)
+    assert refusal(keyspace, "add_float", key=b"k", delta=1.0) == ("NOT_A_NUMBER", "key")
+
+
+def test_overflow_changes_nothing() -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=b"%d" % limits.INT64_MAX)
+    assert refusal(keyspace, "add_integer", key=b"k", delta=1) == ("OVERFLOW", "delta")
+    do(keyspace, "set_string", key=b"k", value=b"1.7e308")
+    assert refusal(keyspace, "add_float", key=b"k", delta=1.7e308) == ("OVERFLOW", "delta")
+
+
+def test_bounds_refuse_or_clamp() -> None:
+    keyspace = Keyspace()
+    assert do(keyspace, "add_integer", key=b"k", delta=4, maximum=5).value == 4
+    refused = do(keyspace, "add_integer", key=b"k", delta=2, maximum=5)
+    assert (refused.value, refused.changed) == (4, False)
+    clamped = do(keyspace, "add_integer", key=b"k", delta=2, maximum=5, bound_policy=2)
+    assert (clamped.value, clamped.changed) == (5, True)
+    low = do(keyspace, "add_integer", key=b"k", delta=limits.INT64_MIN, minimum=0, bound_policy=2)
+    assert low.value == 0
+    assert do(keyspace, "add_float", key=b"f", delta=2.5, maximum=2.0, bound_policy=2).value == 2.0
+    fresh = do(keyspace, "add_integer", key=b"none", delta=-1, minimum=0)
+    assert (fresh.value, fresh.changed, b"none" in keyspace.values) == (0, False, False)
+
+
+def test_only_a_new_counter_takes_the_expiry() -> None:
+    keyspace = Keyspace()
+    for _ in range(3):
+        do(keyspace, "add_integer", key=b"k", delta=1, expiry_if_absent=ttl(100))
+    assert keyspace.expiries == {b"k": NOW + 100}
+    assert do(keyspace, "add_integer", key=b"k", delta=1, expiry_if_absent=ttl(100), now=NOW + 100).value == 1
+    assert keyspace.expiries == {b"k": NOW + 200}
+
+
+@given(st.integers(limits.INT64_MIN, limits.INT64_MAX))
+def test_integers_are_read_as_they_are_spelt(value: int) -> None:
+    assert integer_of(b"%d" % value) == value
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_doubles_are_read_as_they_are_spelt(value: float) -> None:
+    assert float_of(float_text(value)) == value
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_walk_returns_each_key_once_whatever_is_written_meanwhile() -> None:
+    keyspace = Keyspace()
+    stay = {b"k%03d" % number for number in range(0, 300, 3)}
+    for key in stay:
+        do(keyspace, "set_string", key=key, value=b"")
+    seen: list[bytes] = []
+    token = ""
+    for round_ in range(1_000):
+        page = do(keyspace, "scan_keys", pattern=b"k*", page_size=7, page_token=token)
+        seen += page.keys
+        token = page.next_page_token
+        if not token:
+            break
+        do(keyspace, "set_string", key=b"k%03d" % (round_ % 300), value=b"new")
+        do(keyspace, "delete_keys", keys=[b"k%03d" % (round_ * 7 % 300 // 3 * 3 + 1)])
+    assert len(seen) == len(set(seen))
+    assert stay <= set(seen)
+    with pytest.raises(InvalidPageTokenError):
+        operations.check(operation("scan_keys", pattern=b"j*", page_token=page_token_of(keyspace)))
+
+
+def page_token_of(keyspace: Keyspace) -> str:
+    token: str = do(keyspace, "scan_keys", pattern=b"k*", page_size=1).next_page_token
+    return token
+
+
+def test_a_page_that_looks_at_many_keys_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vecmem.store.keyspace.keys.SCAN_KEYS_MAX", 10)
+    keyspace = Keyspace()
+    for number in range(35):
+        do(keyspace, "set_string", key=b"%02d" % number, value=b"")
+    page = do(keyspace, "scan_keys", pattern=b"*4")
+    assert (list(page.keys), bool(page.next_page_token)) == ([b"04"], True)
+    assert do(keyspace, "scan_keys", pattern=b"3*").keys == [b"30", b"31", b"32", b"33", b"34"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "prefix"),
+    [(b"ab*", b"ab"), (b"*", b""), (b"a\\*", b"a"), (b"a[b]", b"a"), (b"abc", b"abc"), (b"a?", b"a")],
+)
+def test_the_literal_prefix(pattern: bytes, prefix: bytes) -> None:
+    assert literal_prefix(pattern) == prefix
+
+
+def test_a_pattern_takes_no_exponential_time() -> None:
+    assert not compile_glob(b"*a" * 300 + b"b").fullmatch(b"a" * 1_024)
+
+
+def test_a_key_of_the_last_bytes_is_found_by_its_prefix() -> None:
+    keyspace = Keyspace()
+    for key in (b"\xff", b"\xff\xff", b"\xfe\xff", b"\xfe"):
+        do(keyspace, "set_string", key=key, value=b"")
+    assert list(do(keyspace, "scan_keys", pattern=b"\xff*").keys) == [b"\xff", b"\xff\xff"]
+    assert list(do(keyspace, "scan_keys", pattern=b"\xfe\xff*").keys) == [b"\xfe\xff"]
+
+
+def test_rename_moves_value_and_expiry() -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"{k}1", value=b"1", expiry=ttl(100))
+    do(keyspace, "set_string", key=b"{k}2", value=b"2", expiry=ttl(500))
+    assert not do(keyspace, "rename_key", key=b"{k}1", new_key=b"{k}2", only_if_absent=True).renamed
+    assert do(keyspace, "rename_key", key=b"{k}1", new_key=b"{k}2").renamed
+    assert do(keyspace, "get_string", key=b"{k}2").value == b"1"
+    assert keyspace.expiries == {b"{k}2": NOW + 100}
+    assert refusal(keyspace, "rename_key", key=b"{k}1", new_key=b"{k}2") == ("KEY_NOT_FOUND", "key")
+
+
+# -- redis agrees ----------------------------------------------------------------------------------------------------------
+
+KEYS = st.sampled_from([b"{t}a", b"{t}b", b"{t}c"])
+VALUES = st.sampled_from([b"", b"0", b"10", b"-3", b"x", b"hello", b"9223372036854775807", b"2.5"]) | st.binary(
+    max_size=8
+)
+INDEXES = st.integers(-12, 12)
+STEPS = st.one_of(
+    st.tuples(
+        st.just("set"), KEYS, VALUES, st.sampled_from([None, "NX", "XX"]), st.sampled_from([None, 1_000, "KEEP"])
+    ),
+    st.tuples(st.just("get"), KEYS),
+    st.tuples(st.just("mget"), st.lists(KEYS, min_size=1, max_size=3)),
+    st.tuples(st.just("mset"), st.dictionaries(KEYS, VALUES, min_size=1, max_size=3), st.booleans()),
+    st.tuples(st.just("getdel"), KEYS),
+    st.tuples(st.just("append"), KEYS, VALUES),
+    st.tuples(st.just("getrange"), KEYS, INDEXES, INDEXES),
+    st.tuples(st.just("setrange"), KEYS, st.integers(0, 12), VALUES),
+    st.tuples(st.just("incrby"), KEYS, st.integers(-5, 5) | st.just(limits.INT64_MAX)),
+    st.tuples(st.just("del"), st.lists(KEYS, min_size=1, max_size=3)),
+    st.tuples(st.just("exists"), KEYS),
+    st.tuples(st.just("rename"), KEYS, KEYS, st.booleans()),
+    st.tuples(st.just("expire"), KEYS, st.integers(1_000, 3_000), st.sampled_from([None, "NX", "XX", "GT", "LT"])),
+    st.tuples(st.just("persist"), KEYS),
+)
+CONDITIONS = {None: 0, "NX": 1, "XX": 2, "GT": 3, "LT": 4}
+
+
+def both(keyspace: Keyspace, client: redis.Redis, step: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Do one thing in both; returns what each answered, `ERROR` for an error."""
+    match step:
+        case ("set", key, value, condition, expiry):
+            options: list[Any] = [condition] if condition else []
+            ours = keys_pb2.Expiry(keep=True) if expiry == "KEEP" else ttl(expiry * 1_000) if expiry else None
+            options += ["KEEPTTL"] if expiry == "KEEP" else ["EX", expiry] if expiry else []
+            response = do(keyspace, "set_string", key=key, value=value, condition=CONDITIONS[condition], expiry=ours)
+            return response.written, bool(client.execute_command("SET", key, value, *options))
+        case ("get", key):
+            return _value(do(keyspace, "get_string", key=key)), client.get(key)
+        case ("mget", keys):
+            return [_value(found) for found in do(keyspace, "get_strings", keys=keys).values], client.mget(keys)
+        case ("mset", values, only_new):
+            items = [strings_pb2.KeyValue(key=key, value=value) for key, value in values.items()]
+            response = do(keyspace, "set_strings", values=items, only_if_all_absent=only_new)
+            return response.written, bool(client.msetnx(values) if only_new else client.mset(values))
+        case ("getdel", key):
+            return _value(do(keyspace, "take_string", key=key)), client.getdel(key)
+        case ("append", key, value):
+            return do(keyspace, "append_string", key=key, value=value).size_bytes, client.append(key, value)
+        case ("getrange", key, start, stop):
+            # Redis takes a stop before the first byte for the first one, which is a slip of its own.
+            stop = max(stop, -len(client.get(key) or b"")) if stop < 0 else stop
+            return do(keyspace, "get_string_range", key=key, start=start, stop=stop).value, client.getrange(
+                key, start, stop
+            )
+        case ("setrange", key, offset, value):
+            return (
+                do(keyspace, "set_string_range", key=key, offset=offset, value=value).size_bytes,
+                client.setrange(key, offset, value),
+            )
+        case ("incrby", key, delta):
+            outcome = outcome_of(keyspace, "add_integer", key=key, delta=delta)
+            try:
+                theirs: Any = client.incrby(key, delta)
+            except redis.ResponseError:
+                theirs = "ERROR"
+            return "ERROR" if outcome.HasField("error") else outcome.add_integer.value, theirs
+        case ("del", keys):
+            return do(keyspace, "delete_keys", keys=keys).deleted_count, client.delete(*keys)
+        case ("exists", key):
+            return do(keyspace, "check_keys", keys=[key]).existing[0], bool(client.exists(key))
+        case ("rename", key, new_key, only_new):
+            outcome = outcome_of(keyspace, "rename_key", key=key, new_key=new_key, only_if_absent=only_new)
+            try:
+                theirs = client.renamenx(key, new_key) if only_new else bool(client.rename(key, new_key))
+            except redis.ResponseError:
+                theirs = "ERROR"
+            return "ERROR" if outcome.HasField("error") else outcome.rename_key.renamed, theirs
+        case ("expire", key, seconds, condition):
+            response = do(keyspace, "expire_key", key=key, expiry=ttl(seconds * 1_000), condition=CONDITIONS[condition])
+            options = [condition] if condition else []
+            return response.changed, bool(client.execute_command("EXPIRE", key, seconds, *options))
+        case ("persist", key):
+            return do(keyspace, "persist_key", key=key).changed, client.persist(key)
+    raise AssertionError(step)
+
+
+def _value(response: Any) -> bytes | None:
+    return response.value if response.HasField("value") else None
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_redis_answers_the_same(redis_client: redis.Redis, steps: list[tuple[Any, ...]]) -> None:  # noqa: F811
+    redis_client.flushall()
+    keyspace = Keyspace()
+    for step in steps:
+        ours, theirs = both(keyspace, redis_client, step)
+        assert ours == theirs, step
+    for key in (b"{t}a", b"{t}b", b"{t}c"):
+        assert _value(do(keyspace, "get_string", key=key)) == redis_client.get(key)
+        expires_at = keyspace.expires_at(key)
+        left_ms = redis_client.pttl(key)
+        # Times are 1,000 seconds and more, and all of this takes much less.
+        assert (left_ms > 0) == bool(expires_at)
+        assert not expires_at or abs(expires_at - NOW - left_ms) < 500_000
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"*", b"?", b"a", b"b", b"[ab]", b"[^a]", b"[a-c]", b"\\*", b"\\", b"[", b"-", b"]"]),
+        max_size=6,
+    ),
+    st.lists(
+        st.binary(min_size=1, max_size=4) | st.text("ab*-]\\[^", min_size=1, max_size=5).map(str.encode),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_redis_matches_the_same_keys(redis_client: redis.Redis, parts: list[bytes], keys: list[bytes]) -> None:  # noqa: F811
+    redis_client.flushall()
+    pattern = b"".join(parts)
+    for key in keys:
+        redis_client.set(key, b"")
+    fullmatch = compile_glob(pattern).fullmatch
+    assert {key for key in keys if fullmatch(key)} == set(redis_client.keys(pattern)), pattern
