@@ -40,6 +40,10 @@ FIELD_PATHS_MAX: Final = 256
 KEY_BYTES_MAX: Final = 1_024
 """Of a key, and of a pattern for keys."""
 KEYS_PER_REQUEST_MAX: Final = 1_024
+MEMBER_BYTES_MAX: Final = 1_024
+"""Of a member of a set or a sorted set, and of a field of a hash."""
+MEMBERS_PER_REQUEST_MAX: Final = 1_024
+"""Members or fields that one operation names."""
 STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
 TIME_MS_MAX: Final = 2**53

@@ -28,10 +28,14 @@ from vecmem.v1 import (
     common_pb2,
     counters_pb2,
     counters_pb2_grpc,
+    hashes_pb2,
+    hashes_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
     pipeline_pb2,
     pipeline_pb2_grpc,
+    sets_pb2,
+    sets_pb2_grpc,
     strings_pb2,
     strings_pb2_grpc,
 )
@@ -43,6 +47,8 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
         counters_pb2.DESCRIPTOR.services_by_name["CounterService"],
         counters_pb2_grpc.add_CounterServiceServicer_to_server,
     ),
+    (hashes_pb2.DESCRIPTOR.services_by_name["HashService"], hashes_pb2_grpc.add_HashServiceServicer_to_server),
+    (sets_pb2.DESCRIPTOR.services_by_name["SetService"], sets_pb2_grpc.add_SetServiceServicer_to_server),
 )
 SERVICE_NAMES = (
     *(descriptor.full_name for descriptor, _ in TYPED_SERVICES),

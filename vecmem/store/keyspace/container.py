@@ -32,6 +32,15 @@ class Container(ABC):
     def __len__(self) -> int:
         """How many items it has."""
 
+    def count_at(self, now_unix_ms: int) -> int:  # noqa: ARG002  (of no matter here)
+        """How many items it has for who looks at a time: items may expire by themselves."""
+        return len(self)
+
+    @property
+    def ends_at_unix_ms(self) -> int:
+        """When the last of its items has expired: from then on its key is gone. 0: some never do."""
+        return 0
+
     @abstractmethod
     def dump(self) -> bytes:
         """All items, for a checkpoint: equal contents, in the same order where there is one that matters, give equal bytes."""

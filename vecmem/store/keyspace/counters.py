@@ -14,6 +14,7 @@ from vecmem.errors import InvalidArgumentError, NotANumberError, NumberOverflowE
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace, shown
 from vecmem.store.keyspace.operation import Moment, check_expiry, check_request_key, expiry_of, writes
 from vecmem.v1 import counters_pb2 as api
+from vecmem.v1 import hashes_pb2
 
 _FLOAT = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _WHOLE_MAX = 2.0**53
@@ -21,7 +22,9 @@ _WHOLE_MAX = 2.0**53
 _NUMBER_BYTES_MAX = 400
 """No double needs more to be spelt, and longer texts take long to read."""
 
-Request = api.AddIntegerRequest | api.AddFloatRequest
+Request = (
+    api.AddIntegerRequest | api.AddFloatRequest | hashes_pb2.AddHashIntegerRequest | hashes_pb2.AddHashFloatRequest
+)
 
 
 def integer_of(content: bytes) -> int | None:
@@ -45,7 +48,8 @@ def float_text(value: float) -> bytes:
     return b"%d" % value if value.is_integer() and abs(value) <= _WHOLE_MAX else repr(value).encode()
 
 
-def _check(request: Request) -> None:
+def check_addition(request: Request) -> None:
+    """Check a whole request but for the field of a hash. Raises InvalidArgumentError."""
     check_request_key(request)
     check_delta(request)
     if request.HasField("expiry_if_absent"):
@@ -121,6 +125,6 @@ def _write(keyspace: Keyspace, request: Request, before: bytes | None, content: 
 
 
 OPERATIONS = {
-    "add_integer": writes(_check, _add_integer),
-    "add_float": writes(_check, _add_float),
+    "add_integer": writes(check_addition, _add_integer),
+    "add_float": writes(check_addition, _add_float),
 }

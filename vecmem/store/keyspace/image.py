@@ -12,7 +12,11 @@ import numpy as np
 
 from vecmem.errors import CorruptionError, UnsupportedFormatError
 from vecmem.store.blobs import join, split
+from vecmem.store.keyspace.hashes import HashValue
 from vecmem.store.keyspace.keyspace import VERSION_BYTES
+from vecmem.store.keyspace.lists import ListValue
+from vecmem.store.keyspace.sets import SetValue
+from vecmem.store.keyspace.sorted_set_value import SortedSetValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +27,12 @@ if TYPE_CHECKING:
 
 FILE: Final = "keyspace.npz"
 STRING: Final = 1
-CONTAINERS: Final[dict[int, type[Container]]] = {}
+CONTAINERS: Final[dict[int, type[Container]]] = {
+    HashValue.TYPE: HashValue,
+    SetValue.TYPE: SetValue,
+    ListValue.TYPE: ListValue,
+    SortedSetValue.TYPE: SortedSetValue,
+}
 """By their type on disk, which never changes and is never reused."""
 
 

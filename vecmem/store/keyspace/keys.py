@@ -19,11 +19,12 @@ from vecmem.store.keyspace.keyspace import (
 )
 from vecmem.store.keyspace.operation import (
     Moment,
-    check_expiry,
+    check_conditional_expiry,
     check_key,
     check_request_key,
     check_request_keys,
     check_slot,
+    expiry_condition_holds,
     expiry_of,
     reads,
     writes,
@@ -51,7 +52,7 @@ def _describe(
     response.type = _type_of(value)
     response.version = version_of(value)
     response.expires_at_unix_ms = keyspace.expires_at(request.key)
-    response.size = len(value) - VERSION_BYTES if isinstance(value, bytes) else len(value)
+    response.size = len(value) - VERSION_BYTES if isinstance(value, bytes) else value.count_at(moment.time_unix_ms)
     response.memory_bytes = entry_bytes(request.key, value)
 
 
@@ -91,11 +92,7 @@ def _touch(keyspace: Keyspace, request: api.TouchKeysRequest, response: api.Touc
 
 def _check_expire(request: api.ExpireKeyRequest) -> None:
     check_request_key(request)
-    if request.expiry.WhichOneof("kind") is None:
-        raise InvalidArgumentError("says no time", field="expiry")
-    check_expiry(request.expiry, keep=False)
-    if request.condition not in api.ExpiryCondition.values():
-        raise InvalidArgumentError(f"{request.condition} is not known", field="condition")
+    check_conditional_expiry(request)
 
 
 def _expire(keyspace: Keyspace, request: api.ExpireKeyRequest, response: api.ExpireKeyResponse, moment: Moment) -> None:
@@ -104,18 +101,7 @@ def _expire(keyspace: Keyspace, request: api.ExpireKeyRequest, response: api.Exp
         return
     old = keyspace.expires_at(key)
     new = expiry_of(request.expiry, keyspace, key, moment)
-    match request.condition:
-        case api.EXPIRY_CONDITION_NONE:
-            changed = old == NEVER
-        case api.EXPIRY_CONDITION_SOME:
-            changed = old != NEVER
-        case api.EXPIRY_CONDITION_LATER:
-            changed = old != NEVER and new > old
-        case api.EXPIRY_CONDITION_EARLIER:
-            changed = old == NEVER or new < old
-        case _:
-            changed = True
-    if changed:
+    if expiry_condition_holds(request.condition, old, new):
         keyspace.set_expiry(key, new)
         response.changed = True
 

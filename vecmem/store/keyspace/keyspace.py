@@ -38,6 +38,8 @@ class Keyspace:
         self.sorted_keys: SortedList[bytes] = SortedList()
         self.expiries: dict[bytes, int] = {}
         """When a key is removed, milliseconds since the Unix epoch; only of keys that are."""
+        self.endings: dict[bytes, int] = {}
+        """When the last item of a container has expired, which ends the key as well; only of those all of whose items expire."""
         self.version = 0
         """The last version given out. Each change of a key takes the next."""
         self.memory_bytes = 0
@@ -48,6 +50,8 @@ class Keyspace:
         """The value of a key that exists and has not expired."""
         value = self.values.get(key)
         if value is not None and self.expiries and self.expiries.get(key, now_unix_ms + 1) <= now_unix_ms:
+            return None
+        if self.endings and self.endings.get(key, now_unix_ms + 1) <= now_unix_ms:
             return None
         return value
 
@@ -60,12 +64,12 @@ class Keyspace:
             raise wrong_type(key, "string", value)
         return value[VERSION_BYTES:]
 
-    def container(self, key: bytes, kind: type[C], now_unix_ms: int) -> C | None:
-        """The value of a key that is a container of a kind. Raises WrongTypeError."""
+    def container(self, key: bytes, kind: type[C], now_unix_ms: int, field: str = "key") -> C | None:
+        """The value of a key that is a container of a kind. Raises WrongTypeError, with the path of the field that names the key."""
         value = self.find(key, now_unix_ms)
         if value is None or type(value) is kind:
             return value
-        raise wrong_type(key, kind.NAME, value)
+        raise wrong_type(key, kind.NAME, value, field)
 
     def change(self, key: bytes, value: Container, old_size_bytes: int, now_unix_ms: int) -> int:
         """Tell of a container that was changed, or is new (`old_size_bytes` 0); returns the key's version. Without items it is removed.
@@ -81,6 +85,8 @@ class Keyspace:
                 self.remove(key)
         elif not known:
             self.put(key, value, NEVER)
+        else:
+            self._set_ending(key, value.ends_at_unix_ms)
         return value.version
 
     def expires_at(self, key: bytes) -> int:
@@ -108,17 +114,23 @@ class Keyspace:
             self.memory_bytes += value_bytes(value) - value_bytes(old)
         self.values[key] = value
         self.set_expiry(key, expires_at_unix_ms)
+        self._set_ending(key, NEVER if isinstance(value, bytes) else value.ends_at_unix_ms)
 
     def set_expiry(self, key: bytes, expires_at_unix_ms: int) -> None:
         """Set when a key that exists is removed."""
         if expires_at_unix_ms != NEVER:
             self.expiries[key] = expires_at_unix_ms
-            heapq.heappush(self._expiring, (expires_at_unix_ms, key))
-            if len(self._expiring) > EXPIRING_SLACK + 2 * len(self.expiries):
-                # Keys whose expiry is moved on again and again leave entries behind, which may be due only years from now.
-                self._rebuild_expiring()
+            self._push_expiring(expires_at_unix_ms, key)
         elif self.expiries:
             self.expiries.pop(key, None)
+
+    def _set_ending(self, key: bytes, ends_at_unix_ms: int) -> None:
+        if ends_at_unix_ms == NEVER:
+            if self.endings:
+                self.endings.pop(key, None)
+        elif self.endings.get(key) != ends_at_unix_ms:
+            self.endings[key] = ends_at_unix_ms
+            self._push_expiring(ends_at_unix_ms, key)
 
     def remove(self, key: bytes) -> None:
         """Remove a key that exists."""
@@ -126,6 +138,7 @@ class Keyspace:
         self.sorted_keys.remove(key)
         self.memory_bytes -= entry_bytes(key, value)
         self.expiries.pop(key, None)
+        self.endings.pop(key, None)
 
     def expired_keys(self, now_unix_ms: int, count_max: int) -> list[bytes]:
         """Up to `count_max` keys whose time has come, earliest first; they are reported again until removed."""
@@ -133,7 +146,8 @@ class Keyspace:
         while self._expiring and self._expiring[0][0] <= now_unix_ms and len(found) < count_max:
             entry = heapq.heappop(self._expiring)
             # A key that was given the same expiry twice has two equal entries.
-            if self.expiries.get(entry[1]) == entry[0] and entry not in found[-1:]:
+            due = entry[0] in (self.expiries.get(entry[1]), self.endings.get(entry[1]))
+            if due and entry not in found[-1:]:
                 found.append(entry)
         for entry in found:
             heapq.heappush(self._expiring, entry)
@@ -141,7 +155,7 @@ class Keyspace:
 
     def remove_expired(self, keys: Iterable[bytes], now_unix_ms: int) -> int:
         """Remove those of the keys whose time has come; returns how many."""
-        expired = [key for key in dict.fromkeys(keys) if self.expiries.get(key, now_unix_ms + 1) <= now_unix_ms]
+        expired = [key for key in dict.fromkeys(keys) if key in self.values and self.find(key, now_unix_ms) is None]
         for key in expired:
             self.remove(key)
         return len(expired)
@@ -160,11 +174,23 @@ class Keyspace:
         self.expiries = expiries
         self.version = version
         self.memory_bytes = sum(entry_bytes(key, value) for key, value in self.values.items())
+        self.endings = {
+            key: value.ends_at_unix_ms
+            for key, value in self.values.items()
+            if not isinstance(value, bytes) and value.ends_at_unix_ms != NEVER
+        }
         self._rebuild_expiring()
+
+    def _push_expiring(self, expires_at_unix_ms: int, key: bytes) -> None:
+        heapq.heappush(self._expiring, (expires_at_unix_ms, key))
+        if len(self._expiring) > EXPIRING_SLACK + 2 * (len(self.expiries) + len(self.endings)):
+            # Keys whose expiry is moved on again and again leave entries behind, which may be due only years from now.
+            self._rebuild_expiring()
 
     def _rebuild_expiring(self) -> None:
         # What is sorted is a heap.
-        self._expiring = sorted((expires_at, key) for key, expires_at in self.expiries.items())
+        times = (*self.expiries.items(), *self.endings.items())
+        self._expiring = sorted((expires_at, key) for key, expires_at in times)
 
 
 def version_of(value: Value) -> int:
@@ -190,10 +216,10 @@ def entry_bytes(key: bytes, value: Value) -> int:
     return ENTRY_BYTES + len(key) + value_bytes(value)
 
 
-def wrong_type(key: bytes, wanted: str, value: Value) -> WrongTypeError:
+def wrong_type(key: bytes, wanted: str, value: Value, field: str = "key") -> WrongTypeError:
     """What to raise for a key whose value is of another type."""
     held = "string" if isinstance(value, bytes) else value.NAME
-    return WrongTypeError(f"key: {shown(key)} holds a {held}, not a {wanted}", field="key")
+    return WrongTypeError(f"{field}: {shown(key)} holds a {held}, not a {wanted}", field=field)
 
 
 def shown(key: bytes) -> str:

@@ -92,6 +92,27 @@ def check_value(value: bytes, field: str = "value") -> None:
         raise LimitExceededError(f"has {len(value)} bytes, more than {limits.STRING_BYTES_MAX}", field=field)
 
 
+def check_member(member: bytes, field: str) -> None:
+    """Check a member of a set or a field of a hash. Raises LimitExceededError."""
+    if len(member) > limits.MEMBER_BYTES_MAX:
+        raise LimitExceededError(f"has {len(member)} bytes, more than {limits.MEMBER_BYTES_MAX}", field=field)
+
+
+def check_member_count(count: int, field: str) -> None:
+    """Raises InvalidArgumentError, LimitExceededError."""
+    if not count:
+        raise InvalidArgumentError("is empty", field=field)
+    if count > limits.MEMBERS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{count} items, more than {limits.MEMBERS_PER_REQUEST_MAX}", field=field)
+
+
+def check_members(members: Sequence[bytes], field: str) -> None:
+    """Check members of a set or fields of a hash. Raises InvalidArgumentError, LimitExceededError."""
+    check_member_count(len(members), field)
+    for index, member in enumerate(members):
+        check_member(member, f"{field}[{index}]")
+
+
 def check_expiry(expiry: keys_pb2.Expiry, field: str = "expiry", *, keep: bool = True) -> None:
     """Raises InvalidArgumentError. `keep`: whether the expiry may stay as it is."""
     kind = expiry.WhichOneof("kind")
@@ -100,6 +121,30 @@ def check_expiry(expiry: keys_pb2.Expiry, field: str = "expiry", *, keep: bool =
             raise InvalidArgumentError("cannot be kept here", field=f"{field}.keep")
     elif kind is not None and not 1 <= getattr(expiry, kind) <= limits.TIME_MS_MAX:
         raise InvalidArgumentError(f"{getattr(expiry, kind)} is not within 1 to 2^53", field=f"{field}.{kind}")
+
+
+def check_conditional_expiry(request: Any) -> None:
+    """Check a required expiry and the condition it is set on. Raises InvalidArgumentError."""
+    if request.expiry.WhichOneof("kind") is None:
+        raise InvalidArgumentError("says no time", field="expiry")
+    check_expiry(request.expiry, keep=False)
+    if request.condition not in keys_pb2.ExpiryCondition.values():
+        raise InvalidArgumentError(f"{request.condition} is not known", field="condition")
+
+
+def expiry_condition_holds(condition: keys_pb2.ExpiryCondition.ValueType, old: int, new: int) -> bool:
+    """Whether an expiry is to be replaced. `old` may be NEVER."""
+    match condition:
+        case keys_pb2.EXPIRY_CONDITION_NONE:
+            return old == NEVER
+        case keys_pb2.EXPIRY_CONDITION_SOME:
+            return old != NEVER
+        case keys_pb2.EXPIRY_CONDITION_LATER:
+            return old != NEVER and new > old
+        case keys_pb2.EXPIRY_CONDITION_EARLIER:
+            return old == NEVER or new < old
+        case _:
+            return True
 
 
 def expiry_of(expiry: keys_pb2.Expiry, keyspace: Keyspace, key: bytes, moment: Moment) -> int:

@@ -9,7 +9,9 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from vecmem.v1 import common_pb2 as _common_pb2
 from vecmem.v1 import counters_pb2 as _counters_pb2
+from vecmem.v1 import hashes_pb2 as _hashes_pb2
 from vecmem.v1 import keys_pb2 as _keys_pb2
+from vecmem.v1 import sets_pb2 as _sets_pb2
 from vecmem.v1 import strings_pb2 as _strings_pb2
 import builtins as _builtins
 import sys
@@ -49,6 +51,26 @@ class Operation(_message.Message):
     SET_STRING_RANGE_FIELD_NUMBER: _builtins.int
     ADD_INTEGER_FIELD_NUMBER: _builtins.int
     ADD_FLOAT_FIELD_NUMBER: _builtins.int
+    SET_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    GET_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    GET_HASH_FIELD_NUMBER: _builtins.int
+    CHECK_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    DELETE_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    ADD_HASH_INTEGER_FIELD_NUMBER: _builtins.int
+    ADD_HASH_FLOAT_FIELD_NUMBER: _builtins.int
+    EXPIRE_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    PERSIST_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    GET_HASH_FIELD_EXPIRIES_FIELD_NUMBER: _builtins.int
+    ADD_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    REMOVE_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    CHECK_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    SCAN_SET_FIELD_NUMBER: _builtins.int
+    POP_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    GET_SET_RANDOM_MEMBERS_FIELD_NUMBER: _builtins.int
+    MOVE_SET_MEMBER_FIELD_NUMBER: _builtins.int
+    COMBINE_SETS_FIELD_NUMBER: _builtins.int
+    STORE_COMBINED_SETS_FIELD_NUMBER: _builtins.int
+    COUNT_SET_INTERSECTION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes this operation safe to retry by itself, whatever others it then travels with: see WriteOptions.request_id. Empty: it is not. Ignored
     for operations that read.
@@ -125,6 +147,86 @@ class Operation(_message.Message):
     def add_float(self) -> _counters_pb2.AddFloatRequest:
         """CounterService.AddFloat."""
 
+    @_builtins.property
+    def set_hash_fields(self) -> _hashes_pb2.SetHashFieldsRequest:
+        """HashService.SetHashFields."""
+
+    @_builtins.property
+    def get_hash_fields(self) -> _hashes_pb2.GetHashFieldsRequest:
+        """HashService.GetHashFields."""
+
+    @_builtins.property
+    def get_hash(self) -> _hashes_pb2.GetHashRequest:
+        """HashService.GetHash."""
+
+    @_builtins.property
+    def check_hash_fields(self) -> _hashes_pb2.CheckHashFieldsRequest:
+        """HashService.CheckHashFields."""
+
+    @_builtins.property
+    def delete_hash_fields(self) -> _hashes_pb2.DeleteHashFieldsRequest:
+        """HashService.DeleteHashFields."""
+
+    @_builtins.property
+    def add_hash_integer(self) -> _hashes_pb2.AddHashIntegerRequest:
+        """HashService.AddHashInteger."""
+
+    @_builtins.property
+    def add_hash_float(self) -> _hashes_pb2.AddHashFloatRequest:
+        """HashService.AddHashFloat."""
+
+    @_builtins.property
+    def expire_hash_fields(self) -> _hashes_pb2.ExpireHashFieldsRequest:
+        """HashService.ExpireHashFields."""
+
+    @_builtins.property
+    def persist_hash_fields(self) -> _hashes_pb2.PersistHashFieldsRequest:
+        """HashService.PersistHashFields."""
+
+    @_builtins.property
+    def get_hash_field_expiries(self) -> _hashes_pb2.GetHashFieldExpiriesRequest:
+        """HashService.GetHashFieldExpiries."""
+
+    @_builtins.property
+    def add_set_members(self) -> _sets_pb2.AddSetMembersRequest:
+        """SetService.AddSetMembers."""
+
+    @_builtins.property
+    def remove_set_members(self) -> _sets_pb2.RemoveSetMembersRequest:
+        """SetService.RemoveSetMembers."""
+
+    @_builtins.property
+    def check_set_members(self) -> _sets_pb2.CheckSetMembersRequest:
+        """SetService.CheckSetMembers."""
+
+    @_builtins.property
+    def scan_set(self) -> _sets_pb2.ScanSetRequest:
+        """SetService.ScanSet."""
+
+    @_builtins.property
+    def pop_set_members(self) -> _sets_pb2.PopSetMembersRequest:
+        """SetService.PopSetMembers."""
+
+    @_builtins.property
+    def get_set_random_members(self) -> _sets_pb2.GetSetRandomMembersRequest:
+        """SetService.GetSetRandomMembers."""
+
+    @_builtins.property
+    def move_set_member(self) -> _sets_pb2.MoveSetMemberRequest:
+        """SetService.MoveSetMember."""
+
+    @_builtins.property
+    def combine_sets(self) -> _sets_pb2.CombineSetsRequest:
+        """SetService.CombineSets."""
+
+    @_builtins.property
+    def store_combined_sets(self) -> _sets_pb2.StoreCombinedSetsRequest:
+        """SetService.StoreCombinedSets."""
+
+    @_builtins.property
+    def count_set_intersection(self) -> _sets_pb2.CountSetIntersectionRequest:
+        """SetService.CountSetIntersection."""
+
     def __init__(
         self,
         *,
@@ -147,12 +249,32 @@ class Operation(_message.Message):
         set_string_range: _strings_pb2.SetStringRangeRequest | None = ...,
         add_integer: _counters_pb2.AddIntegerRequest | None = ...,
         add_float: _counters_pb2.AddFloatRequest | None = ...,
+        set_hash_fields: _hashes_pb2.SetHashFieldsRequest | None = ...,
+        get_hash_fields: _hashes_pb2.GetHashFieldsRequest | None = ...,
+        get_hash: _hashes_pb2.GetHashRequest | None = ...,
+        check_hash_fields: _hashes_pb2.CheckHashFieldsRequest | None = ...,
+        delete_hash_fields: _hashes_pb2.DeleteHashFieldsRequest | None = ...,
+        add_hash_integer: _hashes_pb2.AddHashIntegerRequest | None = ...,
+        add_hash_float: _hashes_pb2.AddHashFloatRequest | None = ...,
+        expire_hash_fields: _hashes_pb2.ExpireHashFieldsRequest | None = ...,
+        persist_hash_fields: _hashes_pb2.PersistHashFieldsRequest | None = ...,
+        get_hash_field_expiries: _hashes_pb2.GetHashFieldExpiriesRequest | None = ...,
+        add_set_members: _sets_pb2.AddSetMembersRequest | None = ...,
+        remove_set_members: _sets_pb2.RemoveSetMembersRequest | None = ...,
+        check_set_members: _sets_pb2.CheckSetMembersRequest | None = ...,
+        scan_set: _sets_pb2.ScanSetRequest | None = ...,
+        pop_set_members: _sets_pb2.PopSetMembersRequest | None = ...,
+        get_set_random_members: _sets_pb2.GetSetRandomMembersRequest | None = ...,
+        move_set_member: _sets_pb2.MoveSetMemberRequest | None = ...,
+        combine_sets: _sets_pb2.CombineSetsRequest | None = ...,
+        store_combined_sets: _sets_pb2.StoreCombinedSetsRequest | None = ...,
+        count_set_intersection: _sets_pb2.CountSetIntersectionRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -182,6 +304,26 @@ class OperationResult(_message.Message):
     SET_STRING_RANGE_FIELD_NUMBER: _builtins.int
     ADD_INTEGER_FIELD_NUMBER: _builtins.int
     ADD_FLOAT_FIELD_NUMBER: _builtins.int
+    SET_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    GET_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    GET_HASH_FIELD_NUMBER: _builtins.int
+    CHECK_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    DELETE_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    ADD_HASH_INTEGER_FIELD_NUMBER: _builtins.int
+    ADD_HASH_FLOAT_FIELD_NUMBER: _builtins.int
+    EXPIRE_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    PERSIST_HASH_FIELDS_FIELD_NUMBER: _builtins.int
+    GET_HASH_FIELD_EXPIRIES_FIELD_NUMBER: _builtins.int
+    ADD_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    REMOVE_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    CHECK_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    SCAN_SET_FIELD_NUMBER: _builtins.int
+    POP_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    GET_SET_RANDOM_MEMBERS_FIELD_NUMBER: _builtins.int
+    MOVE_SET_MEMBER_FIELD_NUMBER: _builtins.int
+    COMBINE_SETS_FIELD_NUMBER: _builtins.int
+    STORE_COMBINED_SETS_FIELD_NUMBER: _builtins.int
+    COUNT_SET_INTERSECTION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_keys(self) -> _keys_pb2.CheckKeysResponse:
@@ -256,6 +398,86 @@ class OperationResult(_message.Message):
         """Of add_float."""
 
     @_builtins.property
+    def set_hash_fields(self) -> _hashes_pb2.SetHashFieldsResponse:
+        """Of set_hash_fields."""
+
+    @_builtins.property
+    def get_hash_fields(self) -> _hashes_pb2.GetHashFieldsResponse:
+        """Of get_hash_fields."""
+
+    @_builtins.property
+    def get_hash(self) -> _hashes_pb2.GetHashResponse:
+        """Of get_hash."""
+
+    @_builtins.property
+    def check_hash_fields(self) -> _hashes_pb2.CheckHashFieldsResponse:
+        """Of check_hash_fields."""
+
+    @_builtins.property
+    def delete_hash_fields(self) -> _hashes_pb2.DeleteHashFieldsResponse:
+        """Of delete_hash_fields."""
+
+    @_builtins.property
+    def add_hash_integer(self) -> _hashes_pb2.AddHashIntegerResponse:
+        """Of add_hash_integer."""
+
+    @_builtins.property
+    def add_hash_float(self) -> _hashes_pb2.AddHashFloatResponse:
+        """Of add_hash_float."""
+
+    @_builtins.property
+    def expire_hash_fields(self) -> _hashes_pb2.ExpireHashFieldsResponse:
+        """Of expire_hash_fields."""
+
+    @_builtins.property
+    def persist_hash_fields(self) -> _hashes_pb2.PersistHashFieldsResponse:
+        """Of persist_hash_fields."""
+
+    @_builtins.property
+    def get_hash_field_expiries(self) -> _hashes_pb2.GetHashFieldExpiriesResponse:
+        """Of get_hash_field_expiries."""
+
+    @_builtins.property
+    def add_set_members(self) -> _sets_pb2.AddSetMembersResponse:
+        """Of add_set_members."""
+
+    @_builtins.property
+    def remove_set_members(self) -> _sets_pb2.RemoveSetMembersResponse:
+        """Of remove_set_members."""
+
+    @_builtins.property
+    def check_set_members(self) -> _sets_pb2.CheckSetMembersResponse:
+        """Of check_set_members."""
+
+    @_builtins.property
+    def scan_set(self) -> _sets_pb2.ScanSetResponse:
+        """Of scan_set."""
+
+    @_builtins.property
+    def pop_set_members(self) -> _sets_pb2.PopSetMembersResponse:
+        """Of pop_set_members."""
+
+    @_builtins.property
+    def get_set_random_members(self) -> _sets_pb2.GetSetRandomMembersResponse:
+        """Of get_set_random_members."""
+
+    @_builtins.property
+    def move_set_member(self) -> _sets_pb2.MoveSetMemberResponse:
+        """Of move_set_member."""
+
+    @_builtins.property
+    def combine_sets(self) -> _sets_pb2.CombineSetsResponse:
+        """Of combine_sets."""
+
+    @_builtins.property
+    def store_combined_sets(self) -> _sets_pb2.StoreCombinedSetsResponse:
+        """Of store_combined_sets."""
+
+    @_builtins.property
+    def count_set_intersection(self) -> _sets_pb2.CountSetIntersectionResponse:
+        """Of count_set_intersection."""
+
+    @_builtins.property
     def error(self) -> _common_pb2.Error:
         """Why it failed; it changed nothing."""
 
@@ -280,13 +502,33 @@ class OperationResult(_message.Message):
         set_string_range: _strings_pb2.SetStringRangeResponse | None = ...,
         add_integer: _counters_pb2.AddIntegerResponse | None = ...,
         add_float: _counters_pb2.AddFloatResponse | None = ...,
+        set_hash_fields: _hashes_pb2.SetHashFieldsResponse | None = ...,
+        get_hash_fields: _hashes_pb2.GetHashFieldsResponse | None = ...,
+        get_hash: _hashes_pb2.GetHashResponse | None = ...,
+        check_hash_fields: _hashes_pb2.CheckHashFieldsResponse | None = ...,
+        delete_hash_fields: _hashes_pb2.DeleteHashFieldsResponse | None = ...,
+        add_hash_integer: _hashes_pb2.AddHashIntegerResponse | None = ...,
+        add_hash_float: _hashes_pb2.AddHashFloatResponse | None = ...,
+        expire_hash_fields: _hashes_pb2.ExpireHashFieldsResponse | None = ...,
+        persist_hash_fields: _hashes_pb2.PersistHashFieldsResponse | None = ...,
+        get_hash_field_expiries: _hashes_pb2.GetHashFieldExpiriesResponse | None = ...,
+        add_set_members: _sets_pb2.AddSetMembersResponse | None = ...,
+        remove_set_members: _sets_pb2.RemoveSetMembersResponse | None = ...,
+        check_set_members: _sets_pb2.CheckSetMembersResponse | None = ...,
+        scan_set: _sets_pb2.ScanSetResponse | None = ...,
+        pop_set_members: _sets_pb2.PopSetMembersResponse | None = ...,
+        get_set_random_members: _sets_pb2.GetSetRandomMembersResponse | None = ...,
+        move_set_member: _sets_pb2.MoveSetMemberResponse | None = ...,
+        combine_sets: _sets_pb2.CombineSetsResponse | None = ...,
+        store_combined_sets: _sets_pb2.StoreCombinedSetsResponse | None = ...,
+        count_set_intersection: _sets_pb2.CountSetIntersectionResponse | None = ...,
         error: _common_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_integer", b"add_integer", "append_string", b"append_string", "check_keys", b"check_keys", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_key", b"expire_key", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "persist_key", b"persist_key", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "error"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "error"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
