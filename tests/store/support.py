@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from vecmem.index.rows import row_array
 from vecmem.index.vector_index import SearchRequest
 from vecmem.log.record import LogEntry, Record, chain
 from vecmem.store.configuration import complete_config
+from vecmem.store.keyspace import image
+from vecmem.store.keyspace.keyspace import Keyspace, entry_bytes
 from vecmem.store.lanes import Answer, Outcome
 from vecmem.store.recovery import recover
 from vecmem.store.shard import Shard
@@ -130,8 +133,20 @@ def dump(state: StateMachine) -> dict[str, Any]:
         "time": state.time_unix_ms,
         "collections": collections,
         "damaged": state.damaged,
+        "keys": keyspace_bytes(state.keyspace),
         "deduplication": [entry.SerializeToString(deterministic=True) for entry in state.deduplication.entries()],
     }
+
+
+def keyspace_bytes(keyspace: Keyspace) -> bytes:
+    """The canonical form of all keys."""
+    assert list(keyspace.sorted_keys) == sorted(keyspace.values)
+    assert keyspace.expiries.keys() <= keyspace.values.keys()
+    assert keyspace.memory_bytes == sum(entry_bytes(key, value) for key, value in keyspace.values.items())
+    with tempfile.TemporaryDirectory() as directory:
+        image.write_keyspace(keyspace, Path(directory))
+        with np.load(Path(directory) / image.FILE) as arrays:
+            return b"".join(arrays[name].tobytes() for name in sorted(arrays.files))
 
 
 def nearest(

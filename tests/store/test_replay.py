@@ -16,9 +16,10 @@ from vecmem import limits
 from vecmem.log import checkpoints
 from vecmem.store import image, recovery
 from vecmem.store.state_machine import StateMachine
-from vecmem.v1 import filter_pb2
+from vecmem.v1 import filter_pb2, pipeline_pb2
 
 IDS = [f"p{i}" for i in range(8)]
+KEYS = [b"{k}%d" % number for number in range(4)]
 EVERYTHING = filter_pb2.Filter()
 EVERYTHING.all_of.SetInParent()
 
@@ -47,7 +48,21 @@ def histories(draw: st.DrawFn) -> list[Command]:
             command.request_fingerprint = draw(st.integers(1, 2))
         uid = draw(st.sampled_from(uids))
         kind = draw(
-            st.sampled_from(["upsert", "upsert", "upsert", "delete", "update", "expire", "configure", "drop", "create"])
+            st.sampled_from(
+                [
+                    "upsert",
+                    "upsert",
+                    "delete",
+                    "update",
+                    "expire",
+                    "configure",
+                    "drop",
+                    "create",
+                    "keys",
+                    "keys",
+                    "sweep",
+                ]
+            )
         )
         match kind:
             case "upsert":
@@ -79,6 +94,11 @@ def histories(draw: st.DrawFn) -> list[Command]:
             case "expire":
                 command.expire_points.collection_uid = uid
                 command.expire_points.ids.extend(draw(st.lists(st.sampled_from(IDS), min_size=1)))
+            case "keys":
+                for _ in range(draw(st.integers(1, 5))):
+                    command.run_operations.operations.add().CopyFrom(draw(key_operations(now)))
+            case "sweep":
+                command.expire_keys.keys.extend(draw(st.lists(st.sampled_from(KEYS), min_size=1)))
             case "configure":
                 command.update_collection.collection_uid = uid
                 command.update_collection.config.CopyFrom(commands[uid - 1].create_collection.config)
@@ -95,6 +115,36 @@ def histories(draw: st.DrawFn) -> list[Command]:
         if kind == "create" and not command.create_collection.config.vector.HasField("flat"):
             uids.append(len(commands))  # a creation may be refused: then its uid stands for nothing
     return commands
+
+
+@st.composite
+def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
+    """Something that writes, refused and repeated ones included."""
+    operation = pipeline_pb2.Operation()
+    if draw(st.integers(0, 3)) == 0:
+        operation.request_id = draw(st.sampled_from(["x", "u", "v"]))
+    key = draw(st.sampled_from(KEYS))
+    match draw(st.sampled_from(["set", "append", "add", "delete", "rename", "expire", "take"])):
+        case "set":
+            operation.set_string.key = key
+            operation.set_string.value = draw(st.sampled_from([b"", b"7", b"text"]))
+            if draw(st.booleans()):
+                operation.set_string.expiry.at_unix_ms = draw(st.sampled_from([max(1, now - 1), now + 1, now + 60]))
+            if draw(st.booleans()):
+                operation.set_string.expected_version = draw(st.integers(0, 3))
+        case "append":
+            operation.append_string.key, operation.append_string.value = key, b"!"
+        case "add":
+            operation.add_integer.key, operation.add_integer.delta = key, 3
+        case "delete":
+            operation.delete_keys.keys.append(key)
+        case "rename":
+            operation.rename_key.key, operation.rename_key.new_key = key, draw(st.sampled_from(KEYS))
+        case "expire":
+            operation.expire_key.key, operation.expire_key.expiry.ttl_ms = key, draw(st.sampled_from([1, 50]))
+        case _:
+            operation.take_string.key = key
+    return operation
 
 
 def floats(values: random.Random, count: int) -> bytes:
