@@ -20,10 +20,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.crash.key_workload import KeyWriter
 from tests.crash.workload import Connection, Operation, Traffic, Writer
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
-from vecmem.v1 import points_pb2
+from vecmem.v1 import pipeline_pb2, pipeline_pb2_grpc, points_pb2
 
 ARGUMENTS = ["--checkpoint-log-bytes", "60000", "--log-retention-bytes", "0", "--checkpoint-idle-seconds", "0.3"]
 
@@ -38,6 +39,7 @@ class Loop:
         self.server = ServerProcess(directory / "data", arguments=ARGUMENTS)
         self.checkpoints = self.server.data_dir / "checkpoints"
         self.writers = [Writer(n, rng.randrange(2**32), size=size, dimension=dimension) for n in range(writers)]
+        self.key_writers = [KeyWriter(n, rng.randrange(2**32)) for n in range(writers)]
         self.events: Counter[str] = Counter()
 
     def round(self) -> None:
@@ -46,7 +48,7 @@ class Loop:
             [self._kill_writing, self._kill_writing, self._kill_opening, self._kill_in_checkpoint, self._stop]
         )
         with Connection(self.server.address) as connection:
-            traffic = Traffic(self.writers, connection)
+            traffic = Traffic([*self.writers, *self.key_writers], connection)
             way(connection)
             traffic.end()
         self.events[way.__name__.strip("_")] += 1
@@ -62,8 +64,11 @@ class Loop:
             self.events["records trimmed"] += info.log_first_sequence > 1
             assert not [note for note in info.recovery.notes if "checkpoint" in note], info.recovery.notes
             self.events["pending"] += sum(writer.pending is not None for writer in self.writers)
+            self.events["keys pending"] += sum(writer.pending is not None for writer in self.key_writers)
             for writer in self.writers:
                 writer.check(connection)
+            for key_writer in self.key_writers:
+                key_writer.check(connection)
             assert connection.names() == {name for writer in self.writers for name in writer.state}
 
     def _kill_writing(self, _: Connection) -> None:
@@ -127,7 +132,7 @@ def run_loop(loop: Loop, rounds: int) -> None:
     acknowledged_count = sum(writer.acknowledged_count for writer in loop.writers)
     print(dict(loop.events), f"{acknowledged_count} writes acknowledged, recall {recall:.3f}")
     assert recall > 0.9
-    assert all(writer.acknowledged_count for writer in loop.writers)
+    assert all(writer.acknowledged_count for writer in [*loop.writers, *loop.key_writers])
     leftovers = [name for name in _names(loop.checkpoints) if not name.startswith("checkpoint-")]
     assert leftovers == []
 
@@ -179,6 +184,38 @@ def test_the_check_notices_a_server_that_forgets(tmp_path: Path, grown: tuple[Se
     server.start()
     with Connection(server.address) as connection, pytest.raises(AssertionError, match="other points"):
         writer.check(connection)
+
+
+@pytest.mark.parametrize("part", ["half", "twice", "lost"])
+def test_the_check_notices_keys_that_are_half_there_twice_or_lost(
+    grown: tuple[ServerProcess, Writer], part: str
+) -> None:
+    """Canary: half of a pipeline, a pipeline applied under another request id as well, and an acknowledged write undone."""
+    server, _ = grown
+    writer = KeyWriter(7, seed=3)
+    with Connection(server.address) as connection:
+        other = KeyWriter(7, seed=4)
+        writer.step(connection)
+        pending = writer._next_pipeline()
+        del pending.operations[:]
+        for key in (b"1", b"2"):
+            pending.operations.add().add_integer.key = writer.prefix + b"counter" + key
+            pending.operations[-1].add_integer.delta = 1
+        other.pending = pipeline_pb2.PipelineRequest()
+        other.pending.CopyFrom(pending)
+        other.pending.write.request_id = "another"
+        if part == "half":
+            del other.pending.operations[1:]
+        if part == "lost":
+            other.pending.operations[0].delete_keys.keys.append(min(writer.values))
+        stub = pipeline_pb2_grpc.PipelineServiceStub(connection.channel)
+        stub.Pipeline(other.pending, timeout=60)
+        if part != "lost":
+            writer.pending = pending
+        with pytest.raises(
+            AssertionError, match={"half": "half of", "twice": "other results", "lost": "other keys"}[part]
+        ):
+            writer.check(connection)
 
 
 @pytest.mark.parametrize("part", ["half", "twice"])

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import grpc
 import numpy as np
@@ -427,10 +427,19 @@ def search(
     return [(hit.point.id, hit.score) for hit in reply.hits]
 
 
+class TrafficWriter(Protocol):
+    """Who takes part."""
+
+    error: BaseException | None
+
+    def run(self, connection: Connection, stop: threading.Event) -> None:
+        """Write until stopped or cut off."""
+
+
 class Traffic:
     """Writers at work in threads of their own, until the server dies or `stop`."""
 
-    def __init__(self, writers: list[Writer], connection: Connection) -> None:
+    def __init__(self, writers: Sequence[TrafficWriter], connection: Connection) -> None:
         self._writers = writers
         self._stop = threading.Event()
         self._threads = [

@@ -1,0 +1,145 @@
+"""A writer of keys that knows what a server must hold: the twin of `workload.Writer` for the key-value half.
+
+It sends one pipeline at a time under a request id. After a crash the keys must look as if all of the pending pipeline had happened, or
+none of it; then it is sent again, and must have happened exactly once. Counters tell: an increment applied twice is seen.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import grpc
+
+from tests.crash.workload import CALL_SECONDS_MAX, Connection
+from vecmem.v1 import keys_pb2, keys_pb2_grpc, pipeline_pb2, pipeline_pb2_grpc, strings_pb2, strings_pb2_grpc
+
+Values = dict[bytes, bytes]
+
+
+class KeyWriter:
+    """One client with keys of its own."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.prefix = b"{w%d}" % number
+        self.values: Values = {}
+        self.pending: pipeline_pb2.PipelineRequest | None = None
+        self.acknowledged_count = 0
+        self.error: BaseException | None = None
+        self._rng = random.Random(seed)
+        self._requests = 0
+        self._name = f"keys-{number}-{seed}"
+
+    def run(self, connection: Connection, stop: threading.Event) -> None:
+        """Write until stopped or cut off; whatever is wrong stands in `error`."""
+        try:
+            while not stop.is_set():
+                self.step(connection)
+        except grpc.RpcError:
+            return  # the server is gone, or going: the pipeline stays pending
+        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
+            self.error = error
+
+    def step(self, connection: Connection) -> None:
+        """One pipeline, acknowledged and applied to the model; on an RpcError it stays pending."""
+        self.pending = self._next_pipeline()
+        self._send(connection)
+
+    def check(self, connection: Connection) -> None:
+        """Compare the server with the model; settle what is pending; compare again. Raises AssertionError."""
+        observed = self._observe(connection)
+        if observed != self.values:
+            assert self.pending is not None, (
+                f"the server holds other keys than were acknowledged: {self._difference(observed)}"
+            )
+            assert observed == after(self.values, self.pending)[0], f"half of a pipeline: {self._difference(observed)}"
+        if self.pending is not None:
+            self._send(connection)
+            observed = self._observe(connection)
+            assert observed == self.values, f"a repeat changed something: {self._difference(observed)}"
+
+    def _send(self, connection: Connection) -> None:
+        assert self.pending is not None
+        stub = pipeline_pb2_grpc.PipelineServiceStub(connection.channel)
+        reply = stub.Pipeline(self.pending, timeout=CALL_SECONDS_MAX)
+        self.values, expected = after(self.values, self.pending)
+        outcomes = [_outcome(result) for result in reply.results]
+        assert outcomes == expected, f"other results than the model's: {outcomes}, expected {expected}"
+        self.pending = None
+        self.acknowledged_count += 1
+
+    def _next_pipeline(self) -> pipeline_pb2.PipelineRequest:
+        self._requests += 1
+        request = pipeline_pb2.PipelineRequest()
+        request.write.request_id = f"{self._name}-{self._requests}"
+        for _ in range(self._rng.randint(1, 30)):
+            operation = request.operations.add()
+            key = self.prefix + b"%d" % self._rng.randrange(40)
+            match self._rng.choice(["set", "append", "add", "add", "delete"]):
+                case "set":
+                    operation.set_string.key, operation.set_string.value = key, b"%d" % self._rng.randrange(1_000)
+                case "append":
+                    operation.append_string.key, operation.append_string.value = (
+                        key,
+                        self._rng.choice([b"1", b"x" * 50]),
+                    )
+                case "add":
+                    operation.add_integer.key, operation.add_integer.delta = key, 1
+                case _:
+                    operation.delete_keys.keys.append(key)
+        return request
+
+    def _observe(self, connection: Connection) -> Values:
+        keys = keys_pb2_grpc.KeyServiceStub(connection.channel)
+        strings = strings_pb2_grpc.StringServiceStub(connection.channel)
+        request = keys_pb2.ScanKeysRequest(pattern=self.prefix + b"*", page_size=1_000)
+        page = keys.ScanKeys(request, timeout=CALL_SECONDS_MAX)
+        assert not page.next_page_token
+        if not page.keys:
+            return {}
+        found = strings.GetStrings(strings_pb2.GetStringsRequest(keys=page.keys), timeout=CALL_SECONDS_MAX)
+        return {key: value.value for key, value in zip(page.keys, found.values, strict=True)}
+
+    def _difference(self, observed: Values) -> str:
+        keys = sorted(key for key in observed | self.values if observed.get(key) != self.values.get(key))
+        return ", ".join(f"{key!r}: {observed.get(key)!r} instead of {self.values.get(key)!r}" for key in keys[:3])
+
+
+def after(values: Values, request: pipeline_pb2.PipelineRequest) -> tuple[Values, list[object]]:
+    """What a pipeline makes of values, and its results."""
+    values = dict(values)
+    results: list[object] = []
+    for operation in request.operations:
+        match operation.WhichOneof("kind"):
+            case "set_string":
+                values[operation.set_string.key] = operation.set_string.value
+                results.append(True)
+            case "append_string":
+                key = operation.append_string.key
+                values[key] = values.get(key, b"") + operation.append_string.value
+                results.append(len(values[key]))
+            case "add_integer":
+                key = operation.add_integer.key
+                content = values.get(key, b"0")
+                if not (content.isdigit() and b"%d" % int(content) == content and int(content) < 2**63 - 1):
+                    results.append("error")
+                    continue
+                values[key] = b"%d" % (int(content) + 1)
+                results.append(int(values[key]))
+            case _:
+                results.append(int(values.pop(operation.delete_keys.keys[0], None) is not None))
+    return values, results
+
+
+def _outcome(result: pipeline_pb2.OperationResult) -> object:
+    match result.WhichOneof("kind"):
+        case "set_string":
+            return result.set_string.written
+        case "append_string":
+            return result.append_string.size_bytes
+        case "add_integer":
+            return result.add_integer.value
+        case "delete_keys":
+            return result.delete_keys.deleted_count
+        case kind:
+            return kind
