@@ -630,17 +630,17 @@ class MoveListItemRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SOURCE_KEY_FIELD_NUMBER: _builtins.int
-    DESTINATION_KEY_FIELD_NUMBER: _builtins.int
-    SOURCE_END_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     DESTINATION_END_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
-    source_key: _builtins.bytes
-    """From where. Must hold a list if it exists."""
-    destination_key: _builtins.bytes
-    """To where; may be the same, whose item then changes ends. Is looked at only where there is an item to move."""
-    source_end: Global___ListEnd.ValueType
-    """Which end of the source. Required."""
+    key: _builtins.bytes
+    """The list that has the item."""
+    destination: _builtins.bytes
+    """The list that is to have it, of the same slot; a key that does not exist is made. It may be the same one, whose item then changes ends."""
+    end: Global___ListEnd.ValueType
+    """Which end of the list that has it. Required."""
     destination_end: Global___ListEnd.ValueType
     """Which end of the destination. Required."""
     @_builtins.property
@@ -650,15 +650,15 @@ class MoveListItemRequest(_message.Message):
     def __init__(
         self,
         *,
-        source_key: _builtins.bytes = ...,
-        destination_key: _builtins.bytes = ...,
-        source_end: Global___ListEnd.ValueType = ...,
+        key: _builtins.bytes = ...,
+        destination: _builtins.bytes = ...,
+        end: Global___ListEnd.ValueType = ...,
         destination_end: Global___ListEnd.ValueType = ...,
         write: _common_pb2.WriteOptions | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_end", b"destination_end", "destination_key", b"destination_key", "source_end", b"source_end", "source_key", b"source_key", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "destination_end", b"destination_end", "end", b"end", "key", b"key", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -673,7 +673,7 @@ class MoveListItemResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
     item: _builtins.bytes
-    """Absent: there was no such source, and nothing was changed."""
+    """Absent: there is no such list to take it from, and nothing was changed."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""

@@ -11,7 +11,9 @@ from vecmem.v1 import common_pb2 as _common_pb2
 from vecmem.v1 import counters_pb2 as _counters_pb2
 from vecmem.v1 import hashes_pb2 as _hashes_pb2
 from vecmem.v1 import keys_pb2 as _keys_pb2
+from vecmem.v1 import lists_pb2 as _lists_pb2
 from vecmem.v1 import sets_pb2 as _sets_pb2
+from vecmem.v1 import sorted_sets_pb2 as _sorted_sets_pb2
 from vecmem.v1 import strings_pb2 as _strings_pb2
 import builtins as _builtins
 import sys
@@ -71,6 +73,28 @@ class Operation(_message.Message):
     COMBINE_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SETS_FIELD_NUMBER: _builtins.int
     COUNT_SET_INTERSECTION_FIELD_NUMBER: _builtins.int
+    PUSH_LIST_ITEMS_FIELD_NUMBER: _builtins.int
+    POP_LIST_ITEMS_FIELD_NUMBER: _builtins.int
+    GET_LIST_RANGE_FIELD_NUMBER: _builtins.int
+    GET_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    SET_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    INSERT_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    REMOVE_LIST_ITEMS_FIELD_NUMBER: _builtins.int
+    TRIM_LIST_FIELD_NUMBER: _builtins.int
+    MOVE_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    FIND_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    ADD_SORTED_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    INCREMENT_SORTED_SET_MEMBER_FIELD_NUMBER: _builtins.int
+    REMOVE_SORTED_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_SCORES_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_RANKS_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_RANGE_FIELD_NUMBER: _builtins.int
+    COUNT_SORTED_SET_RANGE_FIELD_NUMBER: _builtins.int
+    REMOVE_SORTED_SET_RANGE_FIELD_NUMBER: _builtins.int
+    POP_SORTED_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
+    STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
+    SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes this operation safe to retry by itself, whatever others it then travels with: see WriteOptions.request_id. Empty: it is not. Ignored
     for operations that read.
@@ -227,6 +251,94 @@ class Operation(_message.Message):
     def count_set_intersection(self) -> _sets_pb2.CountSetIntersectionRequest:
         """SetService.CountSetIntersection."""
 
+    @_builtins.property
+    def push_list_items(self) -> _lists_pb2.PushListItemsRequest:
+        """ListService.PushListItems."""
+
+    @_builtins.property
+    def pop_list_items(self) -> _lists_pb2.PopListItemsRequest:
+        """ListService.PopListItems."""
+
+    @_builtins.property
+    def get_list_range(self) -> _lists_pb2.GetListRangeRequest:
+        """ListService.GetListRange."""
+
+    @_builtins.property
+    def get_list_item(self) -> _lists_pb2.GetListItemRequest:
+        """ListService.GetListItem."""
+
+    @_builtins.property
+    def set_list_item(self) -> _lists_pb2.SetListItemRequest:
+        """ListService.SetListItem."""
+
+    @_builtins.property
+    def insert_list_item(self) -> _lists_pb2.InsertListItemRequest:
+        """ListService.InsertListItem."""
+
+    @_builtins.property
+    def remove_list_items(self) -> _lists_pb2.RemoveListItemsRequest:
+        """ListService.RemoveListItems."""
+
+    @_builtins.property
+    def trim_list(self) -> _lists_pb2.TrimListRequest:
+        """ListService.TrimList."""
+
+    @_builtins.property
+    def move_list_item(self) -> _lists_pb2.MoveListItemRequest:
+        """ListService.MoveListItem."""
+
+    @_builtins.property
+    def find_list_item(self) -> _lists_pb2.FindListItemRequest:
+        """ListService.FindListItem."""
+
+    @_builtins.property
+    def add_sorted_set_members(self) -> _sorted_sets_pb2.AddSortedSetMembersRequest:
+        """SortedSetService.AddSortedSetMembers."""
+
+    @_builtins.property
+    def increment_sorted_set_member(self) -> _sorted_sets_pb2.IncrementSortedSetMemberRequest:
+        """SortedSetService.IncrementSortedSetMember."""
+
+    @_builtins.property
+    def remove_sorted_set_members(self) -> _sorted_sets_pb2.RemoveSortedSetMembersRequest:
+        """SortedSetService.RemoveSortedSetMembers."""
+
+    @_builtins.property
+    def get_sorted_set_scores(self) -> _sorted_sets_pb2.GetSortedSetScoresRequest:
+        """SortedSetService.GetSortedSetScores."""
+
+    @_builtins.property
+    def get_sorted_set_ranks(self) -> _sorted_sets_pb2.GetSortedSetRanksRequest:
+        """SortedSetService.GetSortedSetRanks."""
+
+    @_builtins.property
+    def get_sorted_set_range(self) -> _sorted_sets_pb2.GetSortedSetRangeRequest:
+        """SortedSetService.GetSortedSetRange."""
+
+    @_builtins.property
+    def count_sorted_set_range(self) -> _sorted_sets_pb2.CountSortedSetRangeRequest:
+        """SortedSetService.CountSortedSetRange."""
+
+    @_builtins.property
+    def remove_sorted_set_range(self) -> _sorted_sets_pb2.RemoveSortedSetRangeRequest:
+        """SortedSetService.RemoveSortedSetRange."""
+
+    @_builtins.property
+    def pop_sorted_set_members(self) -> _sorted_sets_pb2.PopSortedSetMembersRequest:
+        """SortedSetService.PopSortedSetMembers."""
+
+    @_builtins.property
+    def combine_sorted_sets(self) -> _sorted_sets_pb2.CombineSortedSetsRequest:
+        """SortedSetService.CombineSortedSets."""
+
+    @_builtins.property
+    def store_combined_sorted_sets(self) -> _sorted_sets_pb2.StoreCombinedSortedSetsRequest:
+        """SortedSetService.StoreCombinedSortedSets."""
+
+    @_builtins.property
+    def scan_sorted_set(self) -> _sorted_sets_pb2.ScanSortedSetRequest:
+        """SortedSetService.ScanSortedSet."""
+
     def __init__(
         self,
         *,
@@ -269,12 +381,34 @@ class Operation(_message.Message):
         combine_sets: _sets_pb2.CombineSetsRequest | None = ...,
         store_combined_sets: _sets_pb2.StoreCombinedSetsRequest | None = ...,
         count_set_intersection: _sets_pb2.CountSetIntersectionRequest | None = ...,
+        push_list_items: _lists_pb2.PushListItemsRequest | None = ...,
+        pop_list_items: _lists_pb2.PopListItemsRequest | None = ...,
+        get_list_range: _lists_pb2.GetListRangeRequest | None = ...,
+        get_list_item: _lists_pb2.GetListItemRequest | None = ...,
+        set_list_item: _lists_pb2.SetListItemRequest | None = ...,
+        insert_list_item: _lists_pb2.InsertListItemRequest | None = ...,
+        remove_list_items: _lists_pb2.RemoveListItemsRequest | None = ...,
+        trim_list: _lists_pb2.TrimListRequest | None = ...,
+        move_list_item: _lists_pb2.MoveListItemRequest | None = ...,
+        find_list_item: _lists_pb2.FindListItemRequest | None = ...,
+        add_sorted_set_members: _sorted_sets_pb2.AddSortedSetMembersRequest | None = ...,
+        increment_sorted_set_member: _sorted_sets_pb2.IncrementSortedSetMemberRequest | None = ...,
+        remove_sorted_set_members: _sorted_sets_pb2.RemoveSortedSetMembersRequest | None = ...,
+        get_sorted_set_scores: _sorted_sets_pb2.GetSortedSetScoresRequest | None = ...,
+        get_sorted_set_ranks: _sorted_sets_pb2.GetSortedSetRanksRequest | None = ...,
+        get_sorted_set_range: _sorted_sets_pb2.GetSortedSetRangeRequest | None = ...,
+        count_sorted_set_range: _sorted_sets_pb2.CountSortedSetRangeRequest | None = ...,
+        remove_sorted_set_range: _sorted_sets_pb2.RemoveSortedSetRangeRequest | None = ...,
+        pop_sorted_set_members: _sorted_sets_pb2.PopSortedSetMembersRequest | None = ...,
+        combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsRequest | None = ...,
+        store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsRequest | None = ...,
+        scan_sorted_set: _sorted_sets_pb2.ScanSortedSetRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -324,6 +458,28 @@ class OperationResult(_message.Message):
     COMBINE_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SETS_FIELD_NUMBER: _builtins.int
     COUNT_SET_INTERSECTION_FIELD_NUMBER: _builtins.int
+    PUSH_LIST_ITEMS_FIELD_NUMBER: _builtins.int
+    POP_LIST_ITEMS_FIELD_NUMBER: _builtins.int
+    GET_LIST_RANGE_FIELD_NUMBER: _builtins.int
+    GET_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    SET_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    INSERT_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    REMOVE_LIST_ITEMS_FIELD_NUMBER: _builtins.int
+    TRIM_LIST_FIELD_NUMBER: _builtins.int
+    MOVE_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    FIND_LIST_ITEM_FIELD_NUMBER: _builtins.int
+    ADD_SORTED_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    INCREMENT_SORTED_SET_MEMBER_FIELD_NUMBER: _builtins.int
+    REMOVE_SORTED_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_SCORES_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_RANKS_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_RANGE_FIELD_NUMBER: _builtins.int
+    COUNT_SORTED_SET_RANGE_FIELD_NUMBER: _builtins.int
+    REMOVE_SORTED_SET_RANGE_FIELD_NUMBER: _builtins.int
+    POP_SORTED_SET_MEMBERS_FIELD_NUMBER: _builtins.int
+    COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
+    STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
+    SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_keys(self) -> _keys_pb2.CheckKeysResponse:
@@ -478,6 +634,94 @@ class OperationResult(_message.Message):
         """Of count_set_intersection."""
 
     @_builtins.property
+    def push_list_items(self) -> _lists_pb2.PushListItemsResponse:
+        """Of push_list_items."""
+
+    @_builtins.property
+    def pop_list_items(self) -> _lists_pb2.PopListItemsResponse:
+        """Of pop_list_items."""
+
+    @_builtins.property
+    def get_list_range(self) -> _lists_pb2.GetListRangeResponse:
+        """Of get_list_range."""
+
+    @_builtins.property
+    def get_list_item(self) -> _lists_pb2.GetListItemResponse:
+        """Of get_list_item."""
+
+    @_builtins.property
+    def set_list_item(self) -> _lists_pb2.SetListItemResponse:
+        """Of set_list_item."""
+
+    @_builtins.property
+    def insert_list_item(self) -> _lists_pb2.InsertListItemResponse:
+        """Of insert_list_item."""
+
+    @_builtins.property
+    def remove_list_items(self) -> _lists_pb2.RemoveListItemsResponse:
+        """Of remove_list_items."""
+
+    @_builtins.property
+    def trim_list(self) -> _lists_pb2.TrimListResponse:
+        """Of trim_list."""
+
+    @_builtins.property
+    def move_list_item(self) -> _lists_pb2.MoveListItemResponse:
+        """Of move_list_item."""
+
+    @_builtins.property
+    def find_list_item(self) -> _lists_pb2.FindListItemResponse:
+        """Of find_list_item."""
+
+    @_builtins.property
+    def add_sorted_set_members(self) -> _sorted_sets_pb2.AddSortedSetMembersResponse:
+        """Of add_sorted_set_members."""
+
+    @_builtins.property
+    def increment_sorted_set_member(self) -> _sorted_sets_pb2.IncrementSortedSetMemberResponse:
+        """Of increment_sorted_set_member."""
+
+    @_builtins.property
+    def remove_sorted_set_members(self) -> _sorted_sets_pb2.RemoveSortedSetMembersResponse:
+        """Of remove_sorted_set_members."""
+
+    @_builtins.property
+    def get_sorted_set_scores(self) -> _sorted_sets_pb2.GetSortedSetScoresResponse:
+        """Of get_sorted_set_scores."""
+
+    @_builtins.property
+    def get_sorted_set_ranks(self) -> _sorted_sets_pb2.GetSortedSetRanksResponse:
+        """Of get_sorted_set_ranks."""
+
+    @_builtins.property
+    def get_sorted_set_range(self) -> _sorted_sets_pb2.GetSortedSetRangeResponse:
+        """Of get_sorted_set_range."""
+
+    @_builtins.property
+    def count_sorted_set_range(self) -> _sorted_sets_pb2.CountSortedSetRangeResponse:
+        """Of count_sorted_set_range."""
+
+    @_builtins.property
+    def remove_sorted_set_range(self) -> _sorted_sets_pb2.RemoveSortedSetRangeResponse:
+        """Of remove_sorted_set_range."""
+
+    @_builtins.property
+    def pop_sorted_set_members(self) -> _sorted_sets_pb2.PopSortedSetMembersResponse:
+        """Of pop_sorted_set_members."""
+
+    @_builtins.property
+    def combine_sorted_sets(self) -> _sorted_sets_pb2.CombineSortedSetsResponse:
+        """Of combine_sorted_sets."""
+
+    @_builtins.property
+    def store_combined_sorted_sets(self) -> _sorted_sets_pb2.StoreCombinedSortedSetsResponse:
+        """Of store_combined_sorted_sets."""
+
+    @_builtins.property
+    def scan_sorted_set(self) -> _sorted_sets_pb2.ScanSortedSetResponse:
+        """Of scan_sorted_set."""
+
+    @_builtins.property
     def error(self) -> _common_pb2.Error:
         """Why it failed; it changed nothing."""
 
@@ -522,13 +766,35 @@ class OperationResult(_message.Message):
         combine_sets: _sets_pb2.CombineSetsResponse | None = ...,
         store_combined_sets: _sets_pb2.StoreCombinedSetsResponse | None = ...,
         count_set_intersection: _sets_pb2.CountSetIntersectionResponse | None = ...,
+        push_list_items: _lists_pb2.PushListItemsResponse | None = ...,
+        pop_list_items: _lists_pb2.PopListItemsResponse | None = ...,
+        get_list_range: _lists_pb2.GetListRangeResponse | None = ...,
+        get_list_item: _lists_pb2.GetListItemResponse | None = ...,
+        set_list_item: _lists_pb2.SetListItemResponse | None = ...,
+        insert_list_item: _lists_pb2.InsertListItemResponse | None = ...,
+        remove_list_items: _lists_pb2.RemoveListItemsResponse | None = ...,
+        trim_list: _lists_pb2.TrimListResponse | None = ...,
+        move_list_item: _lists_pb2.MoveListItemResponse | None = ...,
+        find_list_item: _lists_pb2.FindListItemResponse | None = ...,
+        add_sorted_set_members: _sorted_sets_pb2.AddSortedSetMembersResponse | None = ...,
+        increment_sorted_set_member: _sorted_sets_pb2.IncrementSortedSetMemberResponse | None = ...,
+        remove_sorted_set_members: _sorted_sets_pb2.RemoveSortedSetMembersResponse | None = ...,
+        get_sorted_set_scores: _sorted_sets_pb2.GetSortedSetScoresResponse | None = ...,
+        get_sorted_set_ranks: _sorted_sets_pb2.GetSortedSetRanksResponse | None = ...,
+        get_sorted_set_range: _sorted_sets_pb2.GetSortedSetRangeResponse | None = ...,
+        count_sorted_set_range: _sorted_sets_pb2.CountSortedSetRangeResponse | None = ...,
+        remove_sorted_set_range: _sorted_sets_pb2.RemoveSortedSetRangeResponse | None = ...,
+        pop_sorted_set_members: _sorted_sets_pb2.PopSortedSetMembersResponse | None = ...,
+        combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsResponse | None = ...,
+        store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsResponse | None = ...,
+        scan_sorted_set: _sorted_sets_pb2.ScanSortedSetResponse | None = ...,
         error: _common_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "count_set_intersection", b"count_set_intersection", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_set_random_members", b"get_set_random_members", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "kind", b"kind", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_set_members", b"pop_set_members", "remove_set_members", b"remove_set_members", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "set_hash_fields", b"set_hash_fields", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "take_string", b"take_string", "touch_keys", b"touch_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "error"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "error"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

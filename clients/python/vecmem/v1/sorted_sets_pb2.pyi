@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vecmem.v1 import common_pb2 as _common_pb2
+from vecmem.v1 import sets_pb2 as _sets_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -91,34 +92,6 @@ SORTED_SET_END_LOWEST: SortedSetEnd.ValueType  # 1
 SORTED_SET_END_HIGHEST: SortedSetEnd.ValueType  # 2
 """Where the highest scores are."""
 Global___SortedSetEnd: _TypeAlias = SortedSetEnd  # noqa: Y015
-
-class _SortedSetOperation:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _SortedSetOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SortedSetOperation.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    SORTED_SET_OPERATION_UNSPECIFIED: _SortedSetOperation.ValueType  # 0
-    """No operation: refused."""
-    SORTED_SET_OPERATION_UNION: _SortedSetOperation.ValueType  # 1
-    """Members of any of the sets."""
-    SORTED_SET_OPERATION_INTERSECTION: _SortedSetOperation.ValueType  # 2
-    """Members of all of them."""
-    SORTED_SET_OPERATION_DIFFERENCE: _SortedSetOperation.ValueType  # 3
-    """Members of the first one that none of the others has, with their scores there."""
-
-class SortedSetOperation(_SortedSetOperation, metaclass=_SortedSetOperationEnumTypeWrapper):
-    """SortedSetOperation says how sets are combined."""
-
-SORTED_SET_OPERATION_UNSPECIFIED: SortedSetOperation.ValueType  # 0
-"""No operation: refused."""
-SORTED_SET_OPERATION_UNION: SortedSetOperation.ValueType  # 1
-"""Members of any of the sets."""
-SORTED_SET_OPERATION_INTERSECTION: SortedSetOperation.ValueType  # 2
-"""Members of all of them."""
-SORTED_SET_OPERATION_DIFFERENCE: SortedSetOperation.ValueType  # 3
-"""Members of the first one that none of the others has, with their scores there."""
-Global___SortedSetOperation: _TypeAlias = SortedSetOperation  # noqa: Y015
 
 class _ScoreAggregate:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -353,48 +326,6 @@ class SortedSetRange(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___SortedSetRange: _TypeAlias = SortedSetRange  # noqa: Y015
-
-@_typing.final
-class SortedSetCombination(_message.Message):
-    """SortedSetCombination says what to combine and how."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEYS_FIELD_NUMBER: _builtins.int
-    OPERATION_FIELD_NUMBER: _builtins.int
-    WEIGHTS_FIELD_NUMBER: _builtins.int
-    AGGREGATE_FIELD_NUMBER: _builtins.int
-    operation: Global___SortedSetOperation.ValueType
-    """How. Required."""
-    aggregate: Global___ScoreAggregate.ValueType
-    """Which of several scores. Refused for a difference."""
-    @_builtins.property
-    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """1 to 1,024 keys of one slot, which hold sorted sets or sets, whose members count with a score of 1. One that does not exist has no
-        members.
-        """
-
-    @_builtins.property
-    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """What the scores of each key are multiplied by before they are aggregated; NaN is refused, and a product of 0 and an infinity is 0.
-        As many as keys. Empty: 1 each. Refused for a difference.
-        """
-
-    def __init__(
-        self,
-        *,
-        keys: _abc.Iterable[_builtins.bytes] | None = ...,
-        operation: Global___SortedSetOperation.ValueType = ...,
-        weights: _abc.Iterable[_builtins.float] | None = ...,
-        aggregate: Global___ScoreAggregate.ValueType = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "keys", b"keys", "operation", b"operation", "weights", b"weights"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SortedSetCombination: _TypeAlias = SortedSetCombination  # noqa: Y015
 
 @_typing.final
 class AddSortedSetMembersRequest(_message.Message):
@@ -1079,11 +1010,18 @@ class CombineSortedSetsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    KEYS_FIELD_NUMBER: _builtins.int
     COMBINATION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
     REVERSE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     READ_FIELD_NUMBER: _builtins.int
+    combination: _sets_pb2.SetCombination.ValueType
+    """What becomes of them. Required. A member of a difference has the score that it has in the first one."""
+    aggregate: Global___ScoreAggregate.ValueType
+    """Which of several scores of a member. Refused for a difference."""
     reverse: _builtins.bool
     """Highest first."""
     offset: _builtins.int
@@ -1091,8 +1029,16 @@ class CombineSortedSetsRequest(_message.Message):
     limit: _builtins.int
     """At most so many, 1 to 10,000; 0: 10,000."""
     @_builtins.property
-    def combination(self) -> Global___SortedSetCombination:
-        """Of what. Required."""
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """1 to 1,024 keys of one slot, which hold sorted sets, or sets, whose members count with a score of 1. A key that does not exist has no
+        members.
+        """
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What the scores of each key are multiplied by before they are aggregated; NaN is refused, and a product of 0 and an infinity is 0.
+        As many as keys. Empty: 1 each. Refused for a difference.
+        """
 
     @_builtins.property
     def read(self) -> _common_pb2.ReadOptions:
@@ -1101,15 +1047,18 @@ class CombineSortedSetsRequest(_message.Message):
     def __init__(
         self,
         *,
-        combination: Global___SortedSetCombination | None = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        combination: _sets_pb2.SetCombination.ValueType = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        aggregate: Global___ScoreAggregate.ValueType = ...,
         reverse: _builtins.bool = ...,
         offset: _builtins.int = ...,
         limit: _builtins.int = ...,
         read: _common_pb2.ReadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "read", b"read"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "limit", b"limit", "offset", b"offset", "read", b"read", "reverse", b"reverse"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "combination", b"combination", "keys", b"keys", "limit", b"limit", "offset", b"offset", "read", b"read", "reverse", b"reverse", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1155,14 +1104,29 @@ class StoreCombinedSortedSetsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    DESTINATION_KEY_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     COMBINATION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
-    destination_key: _builtins.bytes
-    """Where. May be one of the keys that are combined."""
+    destination: _builtins.bytes
+    """Where. It may be one of `keys`."""
+    combination: _sets_pb2.SetCombination.ValueType
+    """What becomes of them. Required. A member of a difference has the score that it has in the first one."""
+    aggregate: Global___ScoreAggregate.ValueType
+    """Which of several scores of a member. Refused for a difference."""
     @_builtins.property
-    def combination(self) -> Global___SortedSetCombination:
-        """What. Required."""
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """1 to 1,024 keys of one slot, that of `destination`, which hold sorted sets, or sets, whose members count with a score of 1. A key that does not exist has no
+        members.
+        """
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What the scores of each key are multiplied by before they are aggregated; NaN is refused, and a product of 0 and an infinity is 0.
+        As many as keys. Empty: 1 each. Refused for a difference.
+        """
 
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
@@ -1171,13 +1135,16 @@ class StoreCombinedSortedSetsRequest(_message.Message):
     def __init__(
         self,
         *,
-        destination_key: _builtins.bytes = ...,
-        combination: Global___SortedSetCombination | None = ...,
+        destination: _builtins.bytes = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        combination: _sets_pb2.SetCombination.ValueType = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        aggregate: Global___ScoreAggregate.ValueType = ...,
         write: _common_pb2.WriteOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "write", b"write"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "destination_key", b"destination_key", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "combination", b"combination", "destination", b"destination", "keys", b"keys", "weights", b"weights", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1218,18 +1185,15 @@ class ScanSortedSetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
-    PATTERN_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     READ_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key."""
-    pattern: _builtins.bytes
-    """Only members that match, as in ScanKeys. At most 1,024 bytes. Empty: all."""
     page_size: _builtins.int
-    """At most so many members a page, 1 to 10,000; 0: 100. A page may have fewer, even none, without being the last."""
+    """At most so many members a page, 1 to 10,000; 0: 100."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same key and pattern; empty: the first page."""
+    """`next_page_token` of the page before, with the same key; empty: the first page."""
     @_builtins.property
     def read(self) -> _common_pb2.ReadOptions:
         """What the reply has to reflect."""
@@ -1238,14 +1202,13 @@ class ScanSortedSetRequest(_message.Message):
         self,
         *,
         key: _builtins.bytes = ...,
-        pattern: _builtins.bytes = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         read: _common_pb2.ReadOptions | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "page_size", b"page_size", "page_token", b"page_token", "pattern", b"pattern", "read", b"read"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "page_size", b"page_size", "page_token", b"page_token", "read", b"read"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1260,8 +1223,11 @@ class ScanSortedSetResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty: this was the last page."""
+    member_count: _builtins.int
+    """Members of the whole set; 0: no such key."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -1276,10 +1242,11 @@ class ScanSortedSetResponse(_message.Message):
         header: _common_pb2.ResponseHeader | None = ...,
         members: _abc.Iterable[Global___ScoredMember] | None = ...,
         next_page_token: _builtins.str = ...,
+        member_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "members", b"members", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "member_count", b"member_count", "members", b"members", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
