@@ -27,6 +27,7 @@ ARGUMENTS = {
     "scale": ("--sizes", "300,600", "--dimension", 16),
     "kernel": (),
     "rpc": ("--calls", 200),
+    "kv": ("--operations", 2_000, "--keys", 2_000, "--expiring", 1_000),
 }
 ROWS_BY_SCENARIO = {
     "ann": {
@@ -144,6 +145,17 @@ ROWS_BY_SCENARIO = {
         | {"query_to_empty_call_rate_ratio": "ratio", "get_to_empty_call_rate_ratio": "ratio"}
         for system in ("vecmem", "vecmem-grpcio")
     },
+    "kv": {
+        "vecmem": {
+            "pipelined_set_operations_per_second": "1/s",
+            "pipelined_get_operations_per_second": "1/s",
+            "get_to_empty_call_ratio": "ratio",
+            "set_to_get_plus_fsync_ratio": "ratio",
+            "get_p99_ratio_to_idle_expiry": "ratio",
+            "rss_megabytes": "MB",
+            "restart_seconds": "s",
+        }
+    },
 }
 
 
@@ -158,7 +170,7 @@ def test_a_scenario_reports_its_rows(scenario, small, tmp_path):
         pytest.skip("h2load is not installed")
     if scenario == "peers" and find_spec("faiss") is None:
         pytest.skip("faiss-cpu is not installed")
-    dataset = () if scenario == "scale" else ("--dataset", small)
+    dataset = () if scenario in ("scale", "kv") else ("--dataset", small)
     done = bench(
         *(scenario, "--json", *dataset, "--queries", 20, *ARGUMENTS[scenario]),
         *("--work-dir", tmp_path / "work"),
