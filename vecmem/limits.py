@@ -46,6 +46,12 @@ MEMBERS_PER_REQUEST_MAX: Final = 1_024
 """Members or fields that one operation names."""
 STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
+LIST_ITEMS_PER_REQUEST_MAX: Final = 1_024
+LIST_ITEMS_PER_REPLY_MAX: Final = 10_000
+"""Items of a range or a pop, and indexes of a search."""
+LIST_REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Size of the items of a range or a pop; one of STRING_BYTES_MAX fits."""
+SORTED_SET_MEMBERS_PER_REPLY_MAX: Final = 10_000
 TIME_MS_MAX: Final = 2**53
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -78,6 +84,7 @@ GROW_ONLY: Final = (
 FROZEN: Final = (
     "PAYLOAD_BYTES_MAX",
     "STRING_BYTES_MAX",
+    "LIST_REPLY_BYTES_MAX",
     "DEDUPLICATION_ENTRIES_MAX",
     "DEDUPLICATION_BYTES_MAX",
     "DEDUPLICATION_WINDOW_MS",

@@ -32,10 +32,14 @@ from vecmem.v1 import (
     hashes_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
+    lists_pb2,
+    lists_pb2_grpc,
     pipeline_pb2,
     pipeline_pb2_grpc,
     sets_pb2,
     sets_pb2_grpc,
+    sorted_sets_pb2,
+    sorted_sets_pb2_grpc,
     strings_pb2,
     strings_pb2_grpc,
 )
@@ -49,6 +53,11 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
     ),
     (hashes_pb2.DESCRIPTOR.services_by_name["HashService"], hashes_pb2_grpc.add_HashServiceServicer_to_server),
     (sets_pb2.DESCRIPTOR.services_by_name["SetService"], sets_pb2_grpc.add_SetServiceServicer_to_server),
+    (lists_pb2.DESCRIPTOR.services_by_name["ListService"], lists_pb2_grpc.add_ListServiceServicer_to_server),
+    (
+        sorted_sets_pb2.DESCRIPTOR.services_by_name["SortedSetService"],
+        sorted_sets_pb2_grpc.add_SortedSetServiceServicer_to_server,
+    ),
 )
 SERVICE_NAMES = (
     *(descriptor.full_name for descriptor, _ in TYPED_SERVICES),
