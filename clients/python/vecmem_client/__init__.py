@@ -1,6 +1,6 @@
 """Python client of vecmem, the durable vector store: `Client`, its asyncio twin `AsyncClient`, filters, operations on keys, errors."""
 
-from vecmem_client import counters, keys, strings
+from vecmem_client import counters, hashes, keys, lists, sets, sorted_sets, strings
 from vecmem_client._async.client import AsyncClient
 from vecmem_client._errors import (
     CallCancelledError,
@@ -167,7 +167,11 @@ __all__ = [
     "counters",
     "field",
     "has_id",
+    "hashes",
     "keys",
+    "lists",
     "none_of",
+    "sets",
+    "sorted_sets",
     "strings",
 ]

@@ -20,6 +20,14 @@ T = TypeVar("T")
 BytesLike = bytes | str
 """Keys and values are bytes; text is taken as its UTF-8."""
 
+EXPIRY_CONDITIONS = {
+    None: 0,
+    "none": keys_pb2.EXPIRY_CONDITION_NONE,
+    "some": keys_pb2.EXPIRY_CONDITION_SOME,
+    "later": keys_pb2.EXPIRY_CONDITION_LATER,
+    "earlier": keys_pb2.EXPIRY_CONDITION_EARLIER,
+}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation(Generic[T]):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 N = TypeVar("N", int, float)
-_POLICIES = {"refuse": counters_pb2.BOUND_POLICY_REFUSE, "clamp": counters_pb2.BOUND_POLICY_CLAMP}
+POLICIES = {"refuse": counters_pb2.BOUND_POLICY_REFUSE, "clamp": counters_pb2.BOUND_POLICY_CLAMP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,11 @@ class Counted(Generic[N]):
 
     value: N
     changed: bool
+
+
+def counted(response: Any) -> Counted[Any]:
+    """Convert a reply."""
+    return Counted(response.value, response.changed)
 
 
 def add(
@@ -67,11 +72,11 @@ def _add(
 ) -> Operation[Any]:
     return writes(
         kind,
-        lambda response: Counted(response.value, response.changed),
+        counted,
         key=as_bytes(key),
         delta=delta,
         minimum=minimum,
         maximum=maximum,
-        bound_policy=_POLICIES[beyond],
+        bound_policy=POLICIES[beyond],
         expiry_if_absent=as_expiry(ttl_seconds, expires_at),
     )

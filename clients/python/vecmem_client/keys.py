@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vecmem.v1 import keys_pb2
-from vecmem_client._operations import BytesLike, Operation, as_bytes, as_datetime, as_expiry, reads, writes
+from vecmem_client._operations import (
+    EXPIRY_CONDITIONS,
+    BytesLike,
+    Operation,
+    as_bytes,
+    as_datetime,
+    as_expiry,
+    reads,
+    writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
 _TYPE_PREFIX = "KEY_TYPE_"
-_CONDITIONS = {
-    None: 0,
-    "none": keys_pb2.EXPIRY_CONDITION_NONE,
-    "some": keys_pb2.EXPIRY_CONDITION_SOME,
-    "later": keys_pb2.EXPIRY_CONDITION_LATER,
-    "earlier": keys_pb2.EXPIRY_CONDITION_EARLIER,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def expire(
         lambda response: response.changed,
         key=as_bytes(key),
         expiry=as_expiry(ttl_seconds, expires_at),
-        condition=_CONDITIONS[condition],
+        condition=EXPIRY_CONDITIONS[condition],
     )
 
 
