@@ -23,6 +23,8 @@ from vecmem import limits
 from vecmem.store.keyspace import hashes, operations
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace
 from vecmem.store.keyspace.paging import SORTED_ITEMS_MIN
+from vecmem.store.reading import encode_page_token
+from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import counters_pb2, hashes_pb2, keys_pb2
 
 IF_ABSENT = hashes_pb2.HASH_FIELD_CONDITION_ABSENT
@@ -415,3 +417,17 @@ def test_expiries_and_pages_that_are_wrong() -> None:
     assert check_refusal("get_hash", key=b"h", page_token=token) == ("INVALID_PAGE_TOKEN", "page_token")
     do(keyspace, "set_string", key=b"h", value=b"1")
     assert refusal(keyspace, "get_hash", key=b"h") == ("WRONG_TYPE", "key")
+
+
+@pytest.mark.parametrize(
+    ("token_kind", "kind", "fields", "bound"),
+    [
+        ("items", "get_hash", {"key": b"h"}, hashes_pb2.GetHashRequest(key=b"h")),
+        ("keys", "scan_keys", {"pattern": b"h*"}, keys_pb2.ScanKeysRequest(pattern=b"h*")),
+    ],
+)
+def test_a_token_that_says_no_bytes_is_refused(token_kind: str, kind: str, fields: dict[str, Any], bound: Any) -> None:
+    scope = [request_fingerprint(bound)]
+    operations.check(operation(kind, **fields, page_token=encode_page_token(token_kind, scope, "=\xff")))
+    forged = encode_page_token(token_kind, scope, "=\u20ac")
+    assert check_refusal(kind, **fields, page_token=forged) == ("INVALID_PAGE_TOKEN", "page_token")

@@ -29,7 +29,7 @@ from vecmem.store.keyspace.operation import (
     reads,
     writes,
 )
-from vecmem.store.reading import decode_page_token, encode_page_token
+from vecmem.store.keyspace.paging import decode_bytes_token, encode_bytes_token
 from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import keys_pb2 as api
 
@@ -118,7 +118,7 @@ def _persist(
 def _scan_token(request: api.ScanKeysRequest) -> tuple[list[int], bytes]:
     """What a page token is bound to, and the key to go on after. Raises InvalidPageTokenError."""
     scope = [request_fingerprint(api.ScanKeysRequest(pattern=request.pattern, type=request.type))]
-    return scope, decode_page_token(request.page_token, "keys", scope).encode("latin-1")
+    return scope, decode_bytes_token(request.page_token, "keys", scope)
 
 
 def _check_scan(request: api.ScanKeysRequest) -> None:
@@ -148,7 +148,7 @@ def _scan(keyspace: Keyspace, request: api.ScanKeysRequest, response: api.ScanKe
             response.keys.append(key)
         if len(response.keys) == page_size or count == SCAN_KEYS_MAX:
             # Whether more follow, the next page tells.
-            response.next_page_token = encode_page_token("keys", scope, key.decode("latin-1"))
+            response.next_page_token = encode_bytes_token("keys", scope, key)
             return
 
 

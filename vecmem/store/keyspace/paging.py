@@ -16,7 +16,7 @@ PAGE_LOOKS_MAX: Final = 10_000
 """Items looked at for one page: a few milliseconds."""
 SORTED_ITEMS_MIN: Final = 1_000
 """From so many items on their order is kept; fewer are sorted for each page, in less than a millisecond."""
-_FIRST: Final = "="
+_FIRST: Final = b"="
 """Stands before an item in a page token, where an empty item would mean the first page."""
 
 
@@ -64,18 +64,26 @@ def check_page(request: Any) -> None:
 
 def page_start(request: Any) -> bytes | None:
     """The item that a page goes on after; None: it is the first page. Raises InvalidPageTokenError."""
-    token = decode_page_token(request.page_token, "items", _scope(request))
-    if not token:
-        return None
-    try:
-        return token.removeprefix(_FIRST).encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise InvalidPageTokenError(f"{request.page_token[:80]!r} is not a page token", field="page_token") from error
+    content = decode_bytes_token(request.page_token, "items", _scope(request))
+    return content.removeprefix(_FIRST) if content else None
 
 
 def page_end(request: Any, last: bytes) -> str:
     """The token of the page behind the one that ends with an item."""
-    return encode_page_token("items", _scope(request), _FIRST + last.decode("latin-1"))
+    return encode_bytes_token("items", _scope(request), _FIRST + last)
+
+
+def encode_bytes_token(kind: str, scope: list[int], after: bytes) -> str:
+    """A page token that says bytes, of which each becomes one character."""
+    return encode_page_token(kind, scope, after.decode("latin-1"))
+
+
+def decode_bytes_token(token: str, kind: str, scope: list[int]) -> bytes:
+    """The bytes that a token says; empty for the first page. Raises InvalidPageTokenError."""
+    try:
+        return decode_page_token(token, kind, scope).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise InvalidPageTokenError(f"{token[:80]!r} is not a page token", field="page_token") from error
 
 
 def _scope(request: Any) -> list[int]:
