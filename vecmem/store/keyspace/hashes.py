@@ -39,9 +39,11 @@ from vecmem.store.reading import PAGE_BYTES_MAX
 from vecmem.v1 import hashes_pb2 as api
 from vecmem.v1 import keys_pb2
 
+HASH_BYTES: Final = 200
+"""About what a hash without fields takes beyond any container: its tables."""
 FIELD_BYTES: Final = 120
 """About what a field takes beyond its own bytes and its value's: two object headers and places in the table and the order."""
-EXPIRING_FIELD_BYTES: Final = 150
+EXPIRING_FIELD_BYTES: Final = 240
 """About what its expiry takes."""
 PURGED_FIELDS_MAX: Final = 1_024
 """Expired fields that one write takes out: about a millisecond. On-disk semantics do not hang on it, as nobody sees them."""
@@ -58,6 +60,7 @@ class HashValue(Container):
 
     def __init__(self) -> None:
         super().__init__()
+        self.size_bytes += HASH_BYTES
         self._values: dict[bytes, bytes] = {}
         self._expiries: dict[bytes, int] = {}
         """Milliseconds since the Unix epoch; only of fields that expire."""

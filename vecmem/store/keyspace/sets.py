@@ -27,7 +27,9 @@ from vecmem.store.keyspace.paging import ItemOrder, check_page, page_end, page_s
 from vecmem.v1 import keys_pb2
 from vecmem.v1 import sets_pb2 as api
 
-MEMBER_OVERHEAD_BYTES: Final = 130
+SET_BYTES: Final = 200
+"""About what a set without members takes beyond any container: its table and its lists."""
+MEMBER_OVERHEAD_BYTES: Final = 100
 """About what a member takes beyond its own bytes: an object header, its place and places in the table and the orders."""
 REPLY_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX - 4_096
 """Members and their frames in a reply: the rest is for its header."""
@@ -55,7 +57,7 @@ class SetValue(Container):
         self._members = list(self._places)
         self._order = ItemOrder()
         self._order.loaded(self._places)
-        self.size_bytes += MEMBER_OVERHEAD_BYTES * len(self._members) + sum(map(len, self._members))
+        self.size_bytes += SET_BYTES + MEMBER_OVERHEAD_BYTES * len(self._members) + sum(map(len, self._members))
 
     def __len__(self) -> int:
         return len(self._members)
