@@ -124,7 +124,23 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
     if draw(st.integers(0, 3)) == 0:
         operation.request_id = draw(st.sampled_from(["x", "u", "v"]))
     key = draw(st.sampled_from(KEYS))
-    match draw(st.sampled_from(["set", "append", "add", "delete", "rename", "expire", "take"])):
+    other = draw(st.sampled_from(KEYS))
+    kinds = [
+        "set",
+        "append",
+        "add",
+        "delete",
+        "rename",
+        "expire",
+        "take",
+        "fields",
+        "fields",
+        "members",
+        "members",
+        "pop",
+        "store",
+    ]
+    match draw(st.sampled_from(kinds)):
         case "set":
             operation.set_string.key = key
             operation.set_string.value = draw(st.sampled_from([b"", b"7", b"text"]))
@@ -139,9 +155,23 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         case "delete":
             operation.delete_keys.keys.append(key)
         case "rename":
-            operation.rename_key.key, operation.rename_key.new_key = key, draw(st.sampled_from(KEYS))
+            operation.rename_key.key, operation.rename_key.new_key = key, other
         case "expire":
             operation.expire_key.key, operation.expire_key.expiry.ttl_ms = key, draw(st.sampled_from([1, 50]))
+        case "fields":
+            operation.set_hash_fields.key = key
+            operation.set_hash_fields.fields.add(field=draw(st.sampled_from([b"a", b"b", b""])), value=b"1")
+            if draw(st.booleans()):
+                operation.set_hash_fields.expiry.ttl_ms = draw(st.sampled_from([1, 50]))
+        case "members":
+            operation.add_set_members.key = key
+            operation.add_set_members.members.extend(draw(st.lists(st.binary(max_size=1), min_size=1, max_size=9)))
+        case "pop":
+            operation.pop_set_members.key, operation.pop_set_members.count = key, 3
+        case "store":
+            operation.store_combined_sets.destination = key
+            operation.store_combined_sets.keys.extend([key, other])
+            operation.store_combined_sets.combination = draw(st.integers(1, 3))
         case _:
             operation.take_string.key = key
     return operation
