@@ -158,13 +158,15 @@ class MiniStore:
         row_count = self.table.row_count
         live = np.zeros(row_count, dtype=np.bool_)
         live[self.table.live_rows()] = True
-        vectors = np.concatenate([np.zeros((0, self.parameters.dimension)), *self.index.arena.chunks(row_count)])
+        saved = [chunk.copy() for chunk in self.index.arena.chunks(row_count)]
         metadata = json.loads(json.dumps(self.index.save(directory, "0")))
 
         fresh = MiniStore(self.parameters.dimension, self.metric, self.parameters.hnsw, self.kind)
         ids = [point_id if live[row] else "" for row, point_id in enumerate(self.table.ids)]
         fresh.table.load(ids, self.table.versions[:row_count].copy(), np.full(row_count, NEVER), live)
-        fresh.index.arena.load(vectors.astype(np.float32), self.index.arena.present(row_count) & live)
+        for room, chunk in zip(fresh.index.arena.room(row_count), saved, strict=True):
+            room[:] = chunk
+        fresh.index.arena.adopt(self.index.arena.present(row_count) & live)
         fresh.index.load(directory, "0", metadata, live)
         fresh.points, fresh.row_of, fresh.sequence = dict(self.points), dict(self.row_of), self.sequence
         return fresh

@@ -113,7 +113,9 @@ def test_chunks_hold_every_row_once(row_count: int) -> None:
     present = arena.present(row_count).copy()
     assert np.array_equal(everything[present], vectors_of(np.flatnonzero(present)))
     loaded = Arena(DIMENSION, Metric.COSINE)
-    loaded.load(everything, present)
+    for room, part in zip(loaded.room(row_count), parts, strict=True):
+        room[:] = part
+    loaded.adopt(present)
     assert np.array_equal(loaded.present(row_count), present)
     assert loaded.present_count == np.count_nonzero(present)
     rows = np.flatnonzero(present)

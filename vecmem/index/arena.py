@@ -153,12 +153,22 @@ class Arena:
             else:
                 yield np.zeros((rows, self.dimension), dtype=self._dtype)
 
-    def load(self, vectors: NDArray[np.float32 | np.float16], present: NDArray[np.bool_]) -> None:
-        """Fill an empty arena with rows 0 to n - 1 of an (n, dimension) array, of which `present` hold a vector."""
-        rows = np.flatnonzero(present)
-        for start in range(0, rows.size, COPY_ROWS):
-            part = rows[start : start + COPY_ROWS]
-            self.write(part, vectors[part].astype(np.float32, copy=False))
+    def room(self, row_count: int) -> list[NDArray[np.float32 | np.float16]]:
+        """Room in an empty arena for the first `row_count` rows as stored, (n, dimension) arrays, to be filled before `adopt`."""
+        self._grow(row_count)
+        return list(self.chunks(row_count))
+
+    def adopt(self, present: NDArray[np.bool_]) -> None:
+        """Take over what was put into `room`: which rows hold a vector, shape (row_count,)."""
+        for start in range(0, present.size, COPY_ROWS):
+            rows = start + np.flatnonzero(present[start : start + COPY_ROWS])
+            for chunk, within, _ in self._by_chunk(rows):
+                vectors = self._chunks[chunk][within].astype(np.float32, copy=False)
+                terms = metrics.row_terms(self.metric, vectors)
+                self.largest_norm = max(self.largest_norm, metrics.norm_bound(self.metric, terms))
+                self._terms[chunk][within] = terms
+        self._present[: present.size] = present
+        self.present_count = int(np.count_nonzero(present))
 
     def stored_as(self, storage: Storage, live: NDArray[np.bool_]) -> Generator[None, None, Arena]:
         """A copy with another storage, in steps of about a millisecond. No row is written meanwhile; some may be cleared.

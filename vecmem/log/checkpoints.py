@@ -247,25 +247,28 @@ def read_verified(manifest: CheckpointManifest, name: str) -> bytes:
     return content
 
 
-def read_into(manifest: CheckpointManifest, name: str, target: np.ndarray[Any, Any]) -> None:
-    """Read a file into a C-contiguous array of exactly its size in bytes, any dtype, and check it in the same pass.
+def read_into(manifest: CheckpointManifest, name: str, targets: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Read a file into C-contiguous arrays, one behind the other, of exactly its size together, and check it in the same pass.
 
     Raises:
-        CorruptionError: as verify_file; the array's content is then undefined.
-        CheckpointError: the array is of another size.
+        CorruptionError: as verify_file; the content of the arrays is then undefined.
+        CheckpointError: the arrays are of another size.
     """
     path, expected = _open_checked(manifest, name)
-    if target.nbytes != expected.size_bytes or not target.flags.c_contiguous:
-        raise CheckpointError(f"{path} has {expected.size_bytes} bytes; an array of {target.nbytes} cannot take it")
-    flat = target.reshape(-1).view(np.uint8)
-    crc = position = 0
+    size_bytes = sum(target.nbytes for target in targets)
+    if size_bytes != expected.size_bytes or not all(target.flags.c_contiguous for target in targets):
+        raise CheckpointError(f"{path} has {expected.size_bytes} bytes; arrays of {size_bytes} cannot take it")
+    crc = 0
     with open(path, "rb", buffering=0) as file:
-        while position < flat.size:
-            count = file.readinto(flat.data[position : position + _CHUNK_BYTES])
-            if not count:
-                break
-            crc = google_crc32c.extend(crc, flat[position : position + count])
-            position += count
+        for target in targets:
+            flat = target.reshape(-1).view(np.uint8)
+            position = 0
+            while position < flat.size:
+                count = file.readinto(flat.data[position : position + _CHUNK_BYTES])
+                if not count:
+                    break
+                crc = google_crc32c.extend(crc, flat[position : position + count])
+                position += count
     _check_crc(path, expected, crc)
 
 

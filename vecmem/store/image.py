@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from vecmem.errors import CorruptionError
 from vecmem.filesystem import write_file
-from vecmem.index.arena import DTYPES
 from vecmem.index.vector_index import SavedValue
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointManifest
@@ -139,10 +138,9 @@ def _load_vector(
 ) -> None:
     base = f"collections/{collection.uid}/{place}"
     index = collection.vectors[name]
-    vectors = np.empty((live.size, index.parameters.dimension), dtype=DTYPES[index.parameters.storage])
     if live.size:
-        checkpoints.read_into(manifest, f"{base}.arena", vectors)
-    index.arena.load(vectors, present)
+        checkpoints.read_into(manifest, f"{base}.arena", index.arena.room(live.size))
+        index.arena.adopt(present)
     for file in manifest.files:
         # The index reads its own files with other libraries, which do not check them.
         if file.startswith(f"{base}.") and not file.endswith(".arena"):
