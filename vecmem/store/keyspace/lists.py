@@ -26,7 +26,7 @@ from vecmem.v1 import lists_pb2 as api
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-ITEM_BYTES = 50
+ITEM_BYTES = 42
 """About what an item takes beyond its own bytes: an object header and its place."""
 _COMPARED_TOGETHER = 1_024
 """Items that a search takes out at once, for `list.count` to go over."""
@@ -117,13 +117,9 @@ class ListValue(Container):
         self.size_bytes += ITEM_BYTES + len(item)
 
     def keep(self, start: int, stop: int) -> None:
-        """Remove all but `items(start, stop)`."""
-        split = len(self._left)
-        self.size_bytes -= _size_bytes(self.items(0, start)) + _size_bytes(self.items(stop, len(self)))
-        del self._left[max(0, split - start) :]
-        del self._left[: max(0, split - stop)]
-        del self._right[max(0, stop - split) :]
-        del self._right[: max(0, start - split)]
+        """Remove all but `items(start, stop)`. Its time goes by what is removed: lists that are trimmed after every push stay cheap."""
+        self.pop(api.LIST_END_RIGHT, self.peek(api.LIST_END_RIGHT, max(0, len(self) - stop)))
+        self.pop(api.LIST_END_LEFT, self.peek(api.LIST_END_LEFT, start))
 
     def replace(self, items: list[bytes]) -> None:
         """Hold these items instead."""

@@ -18,7 +18,7 @@ from vecmem.v1 import keys_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MEMBER_BYTES = 220
+MEMBER_BYTES = 185
 """About what a member takes beyond its own bytes: a place in the table, a pair, a double and a place in the order."""
 _SCORE_BYTES = 8
 _BEHIND = b"\xff" * (limits.MEMBER_BYTES_MAX + 1)
