@@ -139,6 +139,15 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "members",
         "pop",
         "store",
+        "push",
+        "push",
+        "move",
+        "trim",
+        "scores",
+        "scores",
+        "increment",
+        "lowest",
+        "weigh",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -172,6 +181,30 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
             operation.store_combined_sets.destination = key
             operation.store_combined_sets.keys.extend([key, other])
             operation.store_combined_sets.combination = draw(st.integers(1, 3))
+        case "push":
+            operation.push_list_items.key, operation.push_list_items.end = key, draw(st.sampled_from([1, 2]))
+            operation.push_list_items.items.extend(draw(st.lists(st.binary(max_size=2), min_size=1, max_size=5)))
+        case "move":
+            operation.move_list_item.key, operation.move_list_item.destination = key, other
+            operation.move_list_item.end = draw(st.sampled_from([1, 2]))
+            operation.move_list_item.destination_end = draw(st.sampled_from([1, 2]))
+        case "trim":
+            operation.trim_list.key, operation.trim_list.start = key, draw(st.integers(-2, 2))
+        case "scores":
+            operation.add_sorted_set_members.key = key
+            for member in draw(st.lists(st.binary(max_size=1), min_size=1, max_size=5)):
+                score = draw(st.sampled_from([-1.5, -0.0, 0.0, 2.0, float("inf")]))
+                operation.add_sorted_set_members.members.add(member=member, score=score)
+        case "increment":
+            operation.increment_sorted_set_member.key = key
+            operation.increment_sorted_set_member.delta = draw(st.sampled_from([1.0, float("-inf")]))
+        case "lowest":
+            operation.pop_sorted_set_members.key, operation.pop_sorted_set_members.end = key, 1
+        case "weigh":
+            operation.store_combined_sorted_sets.destination = key
+            operation.store_combined_sorted_sets.keys.extend([key, other])
+            operation.store_combined_sorted_sets.combination = draw(st.sampled_from([1, 2]))
+            operation.store_combined_sorted_sets.weights.extend([1, draw(st.sampled_from([-2.0, 0.0]))])
         case _:
             operation.take_string.key = key
     return operation
