@@ -14,6 +14,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -24,7 +25,7 @@ from bench.report import Report, note, percentile_ms
 from bench.scenarios.common import add_common_arguments, place
 from bench.server import Server, dying_with_parent
 from vecmem.v1 import keys_pb2, strings_pb2, strings_pb2_grpc
-from vecmem_client import AsyncClient, Client, strings
+from vecmem_client import AsyncClient, Client, sorted_sets, strings
 
 if TYPE_CHECKING:
     import argparse
@@ -37,6 +38,9 @@ PIPELINES_IN_FLIGHT: Final = 4
 WARM_UP_CALLS: Final = 200
 MEGABYTE: Final = 1_000_000
 REDIS: Final = "redis-server"
+RANGE: Final = 100
+MEMBERS_PER_CALL: Final = 1_000
+SEED: Final = 7
 EXPIRY_DELAY_SECONDS: Final = 4
 """Between the load of the keys that expire and their second."""
 EXPIRY_SECONDS: Final = 4.0
@@ -48,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, queries=3_000, dataset=False)
     parser.add_argument("--operations", type=int, default=200_000, help="pipelined, of each kind")
     parser.add_argument("--keys", type=int, default=1_000_000, help="held while memory and restart are measured")
+    parser.add_argument("--members", type=int, default=1_000_000, help="of the sorted set whose ranges are read")
     parser.add_argument("--expiring", type=int, default=100_000, help="keys that expire in one second")
 
 
@@ -62,6 +67,7 @@ def run(arguments: argparse.Namespace) -> Report:
             "pipelines_in_flight": PIPELINES_IN_FLIGHT,
             "keys": arguments.keys,
             "expiring": arguments.expiring,
+            "members": arguments.members,
             "calls": arguments.queries,
         },
     )
@@ -71,6 +77,7 @@ def run(arguments: argparse.Namespace) -> Report:
             _pipelines(report, "vecmem", _Vecmem(server.address), arguments.operations)
             _single_calls(report, server, here.directory, arguments.queries)
             _expiries(report, server, arguments.expiring, arguments.queries)
+            _sorted_set(report, server, arguments.members, arguments.queries)
         with _server(here.directory / "large", arguments.grpc_engine) as server:
             _memory_and_restart(report, server, arguments.keys)
         program = shutil.which(REDIS)
@@ -270,6 +277,29 @@ def _timed(call: Callable[[], object]) -> float:
     began_at = time.perf_counter()
     call()
     return time.perf_counter() - began_at
+
+
+# -- a large sorted set ----------------------------------------------------------------------------------------------------
+
+
+def _sorted_set(report: Report, server: Server, member_count: int, count: int) -> None:
+    """Ranges of 100 by rank, at places all over the set."""
+    random = Random(SEED)
+    with Client(server.address, timeout_seconds=120) as client:
+        for first in range(0, member_count, MEMBERS_PER_CALL):
+            numbers = range(first, min(member_count, first + MEMBERS_PER_CALL))
+            client.run(sorted_sets.add("board", {b"member:%d" % number: random.random() for number in numbers}))
+        server.wait_until_idle()
+        latencies: list[float] = []
+        for _ in range(count):
+            start = random.randrange(max(1, member_count - RANGE))
+            operation = sorted_sets.get_range("board", sorted_sets.by_rank(start, start + RANGE - 1))
+            began_at = time.perf_counter()
+            found = client.run(operation)
+            latencies.append(time.perf_counter() - began_at)
+            assert len(found) == min(RANGE, member_count)
+    for percentile in (50, 99):
+        report.add("vecmem", f"sorted_set_range_of_100_ms_p{percentile}", percentile_ms(latencies, percentile), "ms")
 
 
 # -- memory and restart ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ ARGUMENTS = {
     "scale": ("--sizes", "300,600", "--dimension", 16),
     "kernel": (),
     "rpc": ("--calls", 200),
-    "kv": ("--operations", 2_000, "--keys", 2_000, "--expiring", 1_000),
+    "kv": ("--operations", 2_000, "--keys", 2_000, "--expiring", 1_000, "--members", 1_500),
 }
 ROWS_BY_SCENARIO = {
     "ann": {
@@ -152,6 +152,7 @@ ROWS_BY_SCENARIO = {
             "get_to_empty_call_ratio": "ratio",
             "set_to_get_plus_fsync_ratio": "ratio",
             "get_p99_ratio_to_idle_expiry": "ratio",
+            "sorted_set_range_of_100_ms_p50": "ms",
             "rss_megabytes": "MB",
             "restart_seconds": "s",
         }
