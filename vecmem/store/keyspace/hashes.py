@@ -45,8 +45,9 @@ FIELD_BYTES: Final = 120
 """About what a field takes beyond its own bytes and its value's: two object headers and places in the table and the order."""
 EXPIRING_FIELD_BYTES: Final = 240
 """About what its expiry takes."""
-PURGED_FIELDS_MAX: Final = 1_024
-"""Expired fields that one write takes out: about a millisecond. On-disk semantics do not hang on it, as nobody sees them."""
+PURGED_FIELDS_MAX: Final = limits.MEMBERS_PER_REQUEST_MAX
+"""Expired fields that one write takes out: as many as one writes, so that they do not pile up. Nobody sees them, so that the outcome of
+records does not hang on it."""
 _EXPIRING: Final = np.dtype([("index", "<u4"), ("expires_at_unix_ms", "<i8")])
 
 
@@ -123,16 +124,23 @@ class HashValue(Container):
     def remove(self, field: bytes) -> None:
         """Remove a field that is there."""
         self.set_expiry(field, NEVER)
-        value = self._values.pop(field)
-        self._order.removed(field)
-        self.size_bytes -= FIELD_BYTES + len(field) + len(value)
+        self._take_out(field)
 
     def purge(self, now_unix_ms: int) -> None:
         """Take out fields that have expired, some of them if there are many."""
         count = min(self._expired_count(now_unix_ms), PURGED_FIELDS_MAX)
         if count and self._expiring is not None:
-            for _, field in list(self._expiring.islice(0, count)):
-                self.remove(field)
+            expired = self._expiring[:count]
+            del self._expiring[:count]
+            self.size_bytes -= EXPIRING_FIELD_BYTES * count
+            for _, field in expired:
+                del self._expiries[field]
+                self._take_out(field)
+
+    def _take_out(self, field: bytes) -> None:
+        value = self._values.pop(field)
+        self._order.removed(field)
+        self.size_bytes -= FIELD_BYTES + len(field) + len(value)
 
     def _expired_count(self, now_unix_ms: int) -> int:
         return 0 if self._expiring is None else int(self._expiring.bisect_left((now_unix_ms + 1, b"")))

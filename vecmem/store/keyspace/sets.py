@@ -184,10 +184,18 @@ def _scan(keyspace: Keyspace, request: api.ScanSetRequest, response: api.ScanSet
         response.next_page_token = page_end(request, page[page_size - 1])
 
 
-def _check_count(request: api.PopSetMembersRequest | api.GetSetRandomMembersRequest) -> None:
+def _check_pop(request: api.PopSetMembersRequest) -> None:
+    _check_count(request, limits.MEMBERS_PER_REQUEST_MAX)
+
+
+def _check_random(request: api.GetSetRandomMembersRequest) -> None:
+    _check_count(request, limits.PAGE_SIZE_MAX)
+
+
+def _check_count(request: api.PopSetMembersRequest | api.GetSetRandomMembersRequest, largest: int) -> None:
     check_request_key(request)
-    if request.count > limits.PAGE_SIZE_MAX:
-        raise LimitExceededError(f"{request.count} is more than {limits.PAGE_SIZE_MAX}", field="count")
+    if request.count > largest:
+        raise LimitExceededError(f"{request.count} is more than {largest}", field="count")
 
 
 def _pop(
@@ -325,8 +333,8 @@ OPERATIONS = {
     "remove_set_members": writes(_check_members, _remove),
     "check_set_members": reads(_check_members, _check),
     "scan_set": reads(_check_scan, _scan),
-    "pop_set_members": writes(_check_count, _pop),
-    "get_set_random_members": reads(_check_count, _get_random),
+    "pop_set_members": writes(_check_pop, _pop),
+    "get_set_random_members": reads(_check_random, _get_random),
     "move_set_member": writes(_check_move, _move),
     "combine_sets": reads(_check_combination, _combine),
     "store_combined_sets": writes(_check_store, _store),

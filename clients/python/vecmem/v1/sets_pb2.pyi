@@ -322,7 +322,7 @@ class PopSetMembersRequest(_message.Message):
     key: _builtins.bytes
     """The key."""
     count: _builtins.int
-    """At most so many, 1 to 10,000; 0: one."""
+    """At most so many, 1 to 1,024; 0: one."""
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class SetServiceStub:
     """SetService keeps members under keys, each once. A member is 0 to 1,024 bytes of any sort. A set without a member left is gone with its key,
-    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members.
-    Errors: see KeyService.
+    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members. Sets are combined at
+    one moment: large ones hold up other calls meanwhile. Errors: see KeyService.
     """
 
     def __init__(self, channel):
@@ -91,8 +91,8 @@ class SetServiceStub:
 
 class SetServiceServicer:
     """SetService keeps members under keys, each once. A member is 0 to 1,024 bytes of any sort. A set without a member left is gone with its key,
-    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members.
-    Errors: see KeyService.
+    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members. Sets are combined at
+    one moment: large ones hold up other calls meanwhile. Errors: see KeyService.
     """
 
     def AddSetMembers(self, request, context):
@@ -231,8 +231,8 @@ def add_SetServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SetService:
     """SetService keeps members under keys, each once. A member is 0 to 1,024 bytes of any sort. A set without a member left is gone with its key,
-    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members.
-    Errors: see KeyService.
+    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members. Sets are combined at
+    one moment: large ones hold up other calls meanwhile. Errors: see KeyService.
     """
 
     @staticmethod

@@ -28,8 +28,8 @@ GRPC_VERSION: str
 
 class SetServiceStub:
     """SetService keeps members under keys, each once. A member is 0 to 1,024 bytes of any sort. A set without a member left is gone with its key,
-    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members.
-    Errors: see KeyService.
+    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members. Sets are combined at
+    one moment: large ones hold up other calls meanwhile. Errors: see KeyService.
     """
 
     @_typing.overload
@@ -66,8 +66,8 @@ class SetServiceStub:
 @_typing.type_check_only
 class SetServiceAsyncStub(SetServiceStub):
     """SetService keeps members under keys, each once. A member is 0 to 1,024 bytes of any sort. A set without a member left is gone with its key,
-    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members.
-    Errors: see KeyService.
+    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members. Sets are combined at
+    one moment: large ones hold up other calls meanwhile. Errors: see KeyService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -100,8 +100,8 @@ class SetServiceAsyncStub(SetServiceStub):
 
 class SetServiceServicer(metaclass=_abc_1.ABCMeta):
     """SetService keeps members under keys, each once. A member is 0 to 1,024 bytes of any sort. A set without a member left is gone with its key,
-    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members.
-    Errors: see KeyService.
+    and a key that does not exist is a set without members. The expiry of a key stays whatever is done to its members. Sets are combined at
+    one moment: large ones hold up other calls meanwhile. Errors: see KeyService.
     """
 
     @_abc_1.abstractmethod
