@@ -1,4 +1,4 @@
-"""Running operations on a keyspace, looking at all of it at once, and comparing it with a redis-server."""
+"""Running operations whose requests have messages inside them, and comparing a keyspace with a redis-server: see tests.support.keyspace."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 
 import redis
 
+from tests.support.keyspace import NOW, contents
 from vecmem.errors import VecmemError
 from vecmem.store.keyspace import operations
-from vecmem.store.keyspace.keyspace import Keyspace, entry_bytes, version_of
+from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.lists import ListValue
 from vecmem.store.keyspace.operation import Moment
 from vecmem.store.keyspace.sets import SetValue
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
 from vecmem.v1 import pipeline_pb2
-
-NOW = 1_000_000
 
 
 def outcome_of(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> pipeline_pb2.OperationResult:
@@ -51,33 +50,6 @@ def check_refusal(kind: str, **fields: Any) -> tuple[str, str]:
     except VecmemError as error:
         return error.reason, error.metadata["field"]
     raise AssertionError("it was let through")
-
-
-def contents(keyspace: Keyspace) -> Any:
-    """All that a keyspace holds, as it is now."""
-    return (
-        [
-            (key, value if isinstance(value, bytes) else value.dump(), version_of(value), keyspace.expires_at(key))
-            for key in keyspace.sorted_keys
-            for value in (keyspace.values[key],)
-        ],
-        len(keyspace.values),
-        keyspace.version,
-        keyspace.memory_bytes,
-    )
-
-
-def assert_consistent(keyspace: Keyspace) -> None:
-    """Each container is what its dump says, of the size it says, and no container is empty."""
-    for value in keyspace.values.values():
-        if isinstance(value, bytes):
-            continue
-        assert len(value)
-        loaded = type(value).load(value.dump())
-        loaded.version = value.version
-        assert loaded == value
-        assert (len(loaded), loaded.size_bytes) == (len(value), value.size_bytes)
-    assert keyspace.memory_bytes == sum(entry_bytes(key, value) for key, value in keyspace.values.items())
 
 
 def ours(outcome: pipeline_pb2.OperationResult, answer: Callable[[Any], Any]) -> Any:

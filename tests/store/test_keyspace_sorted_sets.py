@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.store.keyspace_support import (
-    NOW,
-    assert_consistent,
-    check_refusal,
-    do,
-    refusal,
-)
+from tests.store.keyspace_support import check_refusal, do, refusal
+from tests.support.keyspace import NOW, reloaded
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.packing import pack
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
@@ -168,7 +163,7 @@ def test_members_are_removed_by_name_by_range_and_from_the_ends() -> None:
     assert (pairs_of(popped), popped.member_count) == ([(b"8", 8), (b"7", 7)], 4)
     assert pairs_of(do(keyspace, "pop_sorted_set_members", key=b"k", end=LOWEST)) == [(b"3", 3)]
     assert range_of(keyspace) == [b"4", b"5", b"6"]
-    assert_consistent(keyspace)
+    reloaded(keyspace)
     do(keyspace, "expire_key", key=b"k", expiry={"ttl_ms": 5})
     assert do(keyspace, "remove_sorted_set_range", key=b"k", range=ALL).removed_count == 3
     assert (keyspace.values, keyspace.expiries, keyspace.memory_bytes) == ({}, {}, 0)
@@ -185,7 +180,7 @@ def test_what_has_expired_is_an_empty_set() -> None:
     assert do(keyspace, "scan_sorted_set", key=b"k", now=at).member_count == 0
     assert do(keyspace, "increment_sorted_set_member", key=b"k", member=b"a", delta=5, now=at).score == 5
     assert range_of(keyspace, now=at + 1_000) == [b"a"]
-    assert_consistent(keyspace)
+    reloaded(keyspace)
 
 
 def test_sets_are_combined_with_weights_and_aggregates() -> None:
@@ -221,7 +216,7 @@ def test_a_combination_replaces_whatever_was_there() -> None:
     into_itself = fields | {"destination": b"{k}1", "weights": [3]}
     assert do(keyspace, "store_combined_sorted_sets", **into_itself).member_count == 2
     assert range_of(keyspace, {"by_score": {"minimum": {"score": 6}}}, b"{k}1") == [b"b"]
-    assert_consistent(keyspace)
+    reloaded(keyspace)
     add(keyspace, {b"z": 1}, b"{k}1")
     assert do(keyspace, "get_sorted_set_scores", key=b"{k}d", members=[b"z"]).scores[0].HasField("score") is False
     nothing = {"destination": b"{k}d", "keys": [b"{k}1", b"{k}1"], "combination": DIFFERENCE}
