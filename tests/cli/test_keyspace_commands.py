@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 
 def test_a_string_is_written_read_described_renamed_and_deleted(ask, refused, collection_name):
@@ -58,3 +59,42 @@ def test_what_is_not_there_is_said(refused, vecmem, collection_name):
     assert refused("keys", "expire", collection_name, "--ttl", 5).error["reason"] == "KEY_NOT_FOUND"
     assert refused("keys", "delete", "a", "b", "--yes").error["reason"] == "CROSS_SLOT"
     assert vecmem("strings", "set", "key").code == 2
+
+
+def text(value):
+    return base64.b64encode(value.encode()).decode()
+
+
+def test_any_operation_can_be_run_and_any_value_shown(ask, vecmem, server, collection_name):
+    prefix = f"{{{collection_name}}}"
+    operations = [
+        {"pushListItems": {"key": text(prefix + "l"), "end": "LIST_END_RIGHT", "items": [text("a"), text("b")]}},
+        {"addSetMembers": {"key": text(prefix + "s"), "members": [text("x")]}},
+        {"setHashFields": {"key": text(prefix + "h"), "fields": [{"field": text("f"), "value": text("v")}]}},
+        {"addSortedSetMembers": {"key": text(prefix + "z"), "members": [{"member": text("m"), "score": 1.5}]}},
+        {"addInteger": {"key": text(prefix + "l"), "delta": 1}},
+    ]
+    results = ask("keys", "run", *map(json.dumps, operations))["results"]
+    assert results[0] == {"itemCount": "2"}
+    assert results[4]["error"]["reason"] == "WRONG_TYPE"
+    ask("strings", "set", prefix, "text")
+    shown = {suffix: ask("keys", "show", prefix + suffix)["items"] for suffix in ("", "l", "s", "h", "z")}
+    assert shown == {
+        "": [{"value": "text"}],
+        "l": [{"index": 0, "item": "a"}, {"index": 1, "item": "b"}],
+        "s": [{"member": "x"}],
+        "h": [{"field": "f", "value": "v"}],
+        "z": [{"score": 1.5, "member": "m"}],
+    }
+    told = vecmem("--address", server.address, "keys", "show", prefix + "l", "--limit", 1)
+    assert "1 of 2 items" in told.stderr
+    for wrong in ("{", "{}", '{"fly": {}}'):
+        assert vecmem("keys", "run", wrong).code == 2
+
+
+def test_the_server_counts_its_keys(ask, collection_name):
+    before = ask("info")
+    ask("strings", "set", collection_name, "x")
+    after = ask("info")
+    assert after["key_count"] == before["key_count"] + 1
+    assert after["key_memory_bytes"] > before["key_memory_bytes"]

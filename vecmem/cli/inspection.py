@@ -68,7 +68,14 @@ def _report_tables(report: DataDirectoryReport) -> list[RenderableType]:
     log = {f"log.{key}": value for key, value in plain(report.log).items() if key in LOG_FACTS}
     tables: list[RenderableType] = [facts({"data_dir": report.data_dir} | log | {"damage": len(report.damage)})]
     if report.checkpoints:
-        headings = {"checkpoint": False, "sequence": True, "bytes": True, "collections": True, "points": True}
+        headings = {
+            "checkpoint": False,
+            "sequence": True,
+            "bytes": True,
+            "collections": True,
+            "points": True,
+            "keys": True,
+        }
         tables.append(grid(headings, [plain(each).values() for each in report.checkpoints]))
     tables += [f"note: {note}" for note in report.notes]
     tables += [f"DAMAGE: {damage.message} [{damage.reason}]" for damage in report.damage]

@@ -1,18 +1,24 @@
 """`vecmem keys`, `strings` and `counters`: the key-value half.
 
+`keys show` shows a value of any type and `keys run` runs any operation there is; what people do most has a command of its own.
+
 Keys and values on the command line are text, taken as UTF-8. What is read and is no UTF-8 is shown as Python writes bytes, and
 with --json as `{"base64": ...}`.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import click
+from google.protobuf import json_format
 
 from vecmem.cli.session import Session, confirm, facts, grid, plain, text_of, with_session
 from vecmem.errors import KeyNotFoundError
+from vecmem.v1 import pipeline_pb2
+from vecmem_client import Client, Operation, VecmemClientError, hashes, lists, sets, sorted_sets
 from vecmem_client import counters as counter_operations
 from vecmem_client import keys as key_operations
 from vecmem_client import strings as string_operations
@@ -58,6 +64,80 @@ def describe(session: Session, *, key: str) -> None:
     if found is None:
         raise KeyNotFoundError(f"no key {key!r}")
     session.write(found, facts(plain(found)))
+
+
+@keys.command("show")
+@click.argument("key")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Items at most.")
+@with_session
+def show(session: Session, *, key: str, limit: int) -> None:
+    """Show the value of KEY, whatever its type: the beginning of it, where it has many items."""
+    with session.client() as client:
+        found = client.run(key_operations.describe(key))
+        if found is None:
+            raise KeyNotFoundError(f"no key {key!r}")
+        headings, rows = _items(client, key, found.type, limit)
+    names = list(headings)
+    items = [dict(zip(names, row, strict=True)) for row in rows]
+    session.write({"type": found.type, "size": found.size, "items": items}, grid(headings, map(_shown, rows)))
+    if found.type != "string" and found.size > len(rows):
+        session.note(f"{len(rows):,} of {found.size:,} items")
+
+
+def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, bool], list[tuple[object, ...]]]:
+    """Columns, which of them are numbers, and up to `limit` rows of a value."""
+    match kind:
+        case "string":
+            return {"value": False}, [(client.run(string_operations.get(key)),)]
+        case "hash":
+            fields = client.run(hashes.page(key, page_size=limit)).fields
+            return {"field": False, "value": False}, list(fields.items())
+        case "set":
+            return {"member": False}, [(member,) for member in client.run(sets.page(key, page_size=limit)).members]
+        case "list":
+            items = client.run(lists.get_range(key, 0, limit - 1))
+            return {"index": True, "item": False}, list(enumerate(items))
+        case _:
+            found = client.run(sorted_sets.get_range(key, limit=limit))
+            return {"score": True, "member": False}, [(each.score, each.member) for each in found]
+
+
+def _shown(row: tuple[object, ...]) -> list[object]:
+    return [text_of(cell) if isinstance(cell, bytes) else cell for cell in row]
+
+
+@keys.command("run")
+@click.argument("operations", nargs=-1, required=True, metavar="JSON...")
+@with_session
+def run(session: Session, *, operations: tuple[str, ...]) -> None:
+    """Run operations as one pipeline, each a vecmem.v1.Operation in the JSON mapping of Protocol Buffers.
+
+    Bytes are base64 there: '{"pushListItems": {"key": "aw==", "end": "LIST_END_RIGHT", "items": ["YQ=="]}}'.
+    """
+    parsed = [_parse(operation) for operation in operations]
+    with session.client() as client:
+        results = client.pipeline(parsed)
+    told = [
+        {"error": {"reason": result.reason, "message": result.message}}
+        if isinstance(result, VecmemClientError)
+        else result
+        for result in results
+    ]
+    session.write({"results": told}, *(json.dumps(result, ensure_ascii=False) for result in told))
+
+
+def _parse(text: str) -> Operation[dict[str, Any]]:
+    try:
+        message = json_format.Parse(text, pipeline_pb2.Operation())
+    except json_format.ParseError as error:
+        problem = f"{text!r} is no operation: {error}"
+        raise click.UsageError(problem) from error
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        problem = f"{text!r} names no operation"
+        raise click.UsageError(problem)
+    writes = "write" in getattr(message, kind).DESCRIPTOR.fields_by_name
+    return Operation(kind, message, writes, json_format.MessageToDict)
 
 
 @keys.command("delete")

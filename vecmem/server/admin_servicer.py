@@ -48,6 +48,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             checkpoint_sequence=shard.checkpoint_sequence,
             collection_count=len(shard.state.collections) + len(shard.state.damaged),
             point_count=shard.state.point_count(),
+            key_count=0 if shard.state.keyspace_damage else len(shard.state.keyspace.values),
+            key_memory_bytes=0 if shard.state.keyspace_damage else shard.state.keyspace.memory_bytes,
             resident_memory_bytes=resident_memory_bytes(),
             read_only_reason=shard.read_only_reason,
             failures=shard.failures,

@@ -226,6 +226,8 @@ def server_info(reply: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         ),
         grpc_engine=reply.grpc_engine,
         failures=dict(reply.failures),
+        key_count=reply.key_count,
+        key_memory_bytes=reply.key_memory_bytes,
     )
 
 

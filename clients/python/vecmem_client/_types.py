@@ -429,6 +429,9 @@ class ServerInfo:
     """What serves gRPC: native or grpcio; empty for an older server."""
     failures: Mapping[str, str]
     """Background work that failed when it last ran, and is tried again, by name: why."""
+    key_count: int
+    key_memory_bytes: int
+    """About what keys and their values take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,8 @@ class GetServerInfoResponse(_message.Message):
     RECOVERY_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     GRPC_ENGINE_FIELD_NUMBER: _builtins.int
+    KEY_COUNT_FIELD_NUMBER: _builtins.int
+    KEY_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     log_first_sequence: _builtins.int
@@ -134,6 +136,10 @@ class GetServerInfoResponse(_message.Message):
     """Set while writes are refused (a failed append): why."""
     grpc_engine: _builtins.str
     """What serves gRPC: "native" or "grpcio"."""
+    key_count: _builtins.int
+    """Keys held, expired ones included; 0 as well while they are damaged, which `recovery` tells."""
+    key_memory_bytes: _builtins.int
+    """About what keys and their values take, bytes."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -166,10 +172,12 @@ class GetServerInfoResponse(_message.Message):
         recovery: Global___RecoveryInfo | None = ...,
         failures: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         grpc_engine: _builtins.str = ...,
+        key_count: _builtins.int = ...,
+        key_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "recovery", b"recovery", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "key_count", b"key_count", "key_memory_bytes", b"key_memory_bytes", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

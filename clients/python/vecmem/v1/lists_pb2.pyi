@@ -153,7 +153,7 @@ class PopListItemsRequest(_message.Message):
     end: Global___ListEnd.ValueType
     """From where. Required."""
     count: _builtins.int
-    """At most so many items, 1 to 10,000; 0: one."""
+    """At most so many items, 1 to 1,024; 0: one."""
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""

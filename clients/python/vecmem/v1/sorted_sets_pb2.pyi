@@ -949,7 +949,7 @@ class PopSortedSetMembersRequest(_message.Message):
     end: Global___SortedSetEnd.ValueType
     """From where. Required."""
     count: _builtins.int
-    """At most so many, 1 to 10,000; 0: one."""
+    """At most so many, 1 to 1,024; 0: one."""
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
