@@ -47,8 +47,9 @@ MEMBERS_PER_REQUEST_MAX: Final = 1_024
 STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
 LIST_ITEMS_PER_REQUEST_MAX: Final = 1_024
+"""Items of a push or a pop."""
 LIST_ITEMS_PER_REPLY_MAX: Final = 10_000
-"""Items of a range or a pop, and indexes of a search."""
+"""Items of a range, and indexes of a search."""
 LIST_REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
 """Size of the items of a range or a pop; one of STRING_BYTES_MAX fits."""
 SORTED_SET_MEMBERS_PER_REPLY_MAX: Final = 10_000

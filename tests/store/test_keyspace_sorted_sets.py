@@ -351,7 +351,7 @@ STORED = COMBINED | {"destination": b"{k}d"}
         ),
         ("pop_sorted_set_members", {"key": b"", "end": LOWEST}, ("INVALID_KEY", "key")),
         ("pop_sorted_set_members", {"key": b"k"}, ("INVALID_ARGUMENT", "end")),
-        ("pop_sorted_set_members", {"key": b"k", "end": LOWEST, "count": 10_001}, ("LIMIT_EXCEEDED", "count")),
+        ("pop_sorted_set_members", {"key": b"k", "end": LOWEST, "count": 1_025}, ("LIMIT_EXCEEDED", "count")),
         ("combine_sorted_sets", {"combination": UNION}, ("INVALID_ARGUMENT", "keys")),
         ("combine_sorted_sets", COMBINED | {"keys": [b"a", b"b"]}, ("CROSS_SLOT", "keys")),
         ("combine_sorted_sets", COMBINED | {"combination": 0}, ("INVALID_ARGUMENT", "combination")),

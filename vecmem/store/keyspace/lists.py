@@ -150,9 +150,9 @@ def _check_end(end: int, field: str = "end") -> None:
         raise InvalidArgumentError(f"{end} is no end of a list", field=field)
 
 
-def _check_count(count: int) -> None:
-    if count > limits.LIST_ITEMS_PER_REPLY_MAX:
-        raise LimitExceededError(f"{count} is more than {limits.LIST_ITEMS_PER_REPLY_MAX}", field="count")
+def _check_count(count: int, count_max: int) -> None:
+    if count > count_max:
+        raise LimitExceededError(f"{count} is more than {count_max}", field="count")
 
 
 def _check_size(items: list[bytes], field: str) -> None:
@@ -202,7 +202,7 @@ def _push(
 def _check_pop(request: api.PopListItemsRequest) -> None:
     check_request_key(request)
     _check_end(request.end)
-    _check_count(request.count)
+    _check_count(request.count, limits.LIST_ITEMS_PER_REQUEST_MAX)
 
 
 def _pop(
@@ -368,7 +368,7 @@ def _move(
 
 def _check_find(request: api.FindListItemRequest) -> None:
     _check_item(request)
-    _check_count(request.count)
+    _check_count(request.count, limits.LIST_ITEMS_PER_REPLY_MAX)
 
 
 def _find_item(

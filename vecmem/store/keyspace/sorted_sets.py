@@ -55,9 +55,9 @@ def _check_score(score: float, field: str) -> None:
         raise InvalidArgumentError("is NaN", field=field)
 
 
-def _check_count(count: int, field: str) -> None:
-    if count > limits.SORTED_SET_MEMBERS_PER_REPLY_MAX:
-        raise LimitExceededError(f"{count} is more than {limits.SORTED_SET_MEMBERS_PER_REPLY_MAX}", field=field)
+def _check_limit(limit: int) -> None:
+    if limit > limits.SORTED_SET_MEMBERS_PER_REPLY_MAX:
+        raise LimitExceededError(f"{limit} is more than {limits.SORTED_SET_MEMBERS_PER_REPLY_MAX}", field="limit")
 
 
 def _check_request_members(request: Any) -> None:
@@ -248,7 +248,7 @@ def _part(
 def _check_get_range(request: api.GetSortedSetRangeRequest) -> None:
     check_request_key(request)
     _check_range(request.range)
-    _check_count(request.limit, "limit")
+    _check_limit(request.limit)
 
 
 def _get_range(
@@ -311,7 +311,8 @@ def _check_pop(request: api.PopSortedSetMembersRequest) -> None:
     check_request_key(request)
     if request.end not in {api.SORTED_SET_END_LOWEST, api.SORTED_SET_END_HIGHEST}:
         raise InvalidArgumentError(f"{request.end} is no end of a sorted set", field="end")
-    _check_count(request.count, "count")
+    if request.count > limits.MEMBERS_PER_REQUEST_MAX:
+        raise LimitExceededError(f"{request.count} is more than {limits.MEMBERS_PER_REQUEST_MAX}", field="count")
 
 
 def _pop(
@@ -350,7 +351,7 @@ def _check_combining(request: Combining) -> None:
 
 def _check_combine(request: api.CombineSortedSetsRequest) -> None:
     _check_combining(request)
-    _check_count(request.limit, "limit")
+    _check_limit(request.limit)
 
 
 def _combine(

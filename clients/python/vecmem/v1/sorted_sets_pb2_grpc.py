@@ -172,7 +172,7 @@ class SortedSetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CombineSortedSets(self, request, context):
-        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Its time grows with their members.
+        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,7 @@ class SortedSetServiceStub:
     PopSortedSetMembers: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.PopSortedSetMembersRequest, _sorted_sets_pb2.PopSortedSetMembersResponse]
     """PopSortedSetMembers takes the members with the lowest or the highest scores."""
     CombineSortedSets: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.CombineSortedSetsRequest, _sorted_sets_pb2.CombineSortedSetsResponse]
-    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Its time grows with their members."""
+    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile."""
     StoreCombinedSortedSets: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.StoreCombinedSortedSetsRequest, _sorted_sets_pb2.StoreCombinedSortedSetsResponse]
     """StoreCombinedSortedSets writes a union, intersection or difference under a key of the same slot, whatever that held, which
     never expires then. Without members the key is removed.
@@ -99,7 +99,7 @@ class SortedSetServiceAsyncStub(SortedSetServiceStub):
     PopSortedSetMembers: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.PopSortedSetMembersRequest, _sorted_sets_pb2.PopSortedSetMembersResponse]  # type: ignore[assignment]
     """PopSortedSetMembers takes the members with the lowest or the highest scores."""
     CombineSortedSets: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.CombineSortedSetsRequest, _sorted_sets_pb2.CombineSortedSetsResponse]  # type: ignore[assignment]
-    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Its time grows with their members."""
+    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile."""
     StoreCombinedSortedSets: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.StoreCombinedSortedSetsRequest, _sorted_sets_pb2.StoreCombinedSortedSetsResponse]  # type: ignore[assignment]
     """StoreCombinedSortedSets writes a union, intersection or difference under a key of the same slot, whatever that held, which
     never expires then. Without members the key is removed.
@@ -197,7 +197,7 @@ class SortedSetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sorted_sets_pb2.CombineSortedSetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sorted_sets_pb2.CombineSortedSetsResponse, _abc.Awaitable[_sorted_sets_pb2.CombineSortedSetsResponse]]:
-        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Its time grows with their members."""
+        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile."""
 
     @_abc_1.abstractmethod
     def StoreCombinedSortedSets(
