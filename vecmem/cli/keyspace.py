@@ -17,6 +17,7 @@ from google.protobuf import json_format
 
 from vecmem.cli.session import Session, confirm, facts, grid, plain, text_of, with_session
 from vecmem.errors import KeyNotFoundError
+from vecmem.filesystem import write_file
 from vecmem.v1 import pipeline_pb2
 from vecmem_client import Client, Operation, VecmemClientError, hashes, lists, sets, sorted_sets
 from vecmem_client import counters as counter_operations
@@ -203,7 +204,7 @@ def get(session: Session, *, key: str, output: Path | None) -> None:
     if found is None:
         raise KeyNotFoundError(f"no key {key!r}")
     if output is not None:
-        output.write_bytes(found.value)
+        write_file(output, [found.value])
     session.write(found, text_of(found.value))
 
 

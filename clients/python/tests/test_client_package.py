@@ -23,16 +23,18 @@ CLIENT = Path(__file__).resolve().parent.parent
 NAMES = {
     "AsyncClient", "BulkProgress", "BulkResult", "CallCancelledError", "CheckpointError", "CheckpointInfo", "Client",
     "ClientClosedError", "Collection", "CollectionDamagedError", "CollectionExistsError", "CollectionNotFoundError",
-    "CollectionStats", "Condition", "CorruptionError", "DataLossError", "DeadlineExceededError", "DeleteResult",
-    "DimensionMismatchError", "Exclude", "Explanation", "Field", "FilterLike", "Flat", "GraphCode", "Hit", "Hits", "Hnsw", "InternalError",
-    "InvalidArgumentError", "InvalidFilterError", "InvalidIdError", "InvalidPageTokenError", "InvalidPayloadError",
-    "InvalidVectorError", "LimitExceededError", "LogConflictError", "Metric", "NotFoundError", "OverloadedError",
-    "PayloadIndexStats", "PayloadLike", "PayloadType",
-    "Point", "PointNotFoundError", "Position", "PositionAheadError", "ProgressBar", "Query", "QueryPlan",
-    "RecoveryInfo", "RequestIdReusedError", "ResourceExhaustedError", "RetryPolicy", "ServerInfo",
+    "CollectionStats", "Condition", "CorruptionError", "CrossSlotError", "DataLossError", "DeadlineExceededError",
+    "DeleteResult", "DimensionMismatchError", "Exclude", "Explanation", "Field", "FilterLike", "Flat", "GraphCode",
+    "Hit", "Hits", "Hnsw", "InternalError", "InvalidArgumentError", "InvalidFilterError", "InvalidIdError",
+    "InvalidKeyError", "InvalidPageTokenError", "InvalidPayloadError", "InvalidVectorError", "KeyNotFoundError",
+    "KeyspaceDamagedError", "LimitExceededError", "LogConflictError", "Metric", "MixedScoresError", "NotANumberError",
+    "NotFoundError", "NumberOverflowError", "Operation", "OverloadedError", "PayloadIndexStats", "PayloadLike",
+    "PayloadType", "Point", "PointNotFoundError", "Position", "PositionAheadError", "ProgressBar", "Query",
+    "QueryPlan", "RecoveryInfo", "RequestIdReusedError", "ResourceExhaustedError", "RetryPolicy", "ServerInfo",
     "ShuttingDownError", "Storage", "StoredPoint", "UnavailableError", "UnimplementedError", "UnknownVectorError",
-    "UnsupportedFormatError", "UpdatePayloadResult", "UpsertResult", "VecmemClientError", "VectorConfig", "VectorLike",
-    "VectorStats", "VersionConflict", "WritesStoppedError", "all_of", "any_of", "field", "has_id", "none_of",
+    "UnsupportedFormatError", "UpdatePayloadResult", "UpsertResult", "ValueMismatchError", "VecmemClientError",
+    "VectorConfig", "VectorLike", "VectorStats", "VersionConflict", "WritesStoppedError", "WrongTypeError", "all_of",
+    "any_of", "counters", "field", "has_id", "hashes", "keys", "lists", "none_of", "sets", "sorted_sets", "strings",
 }  # fmt: skip
 
 UNSEEN_REASONS = {"CONFIGURATION"}
@@ -138,7 +140,7 @@ def test_the_distribution_needs_only_what_it_says():
 def test_the_readme_runs(server, capsys):
     """All code blocks of the README, in their order, against a real server."""
     blocks = re.findall(r"^```python\n(.*?)^```", (CLIENT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         # Nothing of the event loop of pytest-asyncio is touched: asyncio.run makes its own.
         exec(compile(block.replace("127.0.0.1:7700", server.address), "README.md", "exec"), {"__name__": "readme"})

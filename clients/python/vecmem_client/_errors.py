@@ -20,7 +20,8 @@ VecmemClientError
 ├── CollectionExistsError        what the request makes is there already
 ├── ValueMismatchError           what is stored is not what the request takes it for
 │   ├── WrongTypeError           ... but a value of another type
-│   └── NotANumberError          ... or spells no number
+│   ├── NotANumberError          ... or spells no number
+│   └── MixedScoresError         ... or a sorted set whose scores are not all the same
 ├── NumberOverflowError          the sum is no number of its kind
 ├── PositionAheadError           `min_position` lies beyond the end of the log
 ├── ResourceExhaustedError       gRPC itself refused, for instance a reply over 64 MiB
@@ -212,6 +213,12 @@ class NotANumberError(ValueMismatchError):
     """The string spells no number."""
 
     reason = "NOT_A_NUMBER"
+
+
+class MixedScoresError(ValueMismatchError):
+    """The members of the sorted set have different scores, so that they are not in order of their bytes."""
+
+    reason = "MIXED_SCORES"
 
 
 class NumberOverflowError(VecmemClientError):
