@@ -65,6 +65,10 @@ GROUPS: dict[str, dict[str, Told]] = {
         "LIST_ITEMS_PER_REPLY_MAX": Told("items", "items of a range of a list, indexes of a search", TOO_MUCH),
         "LIST_REPLY_BYTES_MAX": Told("bytes", "size of the items of a range or a pop of a list", TOO_MUCH),
         "SORTED_SET_MEMBERS_PER_REPLY_MAX": Told("members", "members of a range of a sorted set", TOO_MUCH),
+        "RESULT_BYTES_MAX": Told(
+            "bytes", "values and members that the writes of one pipeline return, together", TOO_MUCH
+        ),
+        "COMBINED_MEMBERS_MAX": Told("members", "members of all sets that one operation combines", TOO_MUCH),
         "OPERATIONS_PER_PIPELINE_MAX": Told("operations", "operations of one pipeline", TOO_MUCH),
         "TIME_MS_MAX": Told("ms", "a time to live, or a time since 1970", "INVALID_ARGUMENT"),
         "INT64_MIN": Told("", "smallest counter", "OVERFLOW"),

@@ -53,6 +53,10 @@ LIST_ITEMS_PER_REPLY_MAX: Final = 10_000
 LIST_REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
 """Size of the items of a range or a pop; one of STRING_BYTES_MAX fits."""
 SORTED_SET_MEMBERS_PER_REPLY_MAX: Final = 10_000
+RESULT_BYTES_MAX: Final = 40 * 1024 * 1024
+"""Values and members that the writes of one record return, together: less than the deduplication window holds."""
+COMBINED_MEMBERS_MAX: Final = 2_000_000
+"""Members of all sets that one operation combines, one that is named twice counted twice."""
 TIME_MS_MAX: Final = 2**53
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -85,6 +89,8 @@ GROW_ONLY: Final = (
 FROZEN: Final = (
     "PAYLOAD_BYTES_MAX",
     "STRING_BYTES_MAX",
+    "RESULT_BYTES_MAX",
+    "COMBINED_MEMBERS_MAX",
     "LIST_REPLY_BYTES_MAX",
     "DEDUPLICATION_ENTRIES_MAX",
     "DEDUPLICATION_BYTES_MAX",

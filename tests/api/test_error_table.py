@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 
 import grpc
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.api import expect_refusal
 from vecmem import errors
-from vecmem.server.error_table import CODES, error_message, status_code
+from vecmem.server.error_table import CODES, abort, error_message, status_code
 from vecmem.v1 import points_pb2
 
 CLASSES = [
@@ -81,3 +82,14 @@ def test_a_reply_whose_message_would_be_too_long_for_headers_is_cut_and_arrives(
     refusal = expect_refusal(lambda: api.get("x" * 100_000, "a"))
     assert refusal.reason == "COLLECTION_NOT_FOUND"
     assert len(refusal.message) < 8_192
+
+
+async def test_a_call_that_has_ended_already_is_not_told_and_leaves_no_trace():
+    """As grpcio says it of a call whose deadline passed while it was about to be refused."""
+
+    class Ended:
+        async def abort(self, *_):
+            raise grpc.aio.InternalError("the call has ended")
+
+    with pytest.raises(asyncio.CancelledError):
+        await abort(Ended(), errors.DeadlineExceededError("too late"))

@@ -158,6 +158,22 @@ def test_options_of_a_piece_are_the_pipelines(keys, key):
     assert keys.get(key) is None
 
 
+def test_results_that_no_message_holds_are_refused_one_by_one(keys, key):
+    """A small pipeline that would return a large value again and again."""
+    keys.set(key, bytes(15 * 1024 * 1024))
+    again = pipeline_pb2.Operation(
+        set_string=strings_pb2.SetStringRequest(
+            key=key, condition=strings_pb2.SET_CONDITION_ABSENT, return_previous=True
+        )
+    )
+    results = keys.pipeline(*[again] * 20)
+    assert [result.WhichOneof("kind") for result in results] == ["set_string"] * 2 + ["error"] * 18
+    assert {result.error.reason for result in results[2:]} == {"LIMIT_EXCEEDED"}
+    read = keys.pipeline(*[get(key)] * 6)
+    assert [result.WhichOneof("kind") for result in read] == ["get_string"] * 4 + ["error"] * 2
+    keys.call("DeleteKeys", keys_pb2.DeleteKeysRequest(keys=[key]))
+
+
 def test_repeats_change_nothing(keys, key):
     name = key.decode()
     first = keys.add(key, 1, request_id=name)
@@ -269,8 +285,11 @@ def check_that_the_loss_is_told(api) -> None:
     keys = Keys(api)
     refusal = expect_refusal(lambda: keys.get(b"k"))
     assert (refusal.code, refusal.reason) == ("DATA_LOSS", "KEYSPACE_DAMAGED")
+    before = api.info().log_last_sequence
     refusal = expect_refusal(lambda: keys.set(b"k", b"new"))
     assert (refusal.code, refusal.reason) == ("DATA_LOSS", "KEYSPACE_DAMAGED")
+    assert expect_refusal(lambda: keys.pipeline(add(b"k"))).reason == "KEYSPACE_DAMAGED"
+    assert api.info().log_last_sequence == before, "whoever mends the keys finds no writes that were refused"
     assert api.count("c") == 0
     assert any("keys are damaged" in note for note in api.info().recovery.notes)
     refusal = expect_refusal(lambda: api.call("CreateCheckpoint", admin_checkpoint()))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.keyspace import NOW, do, operation, refusal
+from tests.support.keyspace import NOW, contents, do, operation, refusal
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExceededError, VecmemError
 from vecmem.slots import slot_of
@@ -17,7 +17,8 @@ from vecmem.store.keyspace import operations
 from vecmem.store.keyspace.counters import float_of, float_text, integer_of
 from vecmem.store.keyspace.glob import compile_glob, literal_prefix
 from vecmem.store.keyspace.keyspace import Keyspace
-from vecmem.v1 import keys_pb2, pipeline_pb2, strings_pb2
+from vecmem.store.keyspace.operation import Moment
+from vecmem.v1 import keys_pb2, pipeline_pb2, sorted_sets_pb2, strings_pb2
 
 
 def ttl(milliseconds: int) -> keys_pb2.Expiry:
@@ -80,12 +81,12 @@ def test_the_sweep_removes_what_has_expired_and_only_that() -> None:
         do(keyspace, "set_string", key=b"%d" % number, value=b"x", expiry=ttl(100 + number))
     do(keyspace, "expire_key", key=b"3", expiry=ttl(10_000))
     do(keyspace, "persist_key", key=b"4")
-    assert keyspace.expired_keys(NOW + 105, 3) == [b"0", b"1", b"2"]
-    named = keyspace.expired_keys(NOW + 105, 100)
+    assert keyspace.expired_keys(NOW + 105, 3)[0] == [b"0", b"1", b"2"]
+    named = keyspace.expired_keys(NOW + 105, 100)[0]
     assert named == [b"0", b"1", b"2", b"5"]
     assert keyspace.remove_expired([*named, b"3", b"9", b"none"], NOW + 105) == 4
     assert list(keyspace.sorted_keys) == [b"3", b"4", b"6", b"7", b"8", b"9"]
-    assert keyspace.expired_keys(NOW + 105, 100) == []
+    assert keyspace.expired_keys(NOW + 105, 100)[0] == []
 
 
 def test_expiries_that_are_moved_on_leave_no_trail() -> None:
@@ -94,7 +95,7 @@ def test_expiries_that_are_moved_on_leave_no_trail() -> None:
     for number in range(5_000):
         do(keyspace, "expire_key", key=b"k", expiry=ttl(1_000 + number))
     assert len(keyspace._expiring) < 2_000
-    assert keyspace.expired_keys(NOW + 6_000, 10) == [b"k"]
+    assert keyspace.expired_keys(NOW + 6_000, 10)[0] == [b"k"]
 
 
 def test_memory_is_counted_up_and_down() -> None:
@@ -327,3 +328,60 @@ def test_rename_moves_value_and_expiry() -> None:
     assert do(keyspace, "get_string", key=b"{k}2").value == b"1"
     assert keyspace.expiries == {b"{k}2": NOW + 100}
     assert refusal(keyspace, "rename_key", key=b"{k}1", new_key=b"{k}2") == ("KEY_NOT_FOUND", "key")
+
+
+# -- what a small request must not cost --------------------------------------------------------------------------------------
+
+
+def test_the_writes_of_one_record_return_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused for that is left as it was."""
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"k", value=b"x" * 100)
+    do(keyspace, "push_list_items", key=b"l", end=2, items=[b"y" * 100])
+    do(keyspace, "add_set_members", key=b"s", members=[b"z"])
+    do(keyspace, "add_sorted_set_members", key=b"z", members=[sorted_sets_pb2.ScoredMember(member=b"z", score=1)])
+    for kind, fields in (
+        ("set_string", {"key": b"k", "value": b"new", "return_previous": True}),
+        ("take_string", {"key": b"k"}),
+        ("pop_list_items", {"key": b"l", "end": 1}),
+        ("move_list_item", {"key": b"l", "destination": b"l", "end": 1, "destination_end": 2}),
+        ("pop_set_members", {"key": b"s"}),
+        ("pop_sorted_set_members", {"key": b"z", "end": 1}),
+    ):
+        before = contents(keyspace)
+        outcome = pipeline_pb2.OperationResult()
+        operations.run(keyspace, operation(kind, **fields), outcome, Moment(NOW, result_bytes_left=50))
+        assert outcome.error.reason == "LIMIT_EXCEEDED", kind
+        assert contents(keyspace) == before, kind
+    moment = Moment(NOW, result_bytes_left=250)
+    for enough in (True, True, False):
+        outcome = pipeline_pb2.OperationResult()
+        fields = {"key": b"k", "value": b"x" * 100, "return_previous": True}
+        operations.run(keyspace, operation("set_string", **fields), outcome, moment)
+        assert outcome.HasField("error") != enough
+
+
+def test_a_page_is_bounded_by_the_work_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vecmem.store.keyspace.keys.SCAN_STEPS_MAX", 1_000)
+    keyspace = Keyspace()
+    for number in range(20):
+        do(keyspace, "set_string", key=b"%02d" % number + b"x" * 48, value=b"")
+    page = do(keyspace, "scan_keys", pattern=b"*" + b"?" * 9)
+    assert len(page.keys) == 3
+    assert page.next_page_token
+
+
+def test_keys_whose_time_is_moved_on_hold_up_no_others() -> None:
+    keyspace = Keyspace()
+    for number in range(100):
+        do(keyspace, "set_string", key=b"moved%d" % number, value=b"", expiry=ttl(10))
+        do(keyspace, "expire_key", key=b"moved%d" % number, expiry=ttl(1_000))
+    do(keyspace, "set_string", key=b"due", value=b"", expiry=ttl(20))
+    found: list[bytes] = []
+    for _ in range(100):
+        keys, more = keyspace.expired_keys(NOW + 30, 5)
+        found += keys
+        if not more:
+            break
+    assert found == [b"due"]
+    assert keyspace.expired_keys(NOW + 1_000, 1_000)[0].count(b"moved7") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NoReturn
 
 import grpc
@@ -49,12 +50,15 @@ def error_message(error: errors.VecmemError) -> common_pb2.Error:
 
 
 async def abort(context: grpc.aio.ServicerContext, error: errors.VecmemError) -> NoReturn:  # type: ignore[type-arg]  # of any call
-    """End a call with an error."""
+    """End a call with an error. Raises CancelledError instead where the call has ended already, as after its deadline: nobody is left to be told."""
     code = status_code(error)
     message = error.message.encode()[:METADATA_BYTES_MAX].decode(errors="ignore")
     detail = AnyMessage()
     metadata = {key: value[:256] for key, value in error.metadata.items()}
     detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     status = status_pb2.Status(code=code.value[0], message=message[:1024], details=[detail])
-    await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()),))
+    try:
+        await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()),))
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError from gone
     raise AssertionError("abort raises")

@@ -92,11 +92,12 @@ class _Servicer:
         """Run one operation by itself. Raises what it is refused for."""
         operation = OPERATIONS[kind]
         operation.check(request)
+        keyspace = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
         if operation.writes:
             return await self._write(kind, request)
         sequence = calls.check_position(self._shard, request.read)
         response: Any = _RESPONSES[kind]()
-        operation.run(self._shard.state.keyspace, request, response, Moment(self._shard.now_unix_ms()))
+        operation.run(keyspace, request, response, Moment(self._shard.now_unix_ms()))
         response.header.CopyFrom(calls.header(self._shard, sequence))
         return response
 
@@ -135,6 +136,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         sequence = calls.check_position(self._shard, request.read)
         pipeline = Pipeline(self._shard.state, request.operations)
         await calls.run_in_slices(pipeline.check())
+        _ = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
         if pipeline.writes:
             result = await calls.write(self._shard, request, pipeline.fill, pipeline.observe)
             await calls.run_in_slices(pipeline.take(result.operation_results))

@@ -8,16 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from vecmem import limits
 from vecmem.errors import LimitExceededError, VecmemError
 from vecmem.store.keyspace import operations
-from vecmem.store.keyspace.operation import Moment
+from vecmem.store.keyspace.operation import REPLY_BYTES_MAX, Moment
 from vecmem.store.state_machine import StateMachine
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import common_pb2, pipeline_pb2
 
 STEP_OPERATIONS = 64
 """Operations checked or copied between two yields: well below a millisecond, but for long values."""
-
-READ_BYTES_MAX = limits.MESSAGE_BYTES_MAX - 1024 * 1024
-"""Results of what reads; what is beyond gets an error, and the others are answered."""
 
 
 class Pipeline:
@@ -83,10 +80,11 @@ class Pipeline:
             result = self.response.results[index]
             operations.run(self._state.keyspace, self._requested[index], result, moment)
             self._read_bytes += result.ByteSize()
-            if self._read_bytes > READ_BYTES_MAX:
+            read_bytes_max = REPLY_BYTES_MAX - (limits.RESULT_BYTES_MAX if self._writing else 0)
+            if self._read_bytes > read_bytes_max:
                 self._read_bytes -= result.ByteSize()
                 result.error.CopyFrom(
-                    stored_error(LimitExceededError(f"the results have more than {READ_BYTES_MAX} bytes"))
+                    stored_error(LimitExceededError(f"the results have more than {read_bytes_max} bytes"))
                 )
             yield
 

@@ -382,12 +382,14 @@ class Shard:
         """Delete some of the keys whose time has come; returns whether there may be more."""
         if self.state.keyspace_damage:
             return False
-        keys = self.state.keyspace.expired_keys(self.now_unix_ms(), EXPIRY_SWEEP_KEYS)
+        keys, more = self.state.keyspace.expired_keys(self.now_unix_ms(), EXPIRY_SWEEP_KEYS)
         if keys:
             command = command_pb2.Command()
             command.expire_keys.keys.extend(keys)
             await self.write(command)
-        return len(keys) == EXPIRY_SWEEP_KEYS
+        else:
+            await asyncio.sleep(0)
+        return more
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -37,8 +37,6 @@ COMMAND_RECORD = 1
 
 REQUEST_ID_FIELD = "write.request_id"
 
-STEP_OPERATIONS = 64
-"""Operations on keys between two yields: about half a millisecond."""
 Observer = Callable[[int, int], Iterator[None]]
 """Called with the place of each operation of a record, and the record's time, before the operation runs. Not at a repeat or a replay."""
 
@@ -188,10 +186,12 @@ class StateMachine:
     def _run_operations(
         self, command: command_pb2.RunOperations, sequence: int, time_unix_ms: int, observer: Observer | None
     ) -> Steps[Changes]:
+        if not all(operation.WhichOneof("kind") for operation in command.operations):
+            raise UnsupportedFormatError(f"record {sequence} holds an operation that this version does not know")
         moment = Moment(time_unix_ms)
         results = command_pb2.CommandResult().operation_results
         for place, operation in enumerate(command.operations):
-            if place and place % STEP_OPERATIONS == 0:
+            if place:
                 yield
             if observer is not None:
                 yield from observer(place, time_unix_ms)
@@ -261,6 +261,9 @@ def repeated_result(
 ) -> command_pb2.CommandResult:
     """The first result of a request that came again; a refusal when it is another request under the same id."""
     if remembered.request_fingerprint == fingerprint:
-        return remembered.result
+        # A copy: whoever answers adds a header, and what is remembered is part of the state.
+        result = command_pb2.CommandResult()
+        result.CopyFrom(remembered.result)
+        return result
     error = RequestIdReusedError(f"request_id {remembered.request_id!r} was used for another request", field=field)
     return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))

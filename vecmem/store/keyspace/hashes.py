@@ -20,6 +20,7 @@ from vecmem.store.keyspace import counters
 from vecmem.store.keyspace.container import Container
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace, shown
 from vecmem.store.keyspace.operation import (
+    REPLY_BYTES_MAX,
     Moment,
     check_conditional_expiry,
     check_expiry,
@@ -236,8 +237,8 @@ def _get(
         answer = response.values.add()
         if value is not None:
             size_bytes += len(value)
-            if size_bytes > limits.MESSAGE_BYTES_MAX:
-                raise LimitExceededError(f"the values have more than {limits.MESSAGE_BYTES_MAX} bytes", field="fields")
+            if size_bytes > REPLY_BYTES_MAX:
+                raise LimitExceededError(f"the values have more than {REPLY_BYTES_MAX} bytes", field="fields")
             answer.value = value
 
 

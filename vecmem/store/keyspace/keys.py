@@ -34,7 +34,8 @@ from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import keys_pb2 as api
 
 SCAN_KEYS_MAX: Final = 10_000
-"""Keys looked at for one page: a few milliseconds."""
+SCAN_STEPS_MAX: Final = 1_000_000
+"""Keys looked at for one page, and their bytes times those of the pattern: a few milliseconds."""
 
 
 def _check_keys(
@@ -138,7 +139,7 @@ def _scan(keyspace: Keyspace, request: api.ScanKeysRequest, response: api.ScanKe
     prefix = literal_prefix(request.pattern)
     matches = compile_glob(request.pattern).fullmatch if request.pattern else None
     page_size = request.page_size or limits.PAGE_SIZE_DEFAULT
-    key = b""
+    steps = 0
     for count, key in enumerate(keyspace.keys_from(prefix, _behind(prefix), after=after or None), start=1):
         if (
             (matches is None or matches(key))
@@ -146,7 +147,8 @@ def _scan(keyspace: Keyspace, request: api.ScanKeysRequest, response: api.ScanKe
             and request.type in (api.KEY_TYPE_UNSPECIFIED, _type_of(value))
         ):
             response.keys.append(key)
-        if len(response.keys) == page_size or count == SCAN_KEYS_MAX:
+        steps += len(key) * len(request.pattern)
+        if len(response.keys) == page_size or count == SCAN_KEYS_MAX or steps > SCAN_STEPS_MAX:
             # Whether more follow, the next page tells.
             response.next_page_token = encode_bytes_token("keys", scope, key)
             return

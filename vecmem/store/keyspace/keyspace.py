@@ -26,6 +26,8 @@ NEVER = 0
 VERSION_BYTES = 8
 ENTRY_BYTES = 160
 """About what a key and its value take beyond their own bytes: two object headers, places in the table and in the order of keys."""
+LOOKS_PER_KEY = 4
+"""Entries of the expiry heap looked at for each key that may be found: those whose time was moved on are only put back."""
 EXPIRING_SLACK = 1_024
 """Entries of the expiry heap beyond twice the keys that expire before it is built anew."""
 
@@ -119,8 +121,8 @@ class Keyspace:
     def set_expiry(self, key: bytes, expires_at_unix_ms: int) -> None:
         """Set when a key that exists is removed."""
         if expires_at_unix_ms != NEVER:
+            self._push_expiring(self.expiries.get(key), expires_at_unix_ms, key)
             self.expiries[key] = expires_at_unix_ms
-            self._push_expiring(expires_at_unix_ms, key)
         elif self.expiries:
             self.expiries.pop(key, None)
 
@@ -128,9 +130,9 @@ class Keyspace:
         if ends_at_unix_ms == NEVER:
             if self.endings:
                 self.endings.pop(key, None)
-        elif self.endings.get(key) != ends_at_unix_ms:
+        else:
+            self._push_expiring(self.endings.get(key), ends_at_unix_ms, key)
             self.endings[key] = ends_at_unix_ms
-            self._push_expiring(ends_at_unix_ms, key)
 
     def remove(self, key: bytes) -> None:
         """Remove a key that exists."""
@@ -140,18 +142,24 @@ class Keyspace:
         self.expiries.pop(key, None)
         self.endings.pop(key, None)
 
-    def expired_keys(self, now_unix_ms: int, count_max: int) -> list[bytes]:
-        """Up to `count_max` keys whose time has come, earliest first; they are reported again until removed."""
-        found: list[tuple[int, bytes]] = []
-        while self._expiring and self._expiring[0][0] <= now_unix_ms and len(found) < count_max:
-            entry = heapq.heappop(self._expiring)
-            # A key that was given the same expiry twice has two equal entries.
-            due = entry[0] in (self.expiries.get(entry[1]), self.endings.get(entry[1]))
-            if due and entry not in found[-1:]:
-                found.append(entry)
-        for entry in found:
-            heapq.heappush(self._expiring, entry)
-        return [key for _, key in found]
+    def expired_keys(self, now_unix_ms: int, count_max: int) -> tuple[list[bytes], bool]:
+        """Up to `count_max` keys whose time has come, and whether there may be more; they are reported again until removed."""
+        found: dict[bytes, int] = {}
+        looked_count = 0
+        while self._expiring and self._expiring[0][0] <= now_unix_ms:
+            if len(found) == count_max or looked_count == LOOKS_PER_KEY * count_max:
+                break
+            looked_count += 1
+            due_unix_ms, key = heapq.heappop(self._expiring)
+            times = [time for time in (self.expiries.get(key), self.endings.get(key)) if time is not None]
+            if times and min(times) <= now_unix_ms:
+                found[key] = due_unix_ms
+            elif times:
+                heapq.heappush(self._expiring, (min(times), key))
+        more = len(found) == count_max or looked_count == LOOKS_PER_KEY * count_max
+        for key, due_unix_ms in found.items():
+            heapq.heappush(self._expiring, (due_unix_ms, key))
+        return list(found), more
 
     def remove_expired(self, keys: Iterable[bytes], now_unix_ms: int) -> int:
         """Remove those of the keys whose time has come; returns how many."""
@@ -181,11 +189,13 @@ class Keyspace:
         }
         self._rebuild_expiring()
 
-    def _push_expiring(self, expires_at_unix_ms: int, key: bytes) -> None:
-        heapq.heappush(self._expiring, (expires_at_unix_ms, key))
-        if len(self._expiring) > EXPIRING_SLACK + 2 * (len(self.expiries) + len(self.endings)):
-            # Keys whose expiry is moved on again and again leave entries behind, which may be due only years from now.
-            self._rebuild_expiring()
+    def _push_expiring(self, old_unix_ms: int | None, expires_at_unix_ms: int, key: bytes) -> None:
+        # A time that is moved on keeps its entry, which finds the new time when it is due.
+        if old_unix_ms is None or expires_at_unix_ms < old_unix_ms:
+            heapq.heappush(self._expiring, (expires_at_unix_ms, key))
+            if len(self._expiring) > EXPIRING_SLACK + 2 * (len(self.expiries) + len(self.endings)):
+                # Times that are taken away or brought forward leave entries behind, which may be due only years from now.
+                self._rebuild_expiring()
 
     def _rebuild_expiring(self) -> None:
         # What is sorted is a heap.

@@ -213,6 +213,7 @@ def _pop(
         return
     items = value.peek(request.end, request.count or 1)
     _check_size(items, "count")
+    moment.spend(sum(map(len, items)), "count")
     old_size_bytes = value.size_bytes
     value.pop(request.end, items)
     keyspace.change(request.key, value, old_size_bytes, moment.time_unix_ms)
@@ -352,6 +353,7 @@ def _move(
     now = moment.time_unix_ms
     found = keyspace.container(request.destination, ListValue, now, "destination")
     items = source.peek(request.end, 1)
+    moment.spend(len(items[0]), "key")
     old_size_bytes = source.size_bytes
     source.pop(request.end, items)
     if found is source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from vecmem import limits
 from vecmem.errors import CrossSlotError, InvalidArgumentError, InvalidKeyError, LimitExceededError
@@ -17,12 +17,28 @@ from vecmem.slots import slot_of, slots_of
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace
 from vecmem.v1 import keys_pb2
 
+REPLY_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX - 1024 * 1024
+"""Of what one operation reads: leaves room for everything else in the message."""
+
 
 @dataclass(slots=True, eq=False)
 class Moment:
-    """When an operation runs. Not frozen, which each call would pay for."""
+    """When an operation runs, and what the writes of its record may still return."""
 
     time_unix_ms: int
+    result_bytes_left: int = limits.RESULT_BYTES_MAX
+
+    def spend(self, size_bytes: int, field: str) -> None:
+        """Count what a write is about to return of what is stored, before it changes anything. Raises LimitExceededError.
+
+        A small request could otherwise have a result that no message and no memory holds, and so would every replay.
+        """
+        if size_bytes > self.result_bytes_left:
+            raise LimitExceededError(
+                f"returns {size_bytes} bytes, and the writes of one call return {limits.RESULT_BYTES_MAX} at most",
+                field=field,
+            )
+        self.result_bytes_left -= size_bytes
 
 
 Check = Callable[[Any], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Final, Self
 
@@ -12,6 +12,7 @@ from vecmem.errors import InvalidArgumentError, LimitExceededError
 from vecmem.store.keyspace.container import Container
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import (
+    REPLY_BYTES_MAX,
     Moment,
     check_key,
     check_member,
@@ -31,8 +32,6 @@ SET_BYTES: Final = 200
 """About what a set without members takes beyond any container: its table and its lists."""
 MEMBER_OVERHEAD_BYTES: Final = 100
 """About what a member takes beyond its own bytes: an object header, its place and places in the table and the orders."""
-REPLY_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX - 4_096
-"""Members and their frames in a reply: the rest is for its header."""
 _FRAME_BYTES_MAX: Final = 3
 """Of a member in a reply: its tag, and a length up to 1,024."""
 _UINT64: Final = 2**64 - 1
@@ -204,10 +203,12 @@ def _pop(
     found = _find(keyspace, request.key, moment)
     if found is None:
         return
+    count = min(request.count or 1, len(found))
+    moment.spend(count * limits.MEMBER_BYTES_MAX, "count")
     old_size_bytes = found.size_bytes
     # The version that the key is about to get is given out once only. Seeds a constant of SplitMix64 apart would give the same numbers.
     seed = (keyspace.version + 1) * _SEED_FACTOR ^ moment.time_unix_ms
-    for place in random_places(seed, len(found), min(request.count or 1, len(found))):
+    for place in random_places(seed, len(found), count):
         member = found[place]
         found.discard(member)
         response.members.append(member)
@@ -282,7 +283,18 @@ def _combined(
 
 
 def _sets(keyspace: Keyspace, keys: Iterable[bytes], moment: Moment) -> list[SetValue | None]:
-    return [_find(keyspace, key, moment, f"keys[{index}]") for index, key in enumerate(keys)]
+    sets = [_find(keyspace, key, moment, f"keys[{index}]") for index, key in enumerate(keys)]
+    check_combined(sets)
+    return sets
+
+
+def check_combined(values: Iterable[Sized | None]) -> None:
+    """Raises LimitExceededError where there is more to combine than an operation may, which runs in one piece."""
+    count = sum(len(value) for value in values if value is not None)
+    if count > limits.COMBINED_MEMBERS_MAX:
+        raise LimitExceededError(
+            f"the sets have {count} members together, more than {limits.COMBINED_MEMBERS_MAX}", field="keys"
+        )
 
 
 def _intersection(sets: list[SetValue | None]) -> Iterator[bytes]:

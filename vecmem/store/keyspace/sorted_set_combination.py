@@ -10,7 +10,7 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from vecmem.store.keyspace.keyspace import wrong_type
-from vecmem.store.keyspace.sets import SetValue
+from vecmem.store.keyspace.sets import SetValue, check_combined
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
 from vecmem.v1 import sets_pb2
 from vecmem.v1 import sorted_sets_pb2 as api
@@ -26,7 +26,9 @@ def combine(
     keyspace: Keyspace, request: api.CombineSortedSetsRequest | api.StoreCombinedSortedSetsRequest, moment: Moment
 ) -> dict[bytes, float]:
     """The scores of a checked request's combination, in no order that means anything. Raises WrongTypeError."""
-    sources = [_scores(keyspace, key, f"keys[{index}]", moment.time_unix_ms) for index, key in enumerate(request.keys)]
+    values = [_find(keyspace, key, f"keys[{index}]", moment.time_unix_ms) for index, key in enumerate(request.keys)]
+    check_combined(values)
+    sources = [_scores(value) for value in values]
     if request.combination == sets_pb2.SET_COMBINATION_DIFFERENCE:
         first, *others = sources
         return {member: score for member, score in first.items() if not any(member in other for other in others)}
@@ -38,15 +40,17 @@ def combine(
     return _intersection(weighted, aggregate)
 
 
-def _scores(keyspace: Keyspace, key: bytes, field: str, now_unix_ms: int) -> Scores:
+def _find(keyspace: Keyspace, key: bytes, field: str, now_unix_ms: int) -> SortedSetValue | SetValue | None:
     value = keyspace.find(key, now_unix_ms)
+    if value is None or isinstance(value, SortedSetValue | SetValue):
+        return value
+    raise wrong_type(key, SortedSetValue.NAME, value, field)
+
+
+def _scores(value: SortedSetValue | SetValue | None) -> Scores:
     if value is None:
         return {}
-    if isinstance(value, SortedSetValue):
-        return value.scores
-    if isinstance(value, SetValue):
-        return dict.fromkeys(value, 1.0)
-    raise wrong_type(key, SortedSetValue.NAME, value, field)
+    return value.scores if isinstance(value, SortedSetValue) else dict.fromkeys(value, 1.0)
 
 
 def _weighted(scores: Scores, weight: float) -> Scores:

@@ -326,6 +326,7 @@ def _pop(
         return
     length = len(value)
     count = min(request.count or 1, length)
+    moment.spend(count * limits.MEMBER_BYTES_MAX, "count")
     highest = request.end == api.SORTED_SET_END_HIGHEST
     start = length - count if highest else 0
     _fill(response.members, value.pairs(start, start + count, reverse=highest))

@@ -6,6 +6,7 @@ from vecmem import limits
 from vecmem.errors import InvalidArgumentError, LimitExceededError
 from vecmem.store.keyspace.keyspace import NEVER, VERSION_BYTES, Keyspace, version_of, wrong_type
 from vecmem.store.keyspace.operation import (
+    REPLY_BYTES_MAX,
     Moment,
     check_expiry,
     check_key,
@@ -38,8 +39,8 @@ def _get_several(
         value = keyspace.find(key, moment.time_unix_ms)
         found = response.values.add()
         size_bytes += len(value) if isinstance(value, bytes) else 0
-        if size_bytes > limits.MESSAGE_BYTES_MAX:
-            raise LimitExceededError(f"the values have more than {limits.MESSAGE_BYTES_MAX} bytes", field="keys")
+        if size_bytes > REPLY_BYTES_MAX:
+            raise LimitExceededError(f"the values have more than {REPLY_BYTES_MAX} bytes", field="keys")
         if isinstance(value, bytes):
             found.value = value[VERSION_BYTES:]
             found.version = version_of(value)
@@ -63,6 +64,7 @@ def _set(keyspace: Keyspace, request: api.SetStringRequest, response: api.SetStr
         if request.return_previous and value is not None:
             if not isinstance(value, bytes):
                 raise wrong_type(key, "string", value)
+            moment.spend(len(value), "return_previous")
             response.previous = value[VERSION_BYTES:]
         if (
             (request.condition == api.SET_CONDITION_ABSENT and value is not None)
@@ -102,6 +104,7 @@ def _set_several(
 def _take(keyspace: Keyspace, request: api.TakeStringRequest, response: api.TakeStringResponse, moment: Moment) -> None:
     content = keyspace.string(request.key, moment.time_unix_ms)
     if content is not None:
+        moment.spend(len(content), "key")
         keyspace.remove(request.key)
         response.value = content
 

@@ -36,7 +36,8 @@ class PipelineServiceStub:
     Pipeline: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.PipelineRequest, _pipeline_pb2.PipelineResponse]
     """Pipeline runs operations in their order, each with its own result or error: one that fails does not keep the others from being done.
     Each is atomic by itself, and sees what those before it did; others' operations may come in between. All its writes become
-    durable together. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for the number of operations.
+    durable together. Its writes return 40 MiB of values and members at most, together, and its reads 63 MiB, or 23 MiB beside writes: an operation
+    beyond that gets LIMIT_EXCEEDED and changes nothing. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for the number of operations.
     """
 
 @_typing.type_check_only
@@ -47,7 +48,8 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     Pipeline: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.PipelineRequest, _pipeline_pb2.PipelineResponse]  # type: ignore[assignment]
     """Pipeline runs operations in their order, each with its own result or error: one that fails does not keep the others from being done.
     Each is atomic by itself, and sees what those before it did; others' operations may come in between. All its writes become
-    durable together. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for the number of operations.
+    durable together. Its writes return 40 MiB of values and members at most, together, and its reads 63 MiB, or 23 MiB beside writes: an operation
+    beyond that gets LIMIT_EXCEEDED and changes nothing. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for the number of operations.
     """
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +63,8 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pipeline_pb2.PipelineResponse, _abc.Awaitable[_pipeline_pb2.PipelineResponse]]:
         """Pipeline runs operations in their order, each with its own result or error: one that fails does not keep the others from being done.
         Each is atomic by itself, and sees what those before it did; others' operations may come in between. All its writes become
-        durable together. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for the number of operations.
+        durable together. Its writes return 40 MiB of values and members at most, together, and its reads 63 MiB, or 23 MiB beside writes: an operation
+        beyond that gets LIMIT_EXCEEDED and changes nothing. Errors: INVALID_ARGUMENT and LIMIT_EXCEEDED for the number of operations.
         """
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

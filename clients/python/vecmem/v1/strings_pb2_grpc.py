@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class StringServiceStub:
-    """StringService keeps bytes under keys. A value has at most 64 MiB less what the message takes; one that grows past 32 MiB is refused
-    (LIMIT_EXCEEDED). Errors: see KeyService.
+    """StringService keeps bytes under keys. A value has at most 32 MiB; one that would grow past that is left as it is (LIMIT_EXCEEDED).
+    Errors: see KeyService.
     """
 
     def __init__(self, channel):
@@ -79,8 +79,8 @@ class StringServiceStub:
 
 
 class StringServiceServicer:
-    """StringService keeps bytes under keys. A value has at most 64 MiB less what the message takes; one that grows past 32 MiB is refused
-    (LIMIT_EXCEEDED). Errors: see KeyService.
+    """StringService keeps bytes under keys. A value has at most 32 MiB; one that would grow past that is left as it is (LIMIT_EXCEEDED).
+    Errors: see KeyService.
     """
 
     def GetString(self, request, context):
@@ -191,8 +191,8 @@ def add_StringServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StringService:
-    """StringService keeps bytes under keys. A value has at most 64 MiB less what the message takes; one that grows past 32 MiB is refused
-    (LIMIT_EXCEEDED). Errors: see KeyService.
+    """StringService keeps bytes under keys. A value has at most 32 MiB; one that would grow past that is left as it is (LIMIT_EXCEEDED).
+    Errors: see KeyService.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class StringServiceStub:
-    """StringService keeps bytes under keys. A value has at most 64 MiB less what the message takes; one that grows past 32 MiB is refused
-    (LIMIT_EXCEEDED). Errors: see KeyService.
+    """StringService keeps bytes under keys. A value has at most 32 MiB; one that would grow past that is left as it is (LIMIT_EXCEEDED).
+    Errors: see KeyService.
     """
 
     @_typing.overload
@@ -54,8 +54,8 @@ class StringServiceStub:
 
 @_typing.type_check_only
 class StringServiceAsyncStub(StringServiceStub):
-    """StringService keeps bytes under keys. A value has at most 64 MiB less what the message takes; one that grows past 32 MiB is refused
-    (LIMIT_EXCEEDED). Errors: see KeyService.
+    """StringService keeps bytes under keys. A value has at most 32 MiB; one that would grow past that is left as it is (LIMIT_EXCEEDED).
+    Errors: see KeyService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -77,8 +77,8 @@ class StringServiceAsyncStub(StringServiceStub):
     """SetStringRange overwrites a part of a value; zero bytes fill what lies between its end and the offset. Its expiry stays."""
 
 class StringServiceServicer(metaclass=_abc_1.ABCMeta):
-    """StringService keeps bytes under keys. A value has at most 64 MiB less what the message takes; one that grows past 32 MiB is refused
-    (LIMIT_EXCEEDED). Errors: see KeyService.
+    """StringService keeps bytes under keys. A value has at most 32 MiB; one that would grow past that is left as it is (LIMIT_EXCEEDED).
+    Errors: see KeyService.
     """
 
     @_abc_1.abstractmethod

@@ -45,7 +45,7 @@ class KeyspaceMethods(Base):
         else:
             reply = await self._call_shared(_coalescing.OPERATIONS, request, timeout_seconds, min_position=min_position)
         # What came with others is its part of the reply, what came alone a reply.
-        outcome = reply.results[0] if isinstance(reply, pipeline_pb2.PipelineResponse) else reply
+        outcome = _only(reply) if isinstance(reply, pipeline_pb2.PipelineResponse) else reply
         result = operation.result(outcome)
         if isinstance(result, VecmemClientError):
             raise result
@@ -71,6 +71,15 @@ class KeyspaceMethods(Base):
             request.write.request_id = _requests.new_request_id(request_id)
             retriable = request_id != ""
         reply = await self._call(_methods.PIPELINE, request, timeout_seconds, retriable=retriable)
-        if len(reply.results) != len(operations):
-            raise VecmemClientError(f"the server sent {len(reply.results)} results for {len(operations)} operations")
+        _check_count(reply, len(operations))
         return [operation.result(outcome) for operation, outcome in zip(operations, reply.results, strict=True)]
+
+
+def _only(reply: pipeline_pb2.PipelineResponse) -> pipeline_pb2.OperationResult:
+    _check_count(reply, 1)
+    return reply.results[0]
+
+
+def _check_count(reply: pipeline_pb2.PipelineResponse, count: int) -> None:
+    if len(reply.results) != count:
+        raise VecmemClientError(f"the server sent {len(reply.results)} results for {count} operations")
