@@ -50,7 +50,7 @@ def error_message(error: errors.VecmemError) -> common_pb2.Error:
 
 
 async def abort(context: grpc.aio.ServicerContext, error: errors.VecmemError) -> NoReturn:  # type: ignore[type-arg]  # of any call
-    """End a call with an error. Raises CancelledError where the call has ended already, as after its deadline: nobody is left to be told."""
+    """End a call with an error. Raises CancelledError where it has ended already, as after its deadline: nobody is left to be told."""
     code = status_code(error)
     message = error.message.encode()[:METADATA_BYTES_MAX].decode(errors="ignore")
     detail = AnyMessage()
