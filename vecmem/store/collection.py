@@ -30,7 +30,7 @@ from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
 from vecmem.store.configuration import payload_types, vector_parameters
 from vecmem.store.v1 import command_pb2
-from vecmem.v1 import collections_pb2, pipeline_pb2
+from vecmem.v1 import collections_pb2
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -49,7 +49,8 @@ class Changes:
     updated_count: int = 0
     deleted_count: int = 0
     conflicts: tuple[command_pb2.Conflict, ...] = ()
-    operation_results: Iterable[pipeline_pb2.OperationResult] = ()
+    result: command_pb2.CommandResult | None = None
+    """Set where there is more to tell than these numbers: they are added to it."""
     refused: VecmemError | None = None
 
 

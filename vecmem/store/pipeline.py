@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from vecmem import limits
 from vecmem.errors import LimitExceededError, VecmemError
 from vecmem.store.keyspace import operations
-from vecmem.store.keyspace.operation import REPLY_BYTES_MAX, Moment
+from vecmem.store.keyspace.operation import REPLY_BYTES_MAX, Moment, Operation
 from vecmem.store.state_machine import StateMachine
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import common_pb2, pipeline_pb2
@@ -28,7 +29,7 @@ class Pipeline:
         self._state = state
         self._requested = requested
         self._writing: list[int] = []
-        self._reading: deque[int] = deque()
+        self._reading: deque[_Reading] = deque()
         self._read_bytes = 0
 
     @property
@@ -43,18 +44,24 @@ class Pipeline:
                 yield
             result = self.response.results.add()
             try:
-                found = operations.check(operation)
+                kind, found, asked = operations.check(operation)
             except VecmemError as error:
                 result.error.CopyFrom(stored_error(error))
             else:
-                (self._writing if found.writes else self._reading).append(index)
+                if found.writes:
+                    self._writing.append(index)
+                else:
+                    self._reading.append(_Reading(index, kind, found, asked, result))
 
     def fill(self, command: command_pb2.Command) -> Iterator[None]:
         """Put the writes into a command."""
         for place in range(0, len(self._writing), STEP_OPERATIONS):
             yield
             part = self._writing[place : place + STEP_OPERATIONS]
-            command.run_operations.operations.extend(self._requested[index] for index in part)
+            if part[-1] - part[0] + 1 == len(part):
+                command.run_operations.operations.extend(self._requested[part[0] : part[-1] + 1])
+            else:
+                command.run_operations.operations.extend(self._requested[index] for index in part)
 
     def observe(self, place: int, time_unix_ms: int) -> Iterator[None]:
         """Run what reads before the write in a place of the command, at the time of its record."""
@@ -62,6 +69,10 @@ class Pipeline:
 
     def take(self, results: Iterable[pipeline_pb2.OperationResult]) -> Iterator[None]:
         """Take over the results of the writes."""
+        if len(self._writing) == len(self._requested):
+            self.response.ClearField("results")
+            self.response.results.extend(results)
+            return
         for place, (index, result) in enumerate(zip(self._writing, results, strict=True)):
             if place % STEP_OPERATIONS == 0:
                 yield
@@ -72,21 +83,31 @@ class Pipeline:
         return self._read(len(self._requested), time_unix_ms)
 
     def _read(self, before: int, time_unix_ms: int) -> Iterator[None]:
-        if not self._reading or self._reading[0] >= before:
+        if not self._reading or self._reading[0].place >= before:
             return
         moment = Moment(time_unix_ms)
-        while self._reading and self._reading[0] < before:
-            index = self._reading.popleft()
-            result = self.response.results[index]
-            operations.run(self._state.keyspace, self._requested[index], result, moment)
-            self._read_bytes += result.ByteSize()
-            read_bytes_max = REPLY_BYTES_MAX - (limits.RESULT_BYTES_MAX if self._writing else 0)
-            if self._read_bytes > read_bytes_max:
-                self._read_bytes -= result.ByteSize()
-                result.error.CopyFrom(
-                    stored_error(LimitExceededError(f"the results have more than {read_bytes_max} bytes"))
-                )
+        keyspace = self._state.keyspace
+        read_bytes_max = REPLY_BYTES_MAX - (limits.RESULT_BYTES_MAX if self._writing else 0)
+        while self._reading and self._reading[0].place < before:
+            _, kind, found, asked, result = self._reading.popleft()
+            operations.perform(found, keyspace, kind, asked, result, moment)
+            size_bytes = result.ByteSize()
+            if self._read_bytes + size_bytes <= read_bytes_max:
+                self._read_bytes += size_bytes
+            else:
+                message = f"the results have more than {read_bytes_max} bytes"
+                result.error.CopyFrom(stored_error(LimitExceededError(message)))
             yield
+
+
+class _Reading(NamedTuple):
+    """An operation that reads and has not run yet."""
+
+    place: int
+    kind: str
+    found: Operation
+    asked: Any
+    result: pipeline_pb2.OperationResult
 
 
 def stored_error(error: VecmemError) -> common_pb2.Error:

@@ -40,8 +40,9 @@ from vecmem.store.v1 import command_pb2
 
 EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_SWEEP_POINTS = 1_000
-EXPIRY_SWEEP_KEYS = 500
-"""Removed in one step, which takes about a millisecond."""
+EXPIRY_SWEEP_KEYS = 256
+EXPIRY_SWEEP_PAUSE_FACTOR = 2.0
+"""Between two slices of keys, of the time that the one before took: others come first, and what has expired is invisible anyway."""
 CHECKPOINT_POLL_SECONDS = 0.5
 CHECKPOINT_WORTH_BYTES = 1024 * 1024
 CHECKPOINT_WORTH_SHARE = 0.02
@@ -382,13 +383,14 @@ class Shard:
         """Delete some of the keys whose time has come; returns whether there may be more."""
         if self.state.keyspace_damage:
             return False
+        began = time.perf_counter()
         keys, more = self.state.keyspace.expired_keys(self.now_unix_ms(), EXPIRY_SWEEP_KEYS)
         if keys:
             command = command_pb2.Command()
             command.expire_keys.keys.extend(keys)
             await self.write(command)
-        else:
-            await asyncio.sleep(0)
+        if more:
+            await asyncio.sleep(EXPIRY_SWEEP_PAUSE_FACTOR * (time.perf_counter() - began))
         return more
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ COMMAND_RECORD = 1
 
 REQUEST_ID_FIELD = "write.request_id"
 
+STEP_KEYS = 32
+"""Keys removed between two yields: well below a millisecond."""
 Observer = Callable[[int, int], Iterator[None]]
 """Called with the place of each operation of a record, and the record's time, before the operation runs. Not at a repeat or a replay."""
 
@@ -123,14 +125,12 @@ class StateMachine:
             if remembered is not None:
                 return repeated_result(remembered, command.request_fingerprint)
         changes = yield from self._dispatch(command, entry.sequence, observer)
-        result = command_pb2.CommandResult(
-            sequence=entry.sequence,
-            inserted_count=changes.inserted_count,
-            updated_count=changes.updated_count,
-            deleted_count=changes.deleted_count,
-            conflicts=changes.conflicts,
-            operation_results=changes.operation_results,
-        )
+        result = changes.result or command_pb2.CommandResult()
+        result.sequence = entry.sequence
+        result.inserted_count = changes.inserted_count
+        result.updated_count = changes.updated_count
+        result.deleted_count = changes.deleted_count
+        result.conflicts.extend(changes.conflicts)
         if changes.refused is not None:
             result.refusal.reason = changes.refused.reason
             result.refusal.message = changes.refused.message
@@ -158,7 +158,7 @@ class StateMachine:
                 return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
             if kind == "run_operations":
                 return (yield from self._run_operations(command.run_operations, sequence, time_unix_ms, observer))
-            return Changes(deleted_count=self.keyspace.remove_expired(command.expire_keys.keys, time_unix_ms))
+            return (yield from self._expire_keys(command.expire_keys, time_unix_ms))
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
         if collection is None:
@@ -189,7 +189,8 @@ class StateMachine:
         if not all(operation.WhichOneof("kind") for operation in command.operations):
             raise UnsupportedFormatError(f"record {sequence} holds an operation that this version does not know")
         moment = Moment(time_unix_ms)
-        results = command_pb2.CommandResult().operation_results
+        told = command_pb2.CommandResult()
+        results = told.operation_results
         for place, operation in enumerate(command.operations):
             if place:
                 yield
@@ -199,7 +200,14 @@ class StateMachine:
                 self._run_once(operation, results.add(), sequence, moment)
             else:
                 operations.run(self.keyspace, operation, results.add(), moment)
-        return Changes(operation_results=results)
+        return Changes(result=told)
+
+    def _expire_keys(self, command: command_pb2.ExpireKeys, time_unix_ms: int) -> Steps[Changes]:
+        deleted_count = 0
+        for start in range(0, len(command.keys), STEP_KEYS):
+            deleted_count += self.keyspace.remove_expired(command.keys[start : start + STEP_KEYS], time_unix_ms)
+            yield
+        return Changes(deleted_count=deleted_count)
 
     def _run_once(
         self,

@@ -29,9 +29,12 @@ EXPIRY_CONDITIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Operation(Generic[T]):
-    """One operation and what its result becomes. `writes`: whether it may change something."""
+    """One operation and what its result becomes. `writes`: whether it may change something.
+
+    Never changed; not `frozen`, which each of thousands in a pipeline would pay for.
+    """
 
     kind: str
     message: pipeline_pb2.Operation

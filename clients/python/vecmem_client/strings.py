@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vecmem.v1 import strings_pb2
+from vecmem.v1 import pipeline_pb2, strings_pb2
 from vecmem_client._operations import BytesLike, Operation, as_bytes, as_expiry, reads, writes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-_CONDITIONS = {None: 0, "absent": strings_pb2.SET_CONDITION_ABSENT, "present": strings_pb2.SET_CONDITION_PRESENT}
+_CONDITIONS = {"absent": strings_pb2.SET_CONDITION_ABSENT, "present": strings_pb2.SET_CONDITION_PRESENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,9 @@ class SetResult:
 
 def get(key: BytesLike) -> Operation[bytes | None]:
     """Return a value; None: no such key."""
-    return reads("get_string", _value, key=as_bytes(key))
+    message = pipeline_pb2.Operation()
+    message.get_string.key = as_bytes(key)
+    return Operation("get_string", message, False, _value)
 
 
 def get_versioned(key: BytesLike) -> Operation[StringValue | None]:
@@ -68,16 +70,20 @@ def set(
 
     `expected_version` 0: only if there is no such key.
     """
-    return writes(
-        "set_string",
-        _set_result,
-        key=as_bytes(key),
-        value=as_bytes(value),
-        expiry=as_expiry(ttl_seconds, expires_at, keep=keep_expiry),
-        condition=_CONDITIONS[condition],
-        expected_version=expected_version,
-        return_previous=return_previous,
-    )
+    message = pipeline_pb2.Operation()
+    request = message.set_string
+    request.key = as_bytes(key)
+    request.value = as_bytes(value)
+    if condition is not None:
+        request.condition = _CONDITIONS[condition]
+    if expected_version is not None:
+        request.expected_version = expected_version
+    if return_previous:
+        request.return_previous = True
+    expiry = as_expiry(ttl_seconds, expires_at, keep=keep_expiry)
+    if expiry is not None:
+        request.expiry.CopyFrom(expiry)
+    return Operation("set_string", message, True, _set_result)
 
 
 def set_several(values: Mapping[BytesLike, BytesLike], *, only_if_all_absent: bool = False) -> Operation[bool]:

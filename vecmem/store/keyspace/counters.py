@@ -19,6 +19,7 @@ from vecmem.v1 import hashes_pb2
 _FLOAT = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _WHOLE_MAX = 2.0**53
 """Whole doubles up to here are spelt without a point, so that integers can be added to them."""
+_BOUND_POLICIES = frozenset(api.BoundPolicy.values())
 _NUMBER_BYTES_MAX = 400
 """No double needs more to be spelt, and longer texts take long to read."""
 
@@ -63,7 +64,7 @@ def check_delta(request: Request) -> None:
             raise InvalidArgumentError(f"{getattr(request, name)} is not finite", field=name)
     if request.HasField("minimum") and request.HasField("maximum") and request.minimum > request.maximum:
         raise InvalidArgumentError(f"{request.minimum} is above the maximum {request.maximum}", field="minimum")
-    if request.bound_policy not in api.BoundPolicy.values():
+    if request.bound_policy not in _BOUND_POLICIES:
         raise InvalidArgumentError(f"{request.bound_policy} is not known", field="bound_policy")
 
 

@@ -22,8 +22,11 @@ OPERATIONS: Final[dict[str, Operation]] = {
 }
 
 
-def check(operation: pipeline_pb2.Operation) -> Operation:
-    """What an operation does. Raises InvalidArgumentError, LimitExceededError, ... with the path of the field from its request on."""
+def check(operation: pipeline_pb2.Operation) -> tuple[str, Operation, Any]:
+    """The kind of an operation, what it does, and its request.
+
+    Raises InvalidArgumentError, LimitExceededError, ... with the path of the field from the request on.
+    """
     kind = operation.WhichOneof("kind")
     if kind is None:
         raise InvalidArgumentError("is of a kind that this version does not know", field="kind")
@@ -35,7 +38,7 @@ def check(operation: pipeline_pb2.Operation) -> Operation:
     found.check(request)
     if operation.request_id:
         check_request_id(operation.request_id, "request_id")
-    return found
+    return kind, found, request
 
 
 def run(
@@ -43,9 +46,21 @@ def run(
 ) -> None:
     """Run a checked operation and fill its result, which becomes an error without a gRPC code where it is refused."""
     kind: Any = operation.WhichOneof("kind")
+    perform(OPERATIONS[kind], keyspace, kind, getattr(operation, kind), result, moment)
+
+
+def perform(
+    operation: Operation,
+    keyspace: Keyspace,
+    kind: str,
+    request: Any,
+    result: pipeline_pb2.OperationResult,
+    moment: Moment,
+) -> None:
+    """Run an operation whose kind and request are at hand already; otherwise as `run`."""
     response = getattr(result, kind)
     response.SetInParent()
     try:
-        OPERATIONS[kind].run(keyspace, getattr(operation, kind), response, moment)
+        operation.run(keyspace, request, response, moment)
     except VecmemError as error:
         result.error.CopyFrom(common_pb2.Error(message=error.message, reason=error.reason, metadata=error.metadata))

@@ -20,6 +20,8 @@ from vecmem.store.keyspace.operation import (
 )
 from vecmem.v1 import strings_pb2 as api
 
+_SET_CONDITIONS = frozenset(api.SetCondition.values())
+
 
 def _get(keyspace: Keyspace, request: api.GetStringRequest, response: api.GetStringResponse, moment: Moment) -> None:
     value = keyspace.find(request.key, moment.time_unix_ms)
@@ -51,7 +53,7 @@ def _check_set(request: api.SetStringRequest) -> None:
     check_value(request.value)
     if request.HasField("expiry"):
         check_expiry(request.expiry)
-    if request.condition not in api.SetCondition.values():
+    if request.condition not in _SET_CONDITIONS:
         raise InvalidArgumentError(f"{request.condition} is not known", field="condition")
 
 
