@@ -1,15 +1,22 @@
 """Remembers results by request_id, so that a repeated write returns the first result and changes nothing.
 
-Part of the state: what is remembered depends on the records alone, so a replay and a replica remember the same.
+Part of the state: what is remembered depends on the records alone, so a replay and a replica remember the same. Results are kept as bytes:
+those of a pipeline have hundreds of small messages, which take ten times as much as objects.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from vecmem import limits
 from vecmem.store.v1 import command_pb2
+
+
+class _Remembered(NamedTuple):
+    time_unix_ms: int
+    content: bytes
 
 
 class DeduplicationWindow:
@@ -20,24 +27,24 @@ class DeduplicationWindow:
     """
 
     def __init__(self, entries: Iterable[command_pb2.DeduplicationEntry] = ()) -> None:
-        self._entries = OrderedDict((entry.request_id, entry) for entry in entries)
-        self._size_bytes = sum(entry.ByteSize() for entry in self._entries.values())
+        self._entries = OrderedDict((entry.request_id, _remembered(entry)) for entry in entries)
+        self._size_bytes = sum(len(remembered.content) for remembered in self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def find(self, request_id: str, time_unix_ms: int) -> command_pb2.DeduplicationEntry | None:
-        """What is remembered of a request at a time."""
-        entry = self._entries.get(request_id)
-        if entry is None or entry.time_unix_ms + limits.DEDUPLICATION_WINDOW_MS < time_unix_ms:
+        """What is remembered of a request at a time; the caller's own."""
+        remembered = self._entries.get(request_id)
+        if remembered is None or remembered.time_unix_ms + limits.DEDUPLICATION_WINDOW_MS < time_unix_ms:
             return None
-        return entry
+        return command_pb2.DeduplicationEntry.FromString(remembered.content)
 
     def remember(self, entry: command_pb2.DeduplicationEntry) -> None:
         """Remember the result of a request, and forget what has left the window."""
         replaced = self._entries.pop(entry.request_id, None)
-        self._entries[entry.request_id] = entry
-        self._size_bytes += entry.ByteSize() - (replaced.ByteSize() if replaced is not None else 0)
+        remembered = self._entries[entry.request_id] = _remembered(entry)
+        self._size_bytes += len(remembered.content) - (len(replaced.content) if replaced is not None else 0)
         oldest_time_unix_ms = entry.time_unix_ms - limits.DEDUPLICATION_WINDOW_MS
         while len(self._entries) > 1:
             first = next(iter(self._entries.values()))
@@ -46,8 +53,13 @@ class DeduplicationWindow:
             if not too_many and not too_large and first.time_unix_ms >= oldest_time_unix_ms:
                 break
             self._entries.popitem(last=False)
-            self._size_bytes -= first.ByteSize()
+            self._size_bytes -= len(first.content)
 
-    def entries(self) -> Iterable[command_pb2.DeduplicationEntry]:
+    def entries(self) -> Iterator[command_pb2.DeduplicationEntry]:
         """All that is remembered, oldest first."""
-        return self._entries.values()
+        for remembered in self._entries.values():
+            yield command_pb2.DeduplicationEntry.FromString(remembered.content)
+
+
+def _remembered(entry: command_pb2.DeduplicationEntry) -> _Remembered:
+    return _Remembered(entry.time_unix_ms, entry.SerializeToString())

@@ -269,9 +269,6 @@ def repeated_result(
 ) -> command_pb2.CommandResult:
     """The first result of a request that came again; a refusal when it is another request under the same id."""
     if remembered.request_fingerprint == fingerprint:
-        # A copy: whoever answers adds a header, and what is remembered is part of the state.
-        result = command_pb2.CommandResult()
-        result.CopyFrom(remembered.result)
-        return result
+        return remembered.result
     error = RequestIdReusedError(f"request_id {remembered.request_id!r} was used for another request", field=field)
     return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))
