@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,8 +52,10 @@ class State:
 
     def __init__(self) -> None:
         self.applied: list[LogEntry] = []
+        self.companions: list[object] = []
 
-    def apply(self, entry: LogEntry) -> Generator[None, None, int]:
+    def apply(self, entry: LogEntry, companion: object) -> Generator[None, None, int]:
+        self.companions.append(companion)
         for _ in range(entry.record.record_type - 1):
             yield
         self.applied.append(entry)
@@ -61,7 +64,7 @@ class State:
 
 @asynccontextmanager
 async def committing(
-    log: RocksLog, apply: Callable[[LogEntry], Generator[None, None, int]], **limits: int
+    log: RocksLog, apply: Callable[[LogEntry, Any], Generator[None, None, int]], **limits: int
 ) -> AsyncIterator[GroupCommit[int]]:
     commit = GroupCommit(log, apply, **limits)
     try:
@@ -86,6 +89,17 @@ async def test_a_result_comes_when_the_record_is_durable_and_applied(log: GatedL
         assert [entry.record.payload for entry in log.read(1)] == [b"first"]
         assert state.applied == list(log.read(1))
         assert (commit.applied_sequence, commit.applied_running_crc) == (1, log.running_crc)
+
+
+async def test_a_companion_comes_with_its_record_and_is_not_in_the_log(log: GatedLog) -> None:
+    state = State()
+    companion = object()
+    async with committing(log, state.apply) as commit:
+        await asyncio.gather(
+            commit.submit(record(b"0")), commit.submit(record(b"1"), companion), commit.submit(record(b"2"))
+        )
+    assert state.companions == [None, companion, None]
+    assert [entry.record.payload for entry in log.read(1)] == [b"0", b"1", b"2"]
 
 
 async def test_what_waits_together_is_one_batch_in_the_order_of_submission(log: GatedLog) -> None:
@@ -192,7 +206,7 @@ async def test_the_apply_of_a_batch_overlaps_the_append_of_the_next(log: GatedLo
     """The second batch is being appended while the first one is still half applied."""
     overlapped = False
 
-    def apply(entry: LogEntry) -> Generator[None, None, int]:
+    def apply(entry: LogEntry, _: object) -> Generator[None, None, int]:
         nonlocal overlapped
         deadline = time.monotonic() + 20
         while entry.sequence == 1 and len(log.batches) < 2 and time.monotonic() < deadline:
@@ -212,7 +226,7 @@ async def test_a_long_apply_lets_the_loop_breathe_and_readers_wait_for_its_end(l
     state = State()
     seen_unsettled = 0
 
-    def apply(entry: LogEntry) -> Generator[None, None, int]:
+    def apply(entry: LogEntry, _: object) -> Generator[None, None, int]:
         for _ in range(10):
             time.sleep(0.003)
             yield
@@ -272,7 +286,7 @@ async def test_an_apply_that_raises_stops_everything_loudly(log: GatedLog, caplo
     """Neither the records behind it in its batch nor those being appended are applied, and every caller is told."""
     applied: list[int] = []
 
-    def apply(entry: LogEntry) -> Generator[None, None, int]:
+    def apply(entry: LogEntry, _: object) -> Generator[None, None, int]:
         yield
         if entry.sequence == 3:
             raise ZeroDivisionError("broken invariant")
