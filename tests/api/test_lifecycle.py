@@ -15,7 +15,13 @@ from tests.support.api import DOT, connect, expect_refusal, params, point, query
 from tests.support.server import ServerProcess
 from vecmem.v1 import admin_pb2, common_pb2, points_pb2
 
-SERVICES = {"vecmem.v1.CollectionService", "vecmem.v1.PointService", "vecmem.v1.AdminService"}
+SERVICES = {
+    f"vecmem.v1.{name}Service"
+    for name in (
+        *("Admin", "Collection", "Point", "Pipeline"),
+        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet"),
+    )
+}
 HEALTH = health_pb2.HealthCheckResponse
 
 
