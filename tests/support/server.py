@@ -61,6 +61,7 @@ class ServerProcess:
         """Start the server and wait until it is ready. Raises RuntimeError, with its last words, when it does not come up."""
         if self.running:
             raise RuntimeError("the server runs already")
+        self._close()
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -113,8 +114,8 @@ class ServerProcess:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self.running:
-            return
-        if kind is None:
+            self._close()  # it has ended by itself
+        elif kind is None:
             self.stop()
         else:  # the test has failed already: leave nothing behind and do not hide why
             self.kill()
