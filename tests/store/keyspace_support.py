@@ -1,4 +1,4 @@
-"""Running operations whose requests have messages inside them, and comparing a keyspace with a redis-server: see tests.support.keyspace."""
+"""Lists and sorted sets beside a redis-server: what was answered, and the same state at the end. See tests.support.keyspace."""
 
 from __future__ import annotations
 
@@ -7,49 +7,12 @@ from typing import Any
 
 import redis
 
-from tests.support.keyspace import NOW, contents
-from vecmem.errors import VecmemError
-from vecmem.store.keyspace import operations
+from tests.support.keyspace import NOW
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.lists import ListValue
-from vecmem.store.keyspace.operation import Moment
 from vecmem.store.keyspace.sets import SetValue
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
 from vecmem.v1 import pipeline_pb2
-
-
-def outcome_of(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> pipeline_pb2.OperationResult:
-    """What an operation answers, whose request has these fields; messages are dictionaries."""
-    operation = pipeline_pb2.Operation(**{kind: fields})
-    operations.check(operation)
-    outcome = pipeline_pb2.OperationResult()
-    operations.run(keyspace, operation, outcome, Moment(now))
-    return outcome
-
-
-def do(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> Any:
-    """Run an operation that is to succeed; returns its response."""
-    outcome = outcome_of(keyspace, kind, now=now, **fields)
-    assert not outcome.HasField("error"), outcome.error
-    return getattr(outcome, kind)
-
-
-def refusal(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> tuple[str, str]:
-    """Run an operation that the state refuses; returns reason and field. Nothing may have changed."""
-    before = contents(keyspace)
-    outcome = outcome_of(keyspace, kind, now=now, **fields)
-    assert outcome.WhichOneof("kind") == "error"
-    assert contents(keyspace) == before
-    return outcome.error.reason, outcome.error.metadata["field"]
-
-
-def check_refusal(kind: str, **fields: Any) -> tuple[str, str]:
-    """Check an operation that is wrong whatever the state; returns reason and field."""
-    try:
-        operations.check(pipeline_pb2.Operation(**{kind: fields}))
-    except VecmemError as error:
-        return error.reason, error.metadata["field"]
-    raise AssertionError("it was let through")
 
 
 def ours(outcome: pipeline_pb2.OperationResult, answer: Callable[[Any], Any]) -> Any:

@@ -9,8 +9,8 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.store.keyspace_support import assert_same_state, check_refusal, do, ours, outcome_of, refusal, theirs
-from tests.support.keyspace import NOW, contents, reloaded
+from tests.store.keyspace_support import assert_same_state, ours, theirs
+from tests.support.keyspace import NOW, check_refusal, contents, do, outcome_of, refusal, reloaded
 from tests.support.redis_server import redis_client  # noqa: F401  (a fixture)
 from vecmem import limits
 from vecmem.store.keyspace.keyspace import Keyspace

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.store.keyspace_support import check_refusal, do, refusal
-from tests.support.keyspace import NOW, reloaded
+from tests.support.keyspace import NOW, check_refusal, do, refusal, reloaded
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.packing import pack
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue

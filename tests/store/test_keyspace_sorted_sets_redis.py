@@ -9,8 +9,8 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.store.keyspace_support import assert_same_state, do, ours, outcome_of, paired, theirs
-from tests.support.keyspace import contents, reloaded
+from tests.store.keyspace_support import assert_same_state, ours, paired, theirs
+from tests.support.keyspace import contents, do, outcome_of, reloaded
 from tests.support.redis_server import redis_client  # noqa: F401  (a fixture)
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.v1 import sets_pb2, sorted_sets_pb2

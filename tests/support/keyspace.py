@@ -20,17 +20,7 @@ NOW = 1_000_000
 
 def operation(kind: str, **fields: Any) -> pipeline_pb2.Operation:
     """An operation of a kind; a field that is None is left out."""
-    built = pipeline_pb2.Operation()
-    request = getattr(built, kind)
-    request.SetInParent()
-    for name, value in fields.items():
-        if isinstance(value, list):
-            getattr(request, name).extend(value)
-        elif hasattr(value, "DESCRIPTOR"):
-            getattr(request, name).CopyFrom(value)
-        elif value is not None:
-            setattr(request, name, value)
-    return built
+    return pipeline_pb2.Operation(**{kind: {name: value for name, value in fields.items() if value is not None}})
 
 
 def outcome_of(keyspace: Keyspace, kind: str, *, now: int = NOW, **fields: Any) -> pipeline_pb2.OperationResult:

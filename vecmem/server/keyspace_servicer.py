@@ -134,9 +134,9 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
                 f"{count} operations, more than {limits.OPERATIONS_PER_PIPELINE_MAX}", field="operations"
             )
         sequence = calls.check_position(self._shard, request.read)
-        pipeline = Pipeline(self._shard.state, request.operations)
+        # Raises where the keys are damaged, before anything is logged.
+        pipeline = Pipeline(self._shard.state.keyspace, request.operations)
         await calls.run_in_slices(pipeline.check())
-        _ = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
         if pipeline.writes:
             result = await calls.write(self._shard, request, pipeline.fill, pipeline.observe)
             await calls.run_in_slices(pipeline.take(result.operation_results))

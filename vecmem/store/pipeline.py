@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from vecmem import limits
 from vecmem.errors import LimitExceededError, VecmemError
 from vecmem.store.keyspace import operations
+from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import REPLY_BYTES_MAX, Moment, Operation
-from vecmem.store.state_machine import StateMachine
 from vecmem.store.v1 import command_pb2
-from vecmem.v1 import common_pb2, pipeline_pb2
+from vecmem.v1 import pipeline_pb2
 
 STEP_OPERATIONS = 64
 """Operations checked or copied between two yields: well below a millisecond, but for long values."""
@@ -24,9 +24,9 @@ class Pipeline:
     The steps of each go on as long as nothing holds the event loop; other operations may come in between.
     """
 
-    def __init__(self, state: StateMachine, requested: Sequence[pipeline_pb2.Operation]) -> None:
+    def __init__(self, keyspace: Keyspace, requested: Sequence[pipeline_pb2.Operation]) -> None:
         self.response = pipeline_pb2.PipelineResponse()
-        self._state = state
+        self._keyspace = keyspace
         self._requested = requested
         self._writing: list[int] = []
         self._reading: deque[_Reading] = deque()
@@ -46,7 +46,7 @@ class Pipeline:
             try:
                 kind, found, asked = operations.check(operation)
             except VecmemError as error:
-                result.error.CopyFrom(stored_error(error))
+                result.error.CopyFrom(operations.stored_error(error))
             else:
                 if found.writes:
                     self._writing.append(index)
@@ -86,17 +86,16 @@ class Pipeline:
         if not self._reading or self._reading[0].place >= before:
             return
         moment = Moment(time_unix_ms)
-        keyspace = self._state.keyspace
         read_bytes_max = REPLY_BYTES_MAX - (limits.RESULT_BYTES_MAX if self._writing else 0)
         while self._reading and self._reading[0].place < before:
             _, kind, found, asked, result = self._reading.popleft()
-            operations.perform(found, keyspace, kind, asked, result, moment)
+            operations.perform(found, self._keyspace, kind, asked, result, moment)
             size_bytes = result.ByteSize()
             if self._read_bytes + size_bytes <= read_bytes_max:
                 self._read_bytes += size_bytes
             else:
                 message = f"the results have more than {read_bytes_max} bytes"
-                result.error.CopyFrom(stored_error(LimitExceededError(message)))
+                result.error.CopyFrom(operations.stored_error(LimitExceededError(message)))
             yield
 
 
@@ -108,8 +107,3 @@ class _Reading(NamedTuple):
     found: Operation
     asked: Any
     result: pipeline_pb2.OperationResult
-
-
-def stored_error(error: VecmemError) -> common_pb2.Error:
-    """An error as a result has it. The store knows no gRPC codes."""
-    return common_pb2.Error(message=error.message, reason=error.reason, metadata=error.metadata)

@@ -132,7 +132,8 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
     if len(loaded.deduplication) != len(state.deduplication):
         raise CorruptionError("the deduplication window came back changed", path=str(manifest.path))
     image.load_keyspace(manifest, loaded)
-    if loaded.keyspace.values != state.keyspace.values or loaded.keyspace.expiries != state.keyspace.expiries:
+    keys_back, keys = loaded.keyspace, state.keyspace
+    if (keys_back.values, keys_back.expiries, keys_back.version) != (keys.values, keys.expiries, keys.version):
         raise CorruptionError("the keys came back changed", path=str(manifest.path))
     for collection in state.collections.values():
         back = image.load_collection(manifest, str(collection.uid))

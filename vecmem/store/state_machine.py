@@ -30,7 +30,7 @@ from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import Moment
 from vecmem.store.v1 import command_pb2
 from vecmem.store.validation import request_fingerprint
-from vecmem.v1 import common_pb2, pipeline_pb2
+from vecmem.v1 import pipeline_pb2
 
 COMMAND_RECORD = 1
 """Record type of commands in the log."""
@@ -231,17 +231,10 @@ class StateMachine:
                 )
             )
             return
-        repeated = repeated_result(remembered, fingerprint, "request_id")
-        if repeated.HasField("refusal"):
-            result.error.CopyFrom(
-                common_pb2.Error(
-                    message=repeated.refusal.message,
-                    reason=repeated.refusal.reason,
-                    metadata={"field": "request_id"},
-                )
-            )
+        if remembered.request_fingerprint == fingerprint:
+            result.CopyFrom(remembered.result.operation_results[0])
         else:
-            result.CopyFrom(repeated.operation_results[0])
+            result.error.CopyFrom(operations.stored_error(_reused(remembered.request_id, "request_id")))
 
     def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
         # Not the limit on their number, which is checked before the log: a limit that changes must not change a replay.
@@ -264,11 +257,13 @@ class StateMachine:
         return CollectionNotFoundError("the collection was deleted meanwhile")
 
 
-def repeated_result(
-    remembered: command_pb2.DeduplicationEntry, fingerprint: int, field: str = REQUEST_ID_FIELD
-) -> command_pb2.CommandResult:
+def repeated_result(remembered: command_pb2.DeduplicationEntry, fingerprint: int) -> command_pb2.CommandResult:
     """The first result of a request that came again; a refusal when it is another request under the same id."""
     if remembered.request_fingerprint == fingerprint:
         return remembered.result
-    error = RequestIdReusedError(f"request_id {remembered.request_id!r} was used for another request", field=field)
+    error = _reused(remembered.request_id, REQUEST_ID_FIELD)
     return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))
+
+
+def _reused(request_id: str, field: str) -> RequestIdReusedError:
+    return RequestIdReusedError(f"request_id {request_id!r} was used for another request", field=field)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 N = TypeVar("N", int, float)
-POLICIES = {"refuse": counters_pb2.BOUND_POLICY_REFUSE, "clamp": counters_pb2.BOUND_POLICY_CLAMP}
+_POLICIES = {"refuse": counters_pb2.BOUND_POLICY_REFUSE, "clamp": counters_pb2.BOUND_POLICY_CLAMP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,6 @@ class Counted(Generic[N]):
 
     value: N
     changed: bool
-
-
-def counted(response: Any) -> Counted[Any]:
-    """Convert a reply."""
-    return Counted(response.value, response.changed)
 
 
 def add(
@@ -43,7 +38,7 @@ def add(
     expires_at: datetime | None = None,
 ) -> Operation[Counted[int]]:
     """Add to a counter of 64 bits; a key that does not exist counts as 0. The expiry is that of a counter made by this."""
-    return _add("add_integer", key, delta, minimum, maximum, beyond, ttl_seconds, expires_at)
+    return addition("add_integer", key, delta, minimum, maximum, beyond, ttl_seconds, expires_at)
 
 
 def add_float(
@@ -57,10 +52,10 @@ def add_float(
     expires_at: datetime | None = None,
 ) -> Operation[Counted[float]]:
     """Add to a counter that is a double; a key that does not exist counts as 0. The expiry is that of a counter made by this."""
-    return _add("add_float", key, delta, minimum, maximum, beyond, ttl_seconds, expires_at)
+    return addition("add_float", key, delta, minimum, maximum, beyond, ttl_seconds, expires_at)
 
 
-def _add(
+def addition(
     kind: str,
     key: BytesLike,
     delta: Any,
@@ -69,14 +64,17 @@ def _add(
     beyond: str,
     ttl_seconds: float | None,
     expires_at: datetime | None,
+    **place: bytes,
 ) -> Operation[Any]:
+    """Build an addition of either kind; `place` says where in the value of the key."""
     return writes(
         kind,
-        counted,
+        lambda response: Counted(response.value, response.changed),
+        **place,
         key=as_bytes(key),
         delta=delta,
         minimum=minimum,
         maximum=maximum,
-        bound_policy=POLICIES[beyond],
+        bound_policy=_POLICIES[beyond],
         expiry_if_absent=as_expiry(ttl_seconds, expires_at),
     )

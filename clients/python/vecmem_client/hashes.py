@@ -21,7 +21,7 @@ from vecmem_client._operations import (
     reads,
     writes,
 )
-from vecmem_client.counters import POLICIES, Counted, counted
+from vecmem_client.counters import Counted, addition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -125,7 +125,9 @@ def add(
     expires_at: datetime | None = None,
 ) -> Operation[Counted[int]]:
     """Add to a field that is a counter of 64 bits, as `counters.add`."""
-    return _add("add_hash_integer", key, field, delta, minimum, maximum, beyond, ttl_seconds, expires_at)
+    return addition(
+        "add_hash_integer", key, delta, minimum, maximum, beyond, ttl_seconds, expires_at, field=as_bytes(field)
+    )
 
 
 def add_float(
@@ -140,7 +142,9 @@ def add_float(
     expires_at: datetime | None = None,
 ) -> Operation[Counted[float]]:
     """Add to a field that is a double, as `counters.add_float`."""
-    return _add("add_hash_float", key, field, delta, minimum, maximum, beyond, ttl_seconds, expires_at)
+    return addition(
+        "add_hash_float", key, delta, minimum, maximum, beyond, ttl_seconds, expires_at, field=as_bytes(field)
+    )
 
 
 def expire(
@@ -174,30 +178,6 @@ def expiries(key: BytesLike, fields: Iterable[BytesLike]) -> Operation[list[date
         lambda response: [as_datetime(found.expires_at_unix_ms) for found in response.expiries],
         key=as_bytes(key),
         fields=[as_bytes(field) for field in fields],
-    )
-
-
-def _add(
-    kind: str,
-    key: BytesLike,
-    field: BytesLike,
-    delta: Any,
-    minimum: Any,
-    maximum: Any,
-    beyond: str,
-    ttl_seconds: float | None,
-    expires_at: datetime | None,
-) -> Operation[Any]:
-    return writes(
-        kind,
-        counted,
-        key=as_bytes(key),
-        field=as_bytes(field),
-        delta=delta,
-        minimum=minimum,
-        maximum=maximum,
-        bound_policy=POLICIES[beyond],
-        expiry_if_absent=as_expiry(ttl_seconds, expires_at),
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, NotANumberError, NumberOverflowError
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace, shown
-from vecmem.store.keyspace.operation import Moment, check_expiry, check_request_key, expiry_of, writes
+from vecmem.store.keyspace.operation import Moment, Run, check_expiry, check_request_key, expiry_of, writes
 from vecmem.v1 import counters_pb2 as api
 from vecmem.v1 import hashes_pb2
 
@@ -78,40 +80,48 @@ def bounded(total: Any, request: Request) -> Any:
     return clamped if clamped == total or request.bound_policy == api.BOUND_POLICY_CLAMP else None
 
 
-def _add_integer(
-    keyspace: Keyspace, request: api.AddIntegerRequest, response: api.AddIntegerResponse, moment: Moment
-) -> None:
-    content = keyspace.string(request.key, moment.time_unix_ms)
-    before = 0 if content is None else integer_of(content)
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A kind of number that counters have: how it is read and spelt, and which are such numbers."""
+
+    name: str
+    zero: float
+    read: Callable[[bytes], Any]
+    spell: Callable[[Any], bytes]
+    fits: Callable[[Any], bool]
+
+
+INTEGER = Number("int64", 0, integer_of, b"%d".__mod__, lambda total: limits.INT64_MIN <= total <= limits.INT64_MAX)
+DOUBLE = Number("finite double", 0.0, float_of, float_text, math.isfinite)
+
+
+def add(number: Number, content: bytes | None, request: Any, response: Any, subject: str, field: str) -> bytes | None:
+    """Add to what a counter holds, None standing for no counter, and answer; returns the sum as it is spelt, None where a bound leaves it.
+
+    Raises NotANumberError, naming the subject and its field, and NumberOverflowError.
+    """
+    before = number.zero if content is None else number.read(content)
     if before is None:
-        raise NotANumberError(f"the string under {shown(request.key)} spells no int64", field="key")
+        raise NotANumberError(f"{subject} spells no {number.name}", field=field)
     total = bounded(before + request.delta, request)
     if total is None:
         response.value = before
-        return
-    if not limits.INT64_MIN <= total <= limits.INT64_MAX:
-        raise NumberOverflowError(f"{before} + {request.delta} is no int64", field="delta")
-    _write(keyspace, request, content, b"%d" % total, moment)
+        return None
+    if not number.fits(total):
+        raise NumberOverflowError(f"{before} + {request.delta} is no {number.name}", field="delta")
     response.value = total
     response.changed = True
+    return number.spell(total)
 
 
-def _add_float(
-    keyspace: Keyspace, request: api.AddFloatRequest, response: api.AddFloatResponse, moment: Moment
-) -> None:
-    content = keyspace.string(request.key, moment.time_unix_ms)
-    before = 0.0 if content is None else float_of(content)
-    if before is None:
-        raise NotANumberError(f"the string under {shown(request.key)} spells no finite double", field="key")
-    total = bounded(before + request.delta, request)
-    if total is None:
-        response.value = before
-        return
-    if not math.isfinite(total):
-        raise NumberOverflowError(f"{before} + {request.delta} is no finite double", field="delta")
-    _write(keyspace, request, content, float_text(total), moment)
-    response.value = total
-    response.changed = True
+def _adding(number: Number) -> Run:
+    def run(keyspace: Keyspace, request: Any, response: Any, moment: Moment) -> None:
+        content = keyspace.string(request.key, moment.time_unix_ms)
+        total = add(number, content, request, response, f"the string under {shown(request.key)}", "key")
+        if total is not None:
+            _write(keyspace, request, content, total, moment)
+
+    return run
 
 
 def _write(keyspace: Keyspace, request: Request, before: bytes | None, content: bytes, moment: Moment) -> None:
@@ -126,6 +136,6 @@ def _write(keyspace: Keyspace, request: Request, before: bytes | None, content: 
 
 
 OPERATIONS = {
-    "add_integer": writes(check_addition, _add_integer),
-    "add_float": writes(check_addition, _add_float),
+    "add_integer": writes(check_addition, _adding(INTEGER)),
+    "add_float": writes(check_addition, _adding(DOUBLE)),
 }

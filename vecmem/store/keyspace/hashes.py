@@ -6,22 +6,22 @@ one goes, the keyspace knows (`ends_at_unix_ms`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from sortedcontainers import SortedList
 
 from vecmem import limits
-from vecmem.errors import InvalidArgumentError, LimitExceededError, NotANumberError, NumberOverflowError
+from vecmem.errors import InvalidArgumentError, LimitExceededError
 from vecmem.store.keyspace import counters
 from vecmem.store.keyspace.container import Container
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace, shown
 from vecmem.store.keyspace.operation import (
     REPLY_BYTES_MAX,
     Moment,
+    Run,
     check_conditional_expiry,
     check_expiry,
     check_member,
@@ -295,42 +295,15 @@ def _check_add(request: api.AddHashIntegerRequest | api.AddHashFloatRequest) -> 
     check_member(request.field, "field")
 
 
-def _add_integer(
-    keyspace: Keyspace, request: api.AddHashIntegerRequest, response: api.AddHashIntegerResponse, moment: Moment
-) -> None:
-    found = _find(keyspace, request.key, moment)
-    content = None if found is None else found.get(request.field, moment.time_unix_ms)
-    before = 0 if content is None else counters.integer_of(content)
-    if before is None:
-        raise NotANumberError(f"{_named(request)} spells no int64", field="field")
-    total = counters.bounded(before + request.delta, request)
-    if total is None:
-        response.value = before
-        return
-    if not limits.INT64_MIN <= total <= limits.INT64_MAX:
-        raise NumberOverflowError(f"{before} + {request.delta} is no int64", field="delta")
-    _write_sum(keyspace, request, found, b"%d" % total, moment)
-    response.value = total
-    response.changed = True
+def _adding(number: counters.Number) -> Run:
+    def run(keyspace: Keyspace, request: Any, response: Any, moment: Moment) -> None:
+        found = _find(keyspace, request.key, moment)
+        content = None if found is None else found.get(request.field, moment.time_unix_ms)
+        total = counters.add(number, content, request, response, _named(request), "field")
+        if total is not None:
+            _write_sum(keyspace, request, found, total, moment)
 
-
-def _add_float(
-    keyspace: Keyspace, request: api.AddHashFloatRequest, response: api.AddHashFloatResponse, moment: Moment
-) -> None:
-    found = _find(keyspace, request.key, moment)
-    content = None if found is None else found.get(request.field, moment.time_unix_ms)
-    before = 0.0 if content is None else counters.float_of(content)
-    if before is None:
-        raise NotANumberError(f"{_named(request)} spells no finite double", field="field")
-    total = counters.bounded(before + request.delta, request)
-    if total is None:
-        response.value = before
-        return
-    if not math.isfinite(total):
-        raise NumberOverflowError(f"{before} + {request.delta} is no finite double", field="delta")
-    _write_sum(keyspace, request, found, counters.float_text(total), moment)
-    response.value = total
-    response.changed = True
+    return run
 
 
 def _named(request: api.AddHashIntegerRequest | api.AddHashFloatRequest) -> str:
@@ -427,8 +400,8 @@ OPERATIONS = {
     "get_hash": reads(_check_all, _get_all),
     "check_hash_fields": reads(_check_fields, _check),
     "delete_hash_fields": writes(_check_fields, _delete),
-    "add_hash_integer": writes(_check_add, _add_integer),
-    "add_hash_float": writes(_check_add, _add_float),
+    "add_hash_integer": writes(_check_add, _adding(counters.INTEGER)),
+    "add_hash_float": writes(_check_add, _adding(counters.DOUBLE)),
     "expire_hash_fields": writes(_check_expire, _expire),
     "persist_hash_fields": writes(_check_fields, _persist),
     "get_hash_field_expiries": reads(_check_fields, _get_expiries),

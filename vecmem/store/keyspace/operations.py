@@ -63,4 +63,9 @@ def perform(
     try:
         operation.run(keyspace, request, response, moment)
     except VecmemError as error:
-        result.error.CopyFrom(common_pb2.Error(message=error.message, reason=error.reason, metadata=error.metadata))
+        result.error.CopyFrom(stored_error(error))
+
+
+def stored_error(error: VecmemError) -> common_pb2.Error:
+    """An error as a result has it, in replies and in what is remembered. The store knows no gRPC codes."""
+    return common_pb2.Error(message=error.message, reason=error.reason, metadata=error.metadata)
