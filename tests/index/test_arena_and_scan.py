@@ -120,6 +120,20 @@ def test_chunks_hold_every_row_once(row_count: int) -> None:
     assert loaded.present_count == np.count_nonzero(present)
     rows = np.flatnonzero(present)
     assert np.array_equal(loaded.gather(rows), arena.gather(rows))
+    query = vectors_of(np.array([7]))[0]
+    for there, here in zip(loaded.ranks(query, rows), arena.ranks(query, rows), strict=True):
+        assert np.array_equal(there, here), "a scan needs more of a row than its vector"
+
+
+def test_a_loaded_arena_knows_its_longest_vector() -> None:
+    arena = Arena(DIMENSION, Metric.EUCLIDEAN)
+    rows = np.arange(100)
+    arena.write(rows, vectors_of(rows) * np.float32(3))
+    loaded = Arena(DIMENSION, Metric.EUCLIDEAN)
+    for room, part in zip(loaded.room(100), arena.chunks(100), strict=True):
+        room[:] = part
+    loaded.adopt(arena.present(100))
+    assert loaded.largest_norm == arena.largest_norm > 0
 
 
 def test_a_scan_of_most_rows_ends_with_the_last_vector() -> None:
