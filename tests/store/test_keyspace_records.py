@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.store.support import Command, apply, dump, entries
-from tests.support.keyspace import operation
+from tests.support.keyspace import do, operation, refusal
 from vecmem import limits
 from vecmem.errors import UnsupportedFormatError
+from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.state_machine import StateMachine
 from vecmem.v1 import pipeline_pb2
 
@@ -82,3 +83,22 @@ def test_damaged_keys_refuse_records_and_let_others_be() -> None:
     expire.expire_keys.keys.append(b"k")
     results = [apply(state, entry) for entry in entries([command(add()), expire])]
     assert {result.refusal.reason for result in results} == {"KEYSPACE_DAMAGED"}
+
+
+def test_no_operation_combines_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in one piece, in every replay as well; a set that is named twice counts twice."""
+    monkeypatch.setattr(limits, "COMBINED_MEMBERS_MAX", 5)
+    keyspace = Keyspace()
+    do(keyspace, "add_set_members", key=b"{k}s", members=[b"a", b"b", b"c"])
+    do(keyspace, "add_sorted_set_members", key=b"{k}z", members=[{"member": b"a", "score": 1}, {"member": b"b"}])
+    union = {"keys": [b"{k}s", b"{k}z"], "combination": 1}
+    assert do(keyspace, "combine_sorted_sets", **union).member_count == 3
+    twice = {"keys": [b"{k}s", b"{k}s"], "combination": 1}
+    for kind, fields in (
+        ("combine_sets", twice),
+        ("store_combined_sets", {**twice, "destination": b"{k}d"}),
+        ("count_set_intersection", {"keys": twice["keys"]}),
+        ("combine_sorted_sets", {**union, "keys": [b"{k}s", b"{k}z", b"{k}z"]}),
+        ("store_combined_sorted_sets", {**twice, "destination": b"{k}d"}),
+    ):
+        assert refusal(keyspace, kind, **fields) == ("LIMIT_EXCEEDED", "keys")

@@ -146,8 +146,9 @@ class SetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CombineSets(self, request, context):
-        """CombineSets returns the union, intersection or difference of sets of one slot. Errors: LIMIT_EXCEEDED where it does not fit into a
-        message (StoreCombinedSets and ScanSet return any of it).
+        """CombineSets returns the union, intersection or difference of sets of one slot, which have 2,000,000 members together at most, a set
+        named twice counting twice; so many hold up other calls for some seconds. Errors: LIMIT_EXCEEDED for that, and where the result does
+        not fit into a message (StoreCombinedSets and ScanSet return any of it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,7 @@ class SetServiceServicer:
 
     def StoreCombinedSets(self, request, context):
         """StoreCombinedSets writes the union, intersection or difference of sets under a key of the same slot, in place of whatever that holds,
-        its expiry included; an empty one removes the key.
+        its expiry included; an empty one removes the key. Limit and errors as of CombineSets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

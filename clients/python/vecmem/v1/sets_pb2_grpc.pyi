@@ -53,12 +53,13 @@ class SetServiceStub:
     MoveSetMember: _grpc.UnaryUnaryMultiCallable[_sets_pb2.MoveSetMemberRequest, _sets_pb2.MoveSetMemberResponse]
     """MoveSetMember moves a member from one set to another of the same slot."""
     CombineSets: _grpc.UnaryUnaryMultiCallable[_sets_pb2.CombineSetsRequest, _sets_pb2.CombineSetsResponse]
-    """CombineSets returns the union, intersection or difference of sets of one slot. Errors: LIMIT_EXCEEDED where it does not fit into a
-    message (StoreCombinedSets and ScanSet return any of it).
+    """CombineSets returns the union, intersection or difference of sets of one slot, which have 2,000,000 members together at most, a set
+    named twice counting twice; so many hold up other calls for some seconds. Errors: LIMIT_EXCEEDED for that, and where the result does
+    not fit into a message (StoreCombinedSets and ScanSet return any of it).
     """
     StoreCombinedSets: _grpc.UnaryUnaryMultiCallable[_sets_pb2.StoreCombinedSetsRequest, _sets_pb2.StoreCombinedSetsResponse]
     """StoreCombinedSets writes the union, intersection or difference of sets under a key of the same slot, in place of whatever that holds,
-    its expiry included; an empty one removes the key.
+    its expiry included; an empty one removes the key. Limit and errors as of CombineSets.
     """
     CountSetIntersection: _grpc.UnaryUnaryMultiCallable[_sets_pb2.CountSetIntersectionRequest, _sets_pb2.CountSetIntersectionResponse]
     """CountSetIntersection counts the members that all of some sets of one slot have."""
@@ -88,12 +89,13 @@ class SetServiceAsyncStub(SetServiceStub):
     MoveSetMember: _aio.UnaryUnaryMultiCallable[_sets_pb2.MoveSetMemberRequest, _sets_pb2.MoveSetMemberResponse]  # type: ignore[assignment]
     """MoveSetMember moves a member from one set to another of the same slot."""
     CombineSets: _aio.UnaryUnaryMultiCallable[_sets_pb2.CombineSetsRequest, _sets_pb2.CombineSetsResponse]  # type: ignore[assignment]
-    """CombineSets returns the union, intersection or difference of sets of one slot. Errors: LIMIT_EXCEEDED where it does not fit into a
-    message (StoreCombinedSets and ScanSet return any of it).
+    """CombineSets returns the union, intersection or difference of sets of one slot, which have 2,000,000 members together at most, a set
+    named twice counting twice; so many hold up other calls for some seconds. Errors: LIMIT_EXCEEDED for that, and where the result does
+    not fit into a message (StoreCombinedSets and ScanSet return any of it).
     """
     StoreCombinedSets: _aio.UnaryUnaryMultiCallable[_sets_pb2.StoreCombinedSetsRequest, _sets_pb2.StoreCombinedSetsResponse]  # type: ignore[assignment]
     """StoreCombinedSets writes the union, intersection or difference of sets under a key of the same slot, in place of whatever that holds,
-    its expiry included; an empty one removes the key.
+    its expiry included; an empty one removes the key. Limit and errors as of CombineSets.
     """
     CountSetIntersection: _aio.UnaryUnaryMultiCallable[_sets_pb2.CountSetIntersectionRequest, _sets_pb2.CountSetIntersectionResponse]  # type: ignore[assignment]
     """CountSetIntersection counts the members that all of some sets of one slot have."""
@@ -168,8 +170,9 @@ class SetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sets_pb2.CombineSetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sets_pb2.CombineSetsResponse, _abc.Awaitable[_sets_pb2.CombineSetsResponse]]:
-        """CombineSets returns the union, intersection or difference of sets of one slot. Errors: LIMIT_EXCEEDED where it does not fit into a
-        message (StoreCombinedSets and ScanSet return any of it).
+        """CombineSets returns the union, intersection or difference of sets of one slot, which have 2,000,000 members together at most, a set
+        named twice counting twice; so many hold up other calls for some seconds. Errors: LIMIT_EXCEEDED for that, and where the result does
+        not fit into a message (StoreCombinedSets and ScanSet return any of it).
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +182,7 @@ class SetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sets_pb2.StoreCombinedSetsResponse, _abc.Awaitable[_sets_pb2.StoreCombinedSetsResponse]]:
         """StoreCombinedSets writes the union, intersection or difference of sets under a key of the same slot, in place of whatever that holds,
-        its expiry included; an empty one removes the key.
+        its expiry included; an empty one removes the key. Limit and errors as of CombineSets.
         """
 
     @_abc_1.abstractmethod

@@ -172,7 +172,7 @@ class SortedSetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CombineSortedSets(self, request, context):
-        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile.
+        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Limit and errors as of SetService.CombineSets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,7 +180,7 @@ class SortedSetServiceServicer:
 
     def StoreCombinedSortedSets(self, request, context):
         """StoreCombinedSortedSets writes a union, intersection or difference under a key of the same slot, whatever that held, which
-        never expires then. Without members the key is removed.
+        never expires then. Without members the key is removed. Limit and errors as of SetService.CombineSets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,10 +58,10 @@ class SortedSetServiceStub:
     PopSortedSetMembers: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.PopSortedSetMembersRequest, _sorted_sets_pb2.PopSortedSetMembersResponse]
     """PopSortedSetMembers takes the members with the lowest or the highest scores."""
     CombineSortedSets: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.CombineSortedSetsRequest, _sorted_sets_pb2.CombineSortedSetsResponse]
-    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile."""
+    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Limit and errors as of SetService.CombineSets."""
     StoreCombinedSortedSets: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.StoreCombinedSortedSetsRequest, _sorted_sets_pb2.StoreCombinedSortedSetsResponse]
     """StoreCombinedSortedSets writes a union, intersection or difference under a key of the same slot, whatever that held, which
-    never expires then. Without members the key is removed.
+    never expires then. Without members the key is removed. Limit and errors as of SetService.CombineSets.
     """
     ScanSortedSet: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.ScanSortedSetRequest, _sorted_sets_pb2.ScanSortedSetResponse]
     """ScanSortedSet walks over the members in order of their scores, page by page. A member that exists during the whole walk with the same
@@ -99,10 +99,10 @@ class SortedSetServiceAsyncStub(SortedSetServiceStub):
     PopSortedSetMembers: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.PopSortedSetMembersRequest, _sorted_sets_pb2.PopSortedSetMembersResponse]  # type: ignore[assignment]
     """PopSortedSetMembers takes the members with the lowest or the highest scores."""
     CombineSortedSets: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.CombineSortedSetsRequest, _sorted_sets_pb2.CombineSortedSetsResponse]  # type: ignore[assignment]
-    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile."""
+    """CombineSortedSets computes a union, intersection or difference of sets of one slot. Limit and errors as of SetService.CombineSets."""
     StoreCombinedSortedSets: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.StoreCombinedSortedSetsRequest, _sorted_sets_pb2.StoreCombinedSortedSetsResponse]  # type: ignore[assignment]
     """StoreCombinedSortedSets writes a union, intersection or difference under a key of the same slot, whatever that held, which
-    never expires then. Without members the key is removed.
+    never expires then. Without members the key is removed. Limit and errors as of SetService.CombineSets.
     """
     ScanSortedSet: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.ScanSortedSetRequest, _sorted_sets_pb2.ScanSortedSetResponse]  # type: ignore[assignment]
     """ScanSortedSet walks over the members in order of their scores, page by page. A member that exists during the whole walk with the same
@@ -197,7 +197,7 @@ class SortedSetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sorted_sets_pb2.CombineSortedSetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sorted_sets_pb2.CombineSortedSetsResponse, _abc.Awaitable[_sorted_sets_pb2.CombineSortedSetsResponse]]:
-        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Large ones hold up other calls meanwhile."""
+        """CombineSortedSets computes a union, intersection or difference of sets of one slot. Limit and errors as of SetService.CombineSets."""
 
     @_abc_1.abstractmethod
     def StoreCombinedSortedSets(
@@ -206,7 +206,7 @@ class SortedSetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sorted_sets_pb2.StoreCombinedSortedSetsResponse, _abc.Awaitable[_sorted_sets_pb2.StoreCombinedSortedSetsResponse]]:
         """StoreCombinedSortedSets writes a union, intersection or difference under a key of the same slot, whatever that held, which
-        never expires then. Without members the key is removed.
+        never expires then. Without members the key is removed. Limit and errors as of SetService.CombineSets.
         """
 
     @_abc_1.abstractmethod
