@@ -152,6 +152,15 @@ class HashValue(Container):
         expiring = [(index, self._expiries[field]) for index, field in enumerate(fields) if field in self._expiries]
         return pack([*fields, *map(self._values.__getitem__, fields), np.array(expiring, dtype=_EXPIRING).tobytes()])
 
+    def copy(self) -> Self:
+        """See Container."""
+        copied = type(self)()
+        copied._values, copied._expiries = self._values.copy(), self._expiries.copy()
+        copied._expiring = None if self._expiring is None else self._expiring.copy()
+        copied._order = self._order.copy()
+        copied.size_bytes, copied.version = self.size_bytes, self.version
+        return copied
+
     @classmethod
     def load(cls, content: bytes) -> Self:
         """The hash that was dumped. Raises ValueError."""

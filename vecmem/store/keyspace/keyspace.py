@@ -46,6 +46,8 @@ class Keyspace:
         """The last version given out. Each change of a key takes the next."""
         self.memory_bytes = 0
         """About what keys and values take."""
+        self.changed: dict[bytes, bool] = {}
+        """Keys changed since whoever tells of changes looked last, and whether their values were: otherwise it was the expiry alone."""
         self._expiring: list[tuple[int, bytes]] = []
 
     def find(self, key: bytes, now_unix_ms: int) -> Value | None:
@@ -82,6 +84,7 @@ class Keyspace:
         known = old_size_bytes != 0 and self.find(key, now_unix_ms) is value
         if known:
             self.memory_bytes += value.size_bytes - old_size_bytes
+            self.changed[key] = True
         if not len(value):
             if known:
                 self.remove(key)
@@ -115,11 +118,16 @@ class Keyspace:
         else:
             self.memory_bytes += value_bytes(value) - value_bytes(old)
         self.values[key] = value
-        self.set_expiry(key, expires_at_unix_ms)
+        self.changed[key] = True
+        self._set_expiry(key, expires_at_unix_ms)
         self._set_ending(key, NEVER if isinstance(value, bytes) else value.ends_at_unix_ms)
 
     def set_expiry(self, key: bytes, expires_at_unix_ms: int) -> None:
         """Set when a key that exists is removed."""
+        self.changed.setdefault(key, False)
+        self._set_expiry(key, expires_at_unix_ms)
+
+    def _set_expiry(self, key: bytes, expires_at_unix_ms: int) -> None:
         if expires_at_unix_ms != NEVER:
             self._push_expiring(self.expiries.get(key), expires_at_unix_ms, key)
             self.expiries[key] = expires_at_unix_ms
@@ -137,6 +145,7 @@ class Keyspace:
     def remove(self, key: bytes) -> None:
         """Remove a key that exists."""
         value = self.values.pop(key)
+        self.changed[key] = True
         self.sorted_keys.remove(key)
         self.memory_bytes -= entry_bytes(key, value)
         self.expiries.pop(key, None)

@@ -131,6 +131,13 @@ class ListValue(Container):
         """See Container."""
         return pack(self.items(0, len(self)))
 
+    def copy(self) -> Self:
+        """See Container."""
+        copied = type(self)()
+        copied._left, copied._right = self._left.copy(), self._right.copy()
+        copied.size_bytes, copied.version = self.size_bytes, self.version
+        return copied
+
     @classmethod
     def load(cls, content: bytes) -> Self:
         """See Container."""

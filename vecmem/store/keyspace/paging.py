@@ -47,6 +47,12 @@ class ItemOrder:
         if len(items) >= SORTED_ITEMS_MIN:
             self._sorted = SortedList(items)
 
+    def copy(self) -> ItemOrder:
+        """One that changes by itself."""
+        copied = ItemOrder()
+        copied._sorted = None if self._sorted is None else self._sorted.copy()
+        return copied
+
     def after(self, after: bytes | None, items: dict[bytes, Any]) -> Iterable[bytes]:
         """The items behind one that may be gone, in order; None: all."""
         if self._sorted is not None:

@@ -101,6 +101,15 @@ class SetValue(Container):
         """Members in the order of the list, which decides what will be taken at random."""
         return pack(self._members)
 
+    def copy(self) -> Self:
+        """See Container."""
+        copied = type(self)()
+        copied._members = self._members.copy()
+        copied._places = self._places.copy()
+        copied._order = self._order.copy()
+        copied.size_bytes, copied.version = self.size_bytes, self.version
+        return copied
+
     @classmethod
     def load(cls, content: bytes) -> Self:
         """The set that was dumped. Raises ValueError."""

@@ -102,6 +102,14 @@ class SortedSetValue(Container):
         scores = np.fromiter((score for score, _ in self.order), dtype="<f8", count=len(self))
         return pack([*(member for _, member in self.order), scores.tobytes()])
 
+    def copy(self) -> Self:
+        """See Container."""
+        copied = type(self)()
+        copied.scores = self.scores.copy()
+        copied.order = self.order.copy()
+        copied.size_bytes, copied.version = self.size_bytes, self.version
+        return copied
+
     @classmethod
     def load(cls, content: bytes) -> Self:
         """See Container."""
