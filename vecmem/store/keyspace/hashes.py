@@ -36,6 +36,7 @@ from vecmem.store.keyspace.operation import (
 )
 from vecmem.store.keyspace.packing import pack, unpack
 from vecmem.store.keyspace.paging import PAGE_LOOKS_MAX, ItemOrder, check_page, page_end, page_start
+from vecmem.store.keyspace.sorting import copy_sorted
 from vecmem.store.reading import PAGE_BYTES_MAX
 from vecmem.v1 import hashes_pb2 as api
 from vecmem.v1 import keys_pb2
@@ -156,7 +157,7 @@ class HashValue(Container):
         """See Container."""
         copied = type(self)()
         copied._values, copied._expiries = self._values.copy(), self._expiries.copy()
-        copied._expiring = None if self._expiring is None else self._expiring.copy()
+        copied._expiring = None if self._expiring is None else copy_sorted(self._expiring)
         copied._order = self._order.copy()
         copied.size_bytes, copied.version = self.size_bytes, self.version
         return copied

@@ -9,6 +9,7 @@ from sortedcontainers import SortedList
 
 from vecmem import limits
 from vecmem.errors import InvalidPageTokenError, LimitExceededError
+from vecmem.store.keyspace.sorting import copy_sorted
 from vecmem.store.reading import decode_page_token, encode_page_token
 from vecmem.store.validation import request_fingerprint
 
@@ -50,7 +51,7 @@ class ItemOrder:
     def copy(self) -> ItemOrder:
         """One that changes by itself."""
         copied = ItemOrder()
-        copied._sorted = None if self._sorted is None else self._sorted.copy()
+        copied._sorted = None if self._sorted is None else copy_sorted(self._sorted)
         return copied
 
     def after(self, after: bytes | None, items: dict[bytes, Any]) -> Iterable[bytes]:

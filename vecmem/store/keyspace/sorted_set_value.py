@@ -13,6 +13,7 @@ from sortedcontainers import SortedList
 from vecmem import limits
 from vecmem.store.keyspace.container import Container
 from vecmem.store.keyspace.packing import pack, unpack
+from vecmem.store.keyspace.sorting import copy_sorted
 from vecmem.v1 import keys_pb2
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class SortedSetValue(Container):
         """See Container."""
         copied = type(self)()
         copied.scores = self.scores.copy()
-        copied.order = self.order.copy()
+        copied.order = copy_sorted(self.order)
         copied.size_bytes, copied.version = self.size_bytes, self.version
         return copied
 
