@@ -105,6 +105,7 @@ GROUPS: dict[str, dict[str, Told]] = {
         "DEDUPLICATION_ENTRIES_MAX": Told("request ids", "results remembered for repeats; the oldest go first"),
         "DEDUPLICATION_BYTES_MAX": Told("bytes", "size of all results remembered; the oldest go first"),
         "DEDUPLICATION_WINDOW_MS": Told("ms", "time for which they are remembered"),
+        "CHANGES_BYTES_MAX": Told("bytes", "newest changes, which a change feed may begin with"),
     },
 }
 

@@ -95,6 +95,7 @@ FROZEN: Final = (
     "DEDUPLICATION_ENTRIES_MAX",
     "DEDUPLICATION_BYTES_MAX",
     "DEDUPLICATION_WINDOW_MS",
+    "CHANGES_BYTES_MAX",
 )
 """Decide the outcome of records: another value would replay them to another state."""
 
@@ -103,6 +104,9 @@ DEDUPLICATION_BYTES_MAX: Final = 64 * 1024 * 1024
 """Size of all results remembered; one that lists thousands of conflicts is large."""
 DEDUPLICATION_WINDOW_MS: Final = 10 * 60 * 1_000
 """Part of the on-disk semantics: a replay must forget request ids at the same records."""
+
+CHANGES_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Of the newest changes, which a change feed can begin with; about half a million of single keys."""
 
 STREAM_BATCHES_OUTSTANDING_MAX: Final = 4
 """Batches of one UpsertStream that may wait for durability before the server stops reading."""

@@ -134,6 +134,7 @@ def dump(state: StateMachine) -> dict[str, Any]:
         "collections": collections,
         "damaged": state.damaged,
         "keys": keyspace_bytes(state.keyspace),
+        "changes": b"".join(state.changes.dump()),
         "deduplication": [entry.SerializeToString(deterministic=True) for entry in state.deduplication.entries()],
     }
 

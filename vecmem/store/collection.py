@@ -28,6 +28,7 @@ from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
 from vecmem.index.row_set import RowSet
 from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
+from vecmem.store.changes import ChangeKind, Noted
 from vecmem.store.configuration import payload_types, vector_parameters
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import collections_pb2
@@ -37,6 +38,8 @@ Steps = Generator[None, None, T]
 
 STEP_POINTS = 256
 """Points handled between two yields: about a millisecond."""
+SORTED_POINTS = 2_048
+"""Sorted between two yields: about a millisecond."""
 EXPIRING_SLACK = 1_024
 """Entries of the expiry heap beyond twice the points before it is built anew."""
 
@@ -81,7 +84,9 @@ class Collection:
 
     # -- applying records ------------------------------------------------------------------------------------------------
 
-    def upsert(self, command: command_pb2.UpsertPoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+    def upsert(
+        self, command: command_pb2.UpsertPoints, sequence: int, time_unix_ms: int, noted: Noted
+    ) -> Steps[Changes]:
         """Insert or replace points."""
         refused = self._beyond_storage(command)
         if refused is not None:
@@ -106,6 +111,7 @@ class Collection:
             self.payloads.set(row, point.payload_json)
             self.rows.publish(row, point_id, sequence, point.expires_at_unix_ms)
             self.row_of[point_id] = row
+            noted.add_point(index, ChangeKind.WRITTEN, self.uid, point_id)
             if point.expires_at_unix_ms:
                 heapq.heappush(self._expiring, (point.expires_at_unix_ms, row))
             if count % STEP_POINTS == 0:
@@ -124,20 +130,26 @@ class Collection:
             conflicts=conflicts,
         )
 
-    def delete(self, command: command_pb2.DeletePoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+    def delete(
+        self, command: command_pb2.DeletePoints, sequence: int, time_unix_ms: int, noted: Noted
+    ) -> Steps[Changes]:
         """Delete points by ids or by filter."""
         rows = yield from self._select(command, sequence, time_unix_ms)
-        yield from self._remove(rows, sequence)
+        yield from self._remove(rows, sequence, ChangeKind.DELETED, noted)
         return Changes(deleted_count=len(rows))
 
-    def expire(self, command: command_pb2.ExpirePoints, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+    def expire(
+        self, command: command_pb2.ExpirePoints, sequence: int, time_unix_ms: int, noted: Noted
+    ) -> Steps[Changes]:
         """Delete those of the named points that have expired."""
         named = (self.row_of.get(point_id) for point_id in dict.fromkeys(command.ids))
         rows = [row for row in named if row is not None and self._is_expired(row, time_unix_ms)]
-        yield from self._remove(rows, sequence)
+        yield from self._remove(rows, sequence, ChangeKind.EXPIRED, noted)
         return Changes(deleted_count=len(rows))
 
-    def update_payloads(self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int) -> Steps[Changes]:
+    def update_payloads(
+        self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int, noted: Noted
+    ) -> Steps[Changes]:
         """Change payloads by ids or by filter: all of them, or none where one would grow over the limit."""
         rows = yield from self._select(command, sequence, time_unix_ms)
         operation = command.WhichOneof("operation")
@@ -166,12 +178,13 @@ class Collection:
         for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
             self.payloads.set(row, payload)
             self.rows.versions[row] = sequence
+            noted.add_point(0, ChangeKind.WRITTEN, self.uid, self.rows.ids[row])
             if count % STEP_POINTS == 0:
                 yield
         self.changing = self.rewriting = False
         return Changes(updated_count=len(rows))
 
-    def configure(self, config: collections_pb2.CollectionConfig) -> Steps[Changes]:
+    def configure(self, config: collections_pb2.CollectionConfig, noted: Noted) -> Steps[Changes]:
         """Take a new definition; names, dimensions and metrics of the vectors are the same.
 
         Refused where vectors do not fit a new storage.
@@ -191,6 +204,7 @@ class Collection:
         self.payloads.declare(payload_types(config))
         for name, parameters in changed.items():
             self.vectors[name].configure(parameters, arenas.get(name))
+        noted.add_point(0, ChangeKind.COLLECTION_CHANGED, self.uid, "")
         return Changes()
 
     # -- reading ---------------------------------------------------------------------------------------------------------
@@ -298,14 +312,32 @@ class Collection:
         compiled = compile_filter(command.filter)
         yield from self.payloads.ensure_columns(compiled.paths)
         # The record's own sequence: it sees all that was applied before it, and itself has published nothing.
-        return np.flatnonzero(self.matching(compiled, sequence, time_unix_ms)).tolist()
+        rows = np.flatnonzero(self.matching(compiled, sequence, time_unix_ms)).tolist()
+        return (yield from self._by_id(rows))
 
-    def _remove(self, rows: list[int], sequence: int) -> Steps[None]:
+    def _by_id(self, rows: list[int]) -> Steps[list[int]]:
+        """Rows in order of their ids. That of the rows depends on when they were reclaimed, and a replay must note the same changes."""
+        id_of = self.rows.ids.__getitem__
+        runs: list[list[int]] = []
+        for start in range(0, len(rows), SORTED_POINTS):
+            runs.append(sorted(rows[start : start + SORTED_POINTS], key=id_of))
+            yield
+        if len(runs) <= 1:
+            return runs[0] if runs else []
+        ordered: list[int] = []
+        for row in heapq.merge(*runs, key=id_of):
+            ordered.append(row)
+            if len(ordered) % SORTED_POINTS == 0:
+                yield
+        return ordered
+
+    def _remove(self, rows: list[int], sequence: int, kind: ChangeKind, noted: Noted) -> Steps[None]:
         self.changing = True
         for count, row in enumerate(rows, start=1):
             point_id = self.rows.ids[row]
             del self.row_of[point_id]
             self.sorted_ids.remove(point_id)
+            noted.add_point(0, kind, self.uid, point_id)
             if count % STEP_POINTS == 0:
                 yield
         self._kill(rows, sequence)

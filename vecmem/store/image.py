@@ -1,6 +1,7 @@
 """The state as files, for checkpoints.
 
     keyspace.npz                the keys (vecmem.store.keyspace.image)
+    changes.bin                 what the newest records changed (vecmem.store.changes)
     state.bin                   deduplication window: length-prefixed DeduplicationEntry messages
     collections/<uid>/
       collection.bin            CollectionImage
@@ -30,6 +31,7 @@ from vecmem.index.vector_index import SavedValue
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointManifest
 from vecmem.store.blobs import join, split
+from vecmem.store.changes import ChangeWindow
 from vecmem.store.collection import Collection
 from vecmem.store.deduplication import DeduplicationWindow
 from vecmem.store.keyspace import image as keyspace_image
@@ -37,6 +39,7 @@ from vecmem.store.state_machine import StateMachine
 from vecmem.store.v1 import command_pb2
 
 STATE_FILE = "state.bin"
+CHANGES_FILE = "changes.bin"
 
 
 def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
     Nothing may change the state or maintain its indexes meanwhile.
     """
     write_file(directory / STATE_FILE, _prefixed(entry.SerializeToString() for entry in state.deduplication.entries()))
+    write_file(directory / CHANGES_FILE, state.changes.dump())
     keyspace_image.write_keyspace(state.keyspace, directory)
     collections: dict[str, Any] = {}
     for collection in state.collections.values():
@@ -63,6 +67,13 @@ def load_state(manifest: CheckpointManifest) -> StateMachine:
     state.time_unix_ms = manifest.metadata["time_unix_ms"]
     content = checkpoints.read_verified(manifest, STATE_FILE)
     state.deduplication = DeduplicationWindow(map(command_pb2.DeduplicationEntry.FromString, _unprefixed(content)))
+    if CHANGES_FILE in manifest.files:
+        try:
+            state.changes = ChangeWindow.load(checkpoints.read_verified(manifest, CHANGES_FILE))
+        except ValueError as error:
+            raise CorruptionError(f"the changes cannot be read: {error}", path=CHANGES_FILE) from error
+    else:  # a checkpoint of an earlier version
+        state.changes.complete_after = manifest.sequence
     return state
 
 

@@ -131,6 +131,8 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
     loaded = image.load_state(manifest)
     if len(loaded.deduplication) != len(state.deduplication):
         raise CorruptionError("the deduplication window came back changed", path=str(manifest.path))
+    if list(loaded.changes.dump()) != list(state.changes.dump()):
+        raise CorruptionError("the newest changes came back changed", path=str(manifest.path))
     image.load_keyspace(manifest, loaded)
     keys_back, keys = loaded.keyspace, state.keyspace
     if (keys_back.values, keys_back.expiries, keys_back.version) != (keys.values, keys.expiries, keys.version):

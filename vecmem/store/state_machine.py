@@ -23,6 +23,7 @@ from vecmem.errors import (
     VecmemError,
 )
 from vecmem.log.record import LogEntry
+from vecmem.store.changes import ChangeKind, ChangeWindow, Noted, RecordChanges
 from vecmem.store.collection import Changes, Collection, Steps
 from vecmem.store.deduplication import DeduplicationWindow
 from vecmem.store.keyspace import operations
@@ -41,6 +42,8 @@ STEP_KEYS = 32
 """Keys removed between two yields: well below a millisecond."""
 Observer = Callable[[int, int], Iterator[None]]
 """Called with the place of each operation of a record, and the record's time, before the operation runs. Not at a repeat or a replay."""
+
+Listener = Callable[[RecordChanges], None]
 
 _REFUSALS: dict[str, type[VecmemError]] = {}
 
@@ -71,6 +74,9 @@ class StateMachine:
         self.keyspace_damage = ""
         """Why the keyspace could not be loaded; empty: it was."""
         self.deduplication = DeduplicationWindow()
+        self.changes = ChangeWindow()
+        self.listener: Listener | None = None
+        """Told of the changes of each record that is applied."""
         self._keyspace = Keyspace()
         self.time_unix_ms = 0
 
@@ -124,7 +130,13 @@ class StateMachine:
             remembered = self.deduplication.find(command.request_id, command.time_unix_ms)
             if remembered is not None:
                 return repeated_result(remembered, command.request_fingerprint)
-        changes = yield from self._dispatch(command, entry.sequence, observer)
+        noted = Noted()
+        changes = yield from self._dispatch(command, entry.sequence, observer, noted)
+        if noted.packed:
+            record = RecordChanges(entry.sequence, command.time_unix_ms, bytes(noted.packed))
+            self.changes.add(record)
+            if self.listener is not None:
+                self.listener(record)
         result = changes.result or command_pb2.CommandResult()
         result.sequence = entry.sequence
         result.inserted_count = changes.inserted_count
@@ -146,7 +158,9 @@ class StateMachine:
             )
         return result
 
-    def _dispatch(self, command: command_pb2.Command, sequence: int, observer: Observer | None) -> Steps[Changes]:
+    def _dispatch(
+        self, command: command_pb2.Command, sequence: int, observer: Observer | None, noted: Noted
+    ) -> Steps[Changes]:
         time_unix_ms = command.time_unix_ms
         kind = command.WhichOneof("kind")
         if kind is None:
@@ -157,8 +171,10 @@ class StateMachine:
             if self.keyspace_damage:
                 return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
             if kind == "run_operations":
-                return (yield from self._run_operations(command.run_operations, sequence, time_unix_ms, observer))
-            return (yield from self._expire_keys(command.expire_keys, time_unix_ms))
+                return (
+                    yield from self._run_operations(command.run_operations, sequence, time_unix_ms, observer, noted)
+                )
+            return (yield from self._expire_keys(command.expire_keys, time_unix_ms, noted))
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
         if collection is None:
@@ -167,24 +183,30 @@ class StateMachine:
             return Changes(refused=self._missing(operation.collection_uid))
         match kind:
             case "update_collection":
-                return (yield from collection.configure(operation.config))
+                return (yield from collection.configure(operation.config, noted))
             case "delete_collection":
                 del self.collections[collection.name]
                 del self.by_uid[collection.uid]
+                noted.add_point(0, ChangeKind.COLLECTION_DELETED, collection.uid, "")
                 return Changes(deleted_count=len(collection.row_of))
             case "upsert_points":
-                return (yield from collection.upsert(operation, sequence, time_unix_ms))
+                return (yield from collection.upsert(operation, sequence, time_unix_ms, noted))
             case "delete_points":
-                return (yield from collection.delete(operation, sequence, time_unix_ms))
+                return (yield from collection.delete(operation, sequence, time_unix_ms, noted))
             case "update_payloads":
-                return (yield from collection.update_payloads(operation, sequence, time_unix_ms))
+                return (yield from collection.update_payloads(operation, sequence, time_unix_ms, noted))
             case "expire_points":
-                return (yield from collection.expire(operation, sequence, time_unix_ms))
+                return (yield from collection.expire(operation, sequence, time_unix_ms, noted))
             case _:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
 
     def _run_operations(
-        self, command: command_pb2.RunOperations, sequence: int, time_unix_ms: int, observer: Observer | None
+        self,
+        command: command_pb2.RunOperations,
+        sequence: int,
+        time_unix_ms: int,
+        observer: Observer | None,
+        noted: Noted,
     ) -> Steps[Changes]:
         if not all(operation.WhichOneof("kind") for operation in command.operations):
             raise UnsupportedFormatError(f"record {sequence} holds an operation that this version does not know")
@@ -200,12 +222,14 @@ class StateMachine:
                 self._run_once(operation, results.add(), sequence, moment)
             else:
                 operations.run(self.keyspace, operation, results.add(), moment)
+            self.keyspace.note_changes(place, noted)
         return Changes(result=told)
 
-    def _expire_keys(self, command: command_pb2.ExpireKeys, time_unix_ms: int) -> Steps[Changes]:
+    def _expire_keys(self, command: command_pb2.ExpireKeys, time_unix_ms: int, noted: Noted) -> Steps[Changes]:
         deleted_count = 0
         for start in range(0, len(command.keys), STEP_KEYS):
             deleted_count += self.keyspace.remove_expired(command.keys[start : start + STEP_KEYS], time_unix_ms)
+            self.keyspace.note_changes(0, noted, ChangeKind.EXPIRED)
             yield
         return Changes(deleted_count=deleted_count)
 

@@ -13,7 +13,7 @@ import numpy as np
 from vecmem.errors import CorruptionError, UnsupportedFormatError
 from vecmem.store.blobs import join, split
 from vecmem.store.keyspace.hashes import HashValue
-from vecmem.store.keyspace.keyspace import VERSION_BYTES
+from vecmem.store.keyspace.keyspace import STRING, VERSION_BYTES
 from vecmem.store.keyspace.lists import ListValue
 from vecmem.store.keyspace.sets import SetValue
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from vecmem.store.keyspace.keyspace import Keyspace, Value
 
 FILE: Final = "keyspace.npz"
-STRING: Final = 1
 CONTAINERS: Final[dict[int, type[Container]]] = {
     HashValue.TYPE: HashValue,
     SetValue.TYPE: SetValue,

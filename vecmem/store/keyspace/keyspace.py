@@ -16,11 +16,14 @@ from typing import TypeVar
 from sortedcontainers import SortedList
 
 from vecmem.errors import WrongTypeError
+from vecmem.store.changes import ChangeKind, Noted
 from vecmem.store.keyspace.container import Container
 
 Value = bytes | Container
 C = TypeVar("C", bound=Container)
 
+STRING = 1
+"""The type of a string, as KeyType has it, in the API and on disk."""
 NEVER = 0
 """Stands for an expiry that does not come."""
 VERSION_BYTES = 8
@@ -150,6 +153,19 @@ class Keyspace:
         self.memory_bytes -= entry_bytes(key, value)
         self.expiries.pop(key, None)
         self.endings.pop(key, None)
+
+    def note_changes(self, place: int, noted: Noted, gone: ChangeKind = ChangeKind.DELETED) -> None:
+        """Note what an operation has changed; `gone` is what became of a key that is not there any more."""
+        if not self.changed:
+            return
+        for key, of_value in self.changed.items():
+            value = self.values.get(key)
+            if value is None:
+                noted.add(place, gone, 0, 0, key)
+                continue
+            kind = ChangeKind.WRITTEN if of_value else ChangeKind.EXPIRY_SET
+            noted.add(place, kind, STRING if isinstance(value, bytes) else value.TYPE, version_of(value), key)
+        self.changed.clear()
 
     def expired_keys(self, now_unix_ms: int, count_max: int) -> tuple[list[bytes], bool]:
         """Up to `count_max` keys whose time has come, and whether there may be more; they are reported again until removed."""
