@@ -69,6 +69,12 @@ GROUPS: dict[str, dict[str, Told]] = {
             "bytes", "values and members that the writes of one pipeline return, together", TOO_MUCH
         ),
         "COMBINED_MEMBERS_MAX": Told("members", "members of all sets that one operation combines", TOO_MUCH),
+        "QUEUE_MESSAGES_PER_REQUEST_MAX": Told(
+            "messages", "messages that one operation on a queue adds, delivers or names", TOO_MUCH
+        ),
+        "DEAD_MESSAGES_PER_RECEIVE_MAX": Told("messages", "messages that one receive sets aside; the next goes on"),
+        "QUEUE_REPLY_BYTES_MAX": Told("bytes", "bodies of messages delivered or peeked at together; further ones wait"),
+        "QUEUE_MESSAGE_REPLY_BYTES": Told("bytes", "what a message that is delivered counts for beside its body"),
         "OPERATIONS_PER_PIPELINE_MAX": Told("operations", "operations of one pipeline", TOO_MUCH),
         "TIME_MS_MAX": Told("ms", "a time to live, or a time since 1970", "INVALID_ARGUMENT"),
         "INT64_MIN": Told("", "smallest counter", "OVERFLOW"),

@@ -60,6 +60,14 @@ COMBINED_MEMBERS_MAX: Final = 2_000_000
 TIME_MS_MAX: Final = 2**53
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
+QUEUE_MESSAGES_PER_REQUEST_MAX: Final = 1_024
+"""Messages that one operation on a delayed queue adds, delivers or names."""
+DEAD_MESSAGES_PER_RECEIVE_MAX: Final = 1_024
+"""Messages that one receive sets aside."""
+QUEUE_REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Size of the bodies of messages delivered, or peeked at, together; one of STRING_BYTES_MAX fits."""
+QUEUE_MESSAGE_REPLY_BYTES: Final = 64
+"""What a delivered message counts for beside its body."""
 
 EF_MIN: Final = 1
 EF_MAX: Final = 10_000
@@ -95,6 +103,9 @@ FROZEN: Final = (
     "DEDUPLICATION_ENTRIES_MAX",
     "DEDUPLICATION_BYTES_MAX",
     "DEDUPLICATION_WINDOW_MS",
+    "DEAD_MESSAGES_PER_RECEIVE_MAX",
+    "QUEUE_REPLY_BYTES_MAX",
+    "QUEUE_MESSAGE_REPLY_BYTES",
     "CHANGES_BYTES_MAX",
 )
 """Decide the outcome of records: another value would replay them to another state."""

@@ -19,7 +19,7 @@ SERVICES = {
     f"vecmem.v1.{name}Service"
     for name in (
         *("Admin", "Collection", "Point", "Pipeline"),
-        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet"),
+        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue"),
     )
 }
 HEALTH = health_pb2.HealthCheckResponse

@@ -36,6 +36,8 @@ from vecmem.v1 import (
     lists_pb2_grpc,
     pipeline_pb2,
     pipeline_pb2_grpc,
+    queues_pb2,
+    queues_pb2_grpc,
     sets_pb2,
     sets_pb2_grpc,
     sorted_sets_pb2,
@@ -58,6 +60,7 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
         sorted_sets_pb2.DESCRIPTOR.services_by_name["SortedSetService"],
         sorted_sets_pb2_grpc.add_SortedSetServiceServicer_to_server,
     ),
+    (queues_pb2.DESCRIPTOR.services_by_name["QueueService"], queues_pb2_grpc.add_QueueServiceServicer_to_server),
 )
 SERVICE_NAMES = (
     *(descriptor.full_name for descriptor, _ in TYPED_SERVICES),

@@ -15,6 +15,7 @@ from vecmem.store.blobs import join, split
 from vecmem.store.keyspace.hashes import HashValue
 from vecmem.store.keyspace.keyspace import STRING, VERSION_BYTES
 from vecmem.store.keyspace.lists import ListValue
+from vecmem.store.keyspace.queue_value import QueueValue
 from vecmem.store.keyspace.sets import SetValue
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
 
@@ -31,6 +32,7 @@ CONTAINERS: Final[dict[int, type[Container]]] = {
     SetValue.TYPE: SetValue,
     ListValue.TYPE: ListValue,
     SortedSetValue.TYPE: SortedSetValue,
+    QueueValue.TYPE: QueueValue,
 }
 """By their type on disk, which never changes and is never reused."""
 

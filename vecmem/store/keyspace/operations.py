@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from vecmem.errors import InvalidArgumentError, VecmemError
-from vecmem.store.keyspace import counters, hashes, keys, lists, sets, sorted_sets, strings
+from vecmem.store.keyspace import counters, hashes, keys, lists, queues, sets, sorted_sets, strings
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import Moment, Operation
 from vecmem.store.validation import check_request_id
@@ -19,6 +19,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **sets.OPERATIONS,
     **lists.OPERATIONS,
     **sorted_sets.OPERATIONS,
+    **queues.OPERATIONS,
 }
 
 

@@ -38,6 +38,8 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     """Items in order."""
     KEY_TYPE_SORTED_SET: _KeyType.ValueType  # 5
     """Members in order of their scores."""
+    KEY_TYPE_DELAYED_QUEUE: _KeyType.ValueType  # 11
+    """Messages that wait for consumers."""
 
 class KeyType(_KeyType, metaclass=_KeyTypeEnumTypeWrapper):
     """KeyType is the type of the value that a key holds."""
@@ -54,6 +56,8 @@ KEY_TYPE_LIST: KeyType.ValueType  # 4
 """Items in order."""
 KEY_TYPE_SORTED_SET: KeyType.ValueType  # 5
 """Members in order of their scores."""
+KEY_TYPE_DELAYED_QUEUE: KeyType.ValueType  # 11
+"""Messages that wait for consumers."""
 Global___KeyType: _TypeAlias = KeyType  # noqa: Y015
 
 class _ExpiryCondition:

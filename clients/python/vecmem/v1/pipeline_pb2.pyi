@@ -12,6 +12,7 @@ from vecmem.v1 import counters_pb2 as _counters_pb2
 from vecmem.v1 import hashes_pb2 as _hashes_pb2
 from vecmem.v1 import keys_pb2 as _keys_pb2
 from vecmem.v1 import lists_pb2 as _lists_pb2
+from vecmem.v1 import queues_pb2 as _queues_pb2
 from vecmem.v1 import sets_pb2 as _sets_pb2
 from vecmem.v1 import sorted_sets_pb2 as _sorted_sets_pb2
 from vecmem.v1 import strings_pb2 as _strings_pb2
@@ -95,6 +96,15 @@ class Operation(_message.Message):
     COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
     SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
+    ENQUEUE_MESSAGES_FIELD_NUMBER: _builtins.int
+    RECEIVE_MESSAGES_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_MESSAGES_FIELD_NUMBER: _builtins.int
+    EXTEND_MESSAGES_FIELD_NUMBER: _builtins.int
+    RELEASE_MESSAGES_FIELD_NUMBER: _builtins.int
+    REMOVE_MESSAGES_FIELD_NUMBER: _builtins.int
+    REDRIVE_MESSAGES_FIELD_NUMBER: _builtins.int
+    PEEK_MESSAGES_FIELD_NUMBER: _builtins.int
+    DESCRIBE_QUEUE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes this operation safe to retry by itself, whatever others it then travels with: see WriteOptions.request_id. Empty: it is not. Ignored
     for operations that read.
@@ -339,6 +349,42 @@ class Operation(_message.Message):
     def scan_sorted_set(self) -> _sorted_sets_pb2.ScanSortedSetRequest:
         """SortedSetService.ScanSortedSet."""
 
+    @_builtins.property
+    def enqueue_messages(self) -> _queues_pb2.EnqueueMessagesRequest:
+        """QueueService.EnqueueMessages."""
+
+    @_builtins.property
+    def receive_messages(self) -> _queues_pb2.ReceiveMessagesRequest:
+        """QueueService.ReceiveMessages."""
+
+    @_builtins.property
+    def acknowledge_messages(self) -> _queues_pb2.AcknowledgeMessagesRequest:
+        """QueueService.AcknowledgeMessages."""
+
+    @_builtins.property
+    def extend_messages(self) -> _queues_pb2.ExtendMessagesRequest:
+        """QueueService.ExtendMessages."""
+
+    @_builtins.property
+    def release_messages(self) -> _queues_pb2.ReleaseMessagesRequest:
+        """QueueService.ReleaseMessages."""
+
+    @_builtins.property
+    def remove_messages(self) -> _queues_pb2.RemoveMessagesRequest:
+        """QueueService.RemoveMessages."""
+
+    @_builtins.property
+    def redrive_messages(self) -> _queues_pb2.RedriveMessagesRequest:
+        """QueueService.RedriveMessages."""
+
+    @_builtins.property
+    def peek_messages(self) -> _queues_pb2.PeekMessagesRequest:
+        """QueueService.PeekMessages."""
+
+    @_builtins.property
+    def describe_queue(self) -> _queues_pb2.DescribeQueueRequest:
+        """QueueService.DescribeQueue."""
+
     def __init__(
         self,
         *,
@@ -403,12 +449,21 @@ class Operation(_message.Message):
         combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsRequest | None = ...,
         store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsRequest | None = ...,
         scan_sorted_set: _sorted_sets_pb2.ScanSortedSetRequest | None = ...,
+        enqueue_messages: _queues_pb2.EnqueueMessagesRequest | None = ...,
+        receive_messages: _queues_pb2.ReceiveMessagesRequest | None = ...,
+        acknowledge_messages: _queues_pb2.AcknowledgeMessagesRequest | None = ...,
+        extend_messages: _queues_pb2.ExtendMessagesRequest | None = ...,
+        release_messages: _queues_pb2.ReleaseMessagesRequest | None = ...,
+        remove_messages: _queues_pb2.RemoveMessagesRequest | None = ...,
+        redrive_messages: _queues_pb2.RedriveMessagesRequest | None = ...,
+        peek_messages: _queues_pb2.PeekMessagesRequest | None = ...,
+        describe_queue: _queues_pb2.DescribeQueueRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -480,6 +535,15 @@ class OperationResult(_message.Message):
     COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
     SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
+    ENQUEUE_MESSAGES_FIELD_NUMBER: _builtins.int
+    RECEIVE_MESSAGES_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_MESSAGES_FIELD_NUMBER: _builtins.int
+    EXTEND_MESSAGES_FIELD_NUMBER: _builtins.int
+    RELEASE_MESSAGES_FIELD_NUMBER: _builtins.int
+    REMOVE_MESSAGES_FIELD_NUMBER: _builtins.int
+    REDRIVE_MESSAGES_FIELD_NUMBER: _builtins.int
+    PEEK_MESSAGES_FIELD_NUMBER: _builtins.int
+    DESCRIBE_QUEUE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_keys(self) -> _keys_pb2.CheckKeysResponse:
@@ -722,6 +786,42 @@ class OperationResult(_message.Message):
         """Of scan_sorted_set."""
 
     @_builtins.property
+    def enqueue_messages(self) -> _queues_pb2.EnqueueMessagesResponse:
+        """Of enqueue_messages."""
+
+    @_builtins.property
+    def receive_messages(self) -> _queues_pb2.ReceiveMessagesResponse:
+        """Of receive_messages."""
+
+    @_builtins.property
+    def acknowledge_messages(self) -> _queues_pb2.AcknowledgeMessagesResponse:
+        """Of acknowledge_messages."""
+
+    @_builtins.property
+    def extend_messages(self) -> _queues_pb2.ExtendMessagesResponse:
+        """Of extend_messages."""
+
+    @_builtins.property
+    def release_messages(self) -> _queues_pb2.ReleaseMessagesResponse:
+        """Of release_messages."""
+
+    @_builtins.property
+    def remove_messages(self) -> _queues_pb2.RemoveMessagesResponse:
+        """Of remove_messages."""
+
+    @_builtins.property
+    def redrive_messages(self) -> _queues_pb2.RedriveMessagesResponse:
+        """Of redrive_messages."""
+
+    @_builtins.property
+    def peek_messages(self) -> _queues_pb2.PeekMessagesResponse:
+        """Of peek_messages."""
+
+    @_builtins.property
+    def describe_queue(self) -> _queues_pb2.DescribeQueueResponse:
+        """Of describe_queue."""
+
+    @_builtins.property
     def error(self) -> _common_pb2.Error:
         """Why it failed; it changed nothing."""
 
@@ -788,13 +888,22 @@ class OperationResult(_message.Message):
         combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsResponse | None = ...,
         store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsResponse | None = ...,
         scan_sorted_set: _sorted_sets_pb2.ScanSortedSetResponse | None = ...,
+        enqueue_messages: _queues_pb2.EnqueueMessagesResponse | None = ...,
+        receive_messages: _queues_pb2.ReceiveMessagesResponse | None = ...,
+        acknowledge_messages: _queues_pb2.AcknowledgeMessagesResponse | None = ...,
+        extend_messages: _queues_pb2.ExtendMessagesResponse | None = ...,
+        release_messages: _queues_pb2.ReleaseMessagesResponse | None = ...,
+        remove_messages: _queues_pb2.RemoveMessagesResponse | None = ...,
+        redrive_messages: _queues_pb2.RedriveMessagesResponse | None = ...,
+        peek_messages: _queues_pb2.PeekMessagesResponse | None = ...,
+        describe_queue: _queues_pb2.DescribeQueueResponse | None = ...,
         error: _common_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "remove_list_items", b"remove_list_items", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "error"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
