@@ -61,6 +61,8 @@ GROUPS: dict[str, dict[str, Told]] = {
         "MEMBERS_PER_REQUEST_MAX": Told(
             "members", "members or fields that one operation names, or one pop takes", TOO_MUCH
         ),
+        "TRANSACTION_COMPARISONS_MAX": Told("comparisons", "of one transaction", TOO_MUCH),
+        "TRANSACTION_STEPS_MAX": Told("steps", "of one branch of a transaction", TOO_MUCH),
         "LIST_ITEMS_PER_REQUEST_MAX": Told("items", "items of one push or pop", TOO_MUCH),
         "LIST_ITEMS_PER_REPLY_MAX": Told("items", "items of a range of a list, indexes of a search", TOO_MUCH),
         "LIST_REPLY_BYTES_MAX": Told("bytes", "size of the items of a range or a pop of a list", TOO_MUCH),
@@ -76,6 +78,13 @@ GROUPS: dict[str, dict[str, Told]] = {
         "QUEUE_REPLY_BYTES_MAX": Told("bytes", "bodies of messages delivered or peeked at together; further ones wait"),
         "QUEUE_MESSAGE_REPLY_BYTES": Told("bytes", "what a message that is delivered counts for beside its body"),
         "OPERATIONS_PER_PIPELINE_MAX": Told("operations", "operations of one pipeline", TOO_MUCH),
+        "RATE_LIMIT_PERMITS_MAX": Told(
+            "permits", "capacity or limit of a rate limiter, or what it is refilled by", "INVALID_ARGUMENT"
+        ),
+        "RATE_LIMIT_GRANTS_MAX": Told(
+            "grants", "grants that a sliding window keeps apart; with more, they come back a little later"
+        ),
+        "IDEMPOTENT_RESULT_BYTES_MAX": Told("bytes", "the result of work that is done once", TOO_MUCH),
         "TIME_MS_MAX": Told("ms", "a time to live, or a time since 1970", "INVALID_ARGUMENT"),
         "INT64_MIN": Told("", "smallest counter", "OVERFLOW"),
         "INT64_MAX": Told("", "largest counter", "OVERFLOW"),

@@ -22,6 +22,7 @@
     │   ├── WrongTypeError           ... but a value of another type
     │   ├── NotANumberError          ... or spells no number
     │   └── MixedScoresError         ... or a sorted set whose scores are not all the same
+    ├── VersionConflictError         what is stored has changed since the caller looked
     ├── NumberOverflowError          the sum is no number of its kind
     ├── PositionAheadError           the log has not reached the position asked for
     ├── OverloadedError              too much at once: slow down
@@ -56,6 +57,17 @@ class VecmemError(Exception):
         super().__init__(message)
         self.message = message
         self.metadata = metadata
+
+
+def located(error: VecmemError, path: str) -> VecmemError:
+    """The same error, with a path put before that of its field: it is about a part of a larger request."""
+    field = error.metadata.get("field", "")
+    # Whoever names a field begins the message with it.
+    separator = "." if field and error.message.startswith(field) else ": "
+    error.message = f"{path}{separator}{error.message}"
+    error.args = (error.message,)
+    error.metadata["field"] = f"{path}.{field}" if field else path
+    return error
 
 
 class InvalidArgumentError(VecmemError):
@@ -187,6 +199,12 @@ class MixedScoresError(ValueMismatchError):
     """The members of the sorted set have different scores, so that they are not in order of their bytes."""
 
     reason = "MIXED_SCORES"
+
+
+class VersionConflictError(VecmemError):
+    """A version is not the one that the request demands."""
+
+    reason = "VERSION_CONFLICT"
 
 
 class NumberOverflowError(VecmemError):

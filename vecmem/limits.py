@@ -46,6 +46,9 @@ MEMBERS_PER_REQUEST_MAX: Final = 1_024
 """Members or fields that one operation names."""
 STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
+TRANSACTION_COMPARISONS_MAX: Final = 128
+TRANSACTION_STEPS_MAX: Final = 128
+"""Steps of one branch."""
 LIST_ITEMS_PER_REQUEST_MAX: Final = 1_024
 """Items of a push or a pop."""
 LIST_ITEMS_PER_REPLY_MAX: Final = 10_000
@@ -57,9 +60,6 @@ RESULT_BYTES_MAX: Final = 40 * 1024 * 1024
 """Values and members that the writes of one record return, together: less than the deduplication window holds."""
 COMBINED_MEMBERS_MAX: Final = 2_000_000
 """Members of all sets that one operation combines, one that is named twice counted twice."""
-TIME_MS_MAX: Final = 2**53
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
 QUEUE_MESSAGES_PER_REQUEST_MAX: Final = 1_024
 """Messages that one operation on a delayed queue adds, delivers or names."""
 DEAD_MESSAGES_PER_RECEIVE_MAX: Final = 1_024
@@ -68,6 +68,13 @@ QUEUE_REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
 """Size of the bodies of messages delivered, or peeked at, together; one of STRING_BYTES_MAX fits."""
 QUEUE_MESSAGE_REPLY_BYTES: Final = 64
 """What a delivered message counts for beside its body."""
+RATE_LIMIT_PERMITS_MAX: Final = 2**53
+RATE_LIMIT_GRANTS_MAX: Final = 1_024
+"""Entries that a sliding window keeps."""
+IDEMPOTENT_RESULT_BYTES_MAX: Final = 1024 * 1024
+TIME_MS_MAX: Final = 2**53
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
 
 EF_MIN: Final = 1
 EF_MAX: Final = 10_000
@@ -100,12 +107,13 @@ FROZEN: Final = (
     "RESULT_BYTES_MAX",
     "COMBINED_MEMBERS_MAX",
     "LIST_REPLY_BYTES_MAX",
-    "DEDUPLICATION_ENTRIES_MAX",
-    "DEDUPLICATION_BYTES_MAX",
-    "DEDUPLICATION_WINDOW_MS",
     "DEAD_MESSAGES_PER_RECEIVE_MAX",
     "QUEUE_REPLY_BYTES_MAX",
     "QUEUE_MESSAGE_REPLY_BYTES",
+    "RATE_LIMIT_GRANTS_MAX",
+    "DEDUPLICATION_ENTRIES_MAX",
+    "DEDUPLICATION_BYTES_MAX",
+    "DEDUPLICATION_WINDOW_MS",
     "CHANGES_BYTES_MAX",
 )
 """Decide the outcome of records: another value would replay them to another state."""

@@ -18,8 +18,20 @@ from vecmem.v1 import admin_pb2, common_pb2, points_pb2
 SERVICES = {
     f"vecmem.v1.{name}Service"
     for name in (
-        *("Admin", "Collection", "Point", "Pipeline"),
-        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue"),
+        *("Admin", "Collection", "Point", "Pipeline", "Transaction"),
+        *(
+            "Key",
+            "String",
+            "Counter",
+            "Hash",
+            "Set",
+            "List",
+            "SortedSet",
+            "RateLimiter",
+            "Lock",
+            "Idempotency",
+            "Queue",
+        ),
     )
 }
 HEALTH = health_pb2.HealthCheckResponse

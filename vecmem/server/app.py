@@ -34,6 +34,7 @@ from vecmem.server.engine import Engine, make_server
 from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicers
 from vecmem.server.point_servicer import PointServicer
 from vecmem.server.serializers import adapted
+from vecmem.server.transaction_servicer import TransactionServicer
 from vecmem.store.lanes import SearchLanes
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
@@ -44,6 +45,8 @@ from vecmem.v1 import (
     collections_pb2_grpc,
     points_pb2,
     points_pb2_grpc,
+    transactions_pb2,
+    transactions_pb2_grpc,
 )
 
 GC_THRESHOLDS = (50_000, 50, 100)
@@ -97,12 +100,14 @@ async def _serve(
             collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), methods)
             points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, lanes), methods)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
+            transactions_pb2_grpc.add_TransactionServiceServicer_to_server(TransactionServicer(shard), methods)
             add_keyspace_servicers(shard, methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
                 for module, service in (
                     (collections_pb2, "CollectionService"),
                     (points_pb2, "PointService"),
+                    (transactions_pb2, "TransactionService"),
                     (admin_pb2, "AdminService"),
                 )
             ]

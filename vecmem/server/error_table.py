@@ -22,6 +22,7 @@ CODES: tuple[tuple[type[errors.VecmemError], grpc.StatusCode], ...] = (
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.CollectionExistsError, grpc.StatusCode.ALREADY_EXISTS),
     (errors.ValueMismatchError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.VersionConflictError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.NumberOverflowError, grpc.StatusCode.OUT_OF_RANGE),
     (errors.PositionAheadError, grpc.StatusCode.OUT_OF_RANGE),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -7,7 +7,7 @@ SetString runs `set_string`.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -30,14 +30,20 @@ from vecmem.v1 import (
     counters_pb2_grpc,
     hashes_pb2,
     hashes_pb2_grpc,
+    idempotency_pb2,
+    idempotency_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
     lists_pb2,
     lists_pb2_grpc,
+    locks_pb2,
+    locks_pb2_grpc,
     pipeline_pb2,
     pipeline_pb2_grpc,
     queues_pb2,
     queues_pb2_grpc,
+    rate_limiters_pb2,
+    rate_limiters_pb2_grpc,
     sets_pb2,
     sets_pb2_grpc,
     sorted_sets_pb2,
@@ -61,6 +67,18 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
         sorted_sets_pb2_grpc.add_SortedSetServiceServicer_to_server,
     ),
     (queues_pb2.DESCRIPTOR.services_by_name["QueueService"], queues_pb2_grpc.add_QueueServiceServicer_to_server),
+    (
+        rate_limiters_pb2.DESCRIPTOR.services_by_name["RateLimiterService"],
+        rate_limiters_pb2_grpc.add_RateLimiterServiceServicer_to_server,
+    ),
+    (
+        locks_pb2.DESCRIPTOR.services_by_name["LockService"],
+        locks_pb2_grpc.add_LockServiceServicer_to_server,
+    ),
+    (
+        idempotency_pb2.DESCRIPTOR.services_by_name["IdempotencyService"],
+        idempotency_pb2_grpc.add_IdempotencyServiceServicer_to_server,
+    ),
 )
 SERVICE_NAMES = (
     *(descriptor.full_name for descriptor, _ in TYPED_SERVICES),
@@ -98,6 +116,8 @@ class _Servicer:
         keyspace = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
         if operation.writes:
             return await self._write(kind, request)
+        if self._shard.state.committing:
+            await self._shard.uncommitted()
         sequence = calls.check_position(self._shard, request.read)
         response: Any = _RESPONSES[kind]()
         operation.run(keyspace, request, response, Moment(self._shard.now_unix_ms()))
@@ -144,13 +164,20 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
             result = await calls.write(self._shard, request, pipeline.fill, pipeline.observe)
             await calls.run_in_slices(pipeline.take(result.operation_results))
             sequence = result.sequence
-        await calls.run_in_slices(pipeline.read_rest(self._shard.now_unix_ms()))
+        await self._read_rest(pipeline.read_rest(self._shard.now_unix_ms()))
         response = pipeline.response
         for outcome in response.results:
             if outcome.HasField("error"):
                 outcome.error.CopyFrom(error_message(_error(outcome.error)))
         response.header.CopyFrom(calls.header(self._shard, max(sequence, self._shard.applied_sequence)))
         return response
+
+    async def _read_rest(self, rest: Iterator[None]) -> None:
+        pause = calls.Pause()
+        await self._shard.uncommitted()
+        for _ in rest:
+            await pause.when_due()
+            await self._shard.uncommitted()
 
 
 def _method(kind: str) -> Callable[[_Servicer, Any, Context], Awaitable[Any]]:

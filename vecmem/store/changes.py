@@ -56,14 +56,16 @@ class Change(NamedTuple):
 class Noted:
     """Takes the changes of one record as it is applied."""
 
-    __slots__ = ("packed",)
+    __slots__ = ("base", "packed")
 
     def __init__(self) -> None:
         self.packed = bytearray()
+        self.base = 0
+        """Added to places."""
 
     def add(self, place: int, kind: ChangeKind, holder: int, number: int, name: bytes) -> None:
         """Note a change; see Change."""
-        self.packed += _CHANGE.pack(place, kind, holder, number, len(name)) + name
+        self.packed += _CHANGE.pack(self.base + place, kind, holder, number, len(name)) + name
 
     def add_point(self, place: int, kind: ChangeKind, collection_uid: int, point_id: str) -> None:
         """Note a change of a point; without an id of the collection itself."""

@@ -9,7 +9,7 @@ all (`RowView`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ class Collection:
         self, command: command_pb2.UpsertPoints, sequence: int, time_unix_ms: int, noted: Noted
     ) -> Steps[Changes]:
         """Insert or replace points."""
-        refused = self._beyond_storage(command)
+        refused = self.beyond_storage(command)
         if refused is not None:
             return Changes(refused=refused)
         points = command.points
@@ -151,6 +151,23 @@ class Collection:
         self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int, noted: Noted
     ) -> Steps[Changes]:
         """Change payloads by ids or by filter: all of them, or none where one would grow over the limit."""
+        rows, changed, refused = yield from self.changed_payloads(command, sequence, time_unix_ms)
+        if refused is not None:
+            return Changes(refused=refused)
+        self.changing = self.rewriting = True
+        for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
+            self.payloads.set(row, payload)
+            self.rows.versions[row] = sequence
+            noted.add_point(0, ChangeKind.WRITTEN, self.uid, self.rows.ids[row])
+            if count % STEP_POINTS == 0:
+                yield
+        self.changing = self.rewriting = False
+        return Changes(updated_count=len(rows))
+
+    def changed_payloads(
+        self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int
+    ) -> Steps[tuple[list[int], list[bytes], VecmemError | None]]:
+        """Rows and their new payloads, or why there are none. Changes nothing."""
         rows = yield from self._select(command, sequence, time_unix_ms)
         operation = command.WhichOneof("operation")
         paths = [FieldPath.parse(path, "remove") for path in command.remove.paths]
@@ -172,17 +189,7 @@ class Collection:
                     refused = point_id, type(error)(f"point {point_id!r}: {error.message}")
             if count % STEP_POINTS == 0:
                 yield
-        if refused is not None:
-            return Changes(refused=refused[1])
-        self.changing = self.rewriting = True
-        for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
-            self.payloads.set(row, payload)
-            self.rows.versions[row] = sequence
-            noted.add_point(0, ChangeKind.WRITTEN, self.uid, self.rows.ids[row])
-            if count % STEP_POINTS == 0:
-                yield
-        self.changing = self.rewriting = False
-        return Changes(updated_count=len(rows))
+        return rows, changed, None if refused is None else refused[1]
 
     def configure(self, config: collections_pb2.CollectionConfig, noted: Noted) -> Steps[Changes]:
         """Take a new definition; names, dimensions and metrics of the vectors are the same.
@@ -262,20 +269,24 @@ class Collection:
         self, points: Sequence[command_pb2.StoredPoint], time_unix_ms: int
     ) -> tuple[Rows, tuple[command_pb2.Conflict, ...]]:
         """Indexes of the points whose condition holds, and the conflicts of the others."""
-        refused: list[int] = []
-        conflicts: list[command_pb2.Conflict] = []
-        for index, point in enumerate(points):
+        conflicts = tuple(self.conflicts(points, time_unix_ms))
+        accepted = np.arange(len(points))
+        if conflicts:
+            refused = {conflict.id for conflict in conflicts}
+            accepted = np.array(
+                [index for index, point in enumerate(points) if point.id not in refused], dtype=np.int64
+            )
+        return accepted, conflicts
+
+    def conflicts(self, points: Sequence[command_pb2.StoredPoint], time_unix_ms: int) -> Iterator[command_pb2.Conflict]:
+        """The conditions that do not hold. Ids are distinct."""
+        for point in points:
             if not point.HasField("expected_version"):
                 continue
             row = self.find(point.id, time_unix_ms)
             actual = 0 if row is None else int(self.rows.versions[row])
             if actual != point.expected_version:
-                refused.append(index)
-                conflicts.append(
-                    command_pb2.Conflict(id=point.id, expected_version=point.expected_version, actual_version=actual)
-                )
-        accepted = np.arange(len(points))
-        return (np.delete(accepted, refused) if refused else accepted), tuple(conflicts)
+                yield command_pb2.Conflict(id=point.id, expected_version=point.expected_version, actual_version=actual)
 
     def _write_vectors(self, command: command_pb2.UpsertPoints, accepted: Rows, rows: Rows) -> Steps[None]:
         row_of_index = np.full(len(command.points), -1, dtype=np.int64)
@@ -290,7 +301,7 @@ class Collection:
                 index.add(part[kept], vectors[start : start + STEP_POINTS][kept])
                 yield
 
-    def _beyond_storage(self, command: command_pb2.UpsertPoints) -> InvalidVectorError | None:
+    def beyond_storage(self, command: command_pb2.UpsertPoints) -> InvalidVectorError | None:
         """Why vectors that were checked under another storage cannot be kept in this one."""
         for column in command.vectors:
             index = self.vectors[column.name]

@@ -167,7 +167,12 @@ class Shard:
             if not self._commit.is_settled:
                 await self._commit.settled()
             return
-        while collection.changing:
+        while collection.changing or self.state.committing:
+            await self._commit.settled()
+
+    async def uncommitted(self) -> None:
+        """Return when no transaction is applied in part; keys may then be read until the next await."""
+        while self.state.committing:
             await self._commit.settled()
 
     def at_least(self, sequence: int) -> None:

@@ -23,6 +23,7 @@ from vecmem.errors import (
     VecmemError,
 )
 from vecmem.log.record import LogEntry
+from vecmem.store import transactions
 from vecmem.store.changes import ChangeKind, ChangeWindow, Noted, RecordChanges
 from vecmem.store.collection import Changes, Collection, Steps
 from vecmem.store.deduplication import DeduplicationWindow
@@ -57,9 +58,7 @@ def refusal_error(refusal: command_pb2.Refusal) -> VecmemError:
             _REFUSALS[kind.reason] = kind
             pending.extend(kind.__subclasses__())
     error = _REFUSALS[refusal.reason](refusal.message)
-    if isinstance(error, RequestIdReusedError):
-        # The message names the field already; a refusal has no room for metadata.
-        error.metadata["field"] = REQUEST_ID_FIELD
+    error.metadata.update(refusal.metadata)
     return error
 
 
@@ -74,6 +73,8 @@ class StateMachine:
         self.keyspace_damage = ""
         """Why the keyspace could not be loaded; empty: it was."""
         self.deduplication = DeduplicationWindow()
+        self.committing = False
+        """Whether a transaction has been applied in part: readers of keys and points wait."""
         self.changes = ChangeWindow()
         self.listener: Listener | None = None
         """Told of the changes of each record that is applied."""
@@ -144,8 +145,7 @@ class StateMachine:
         result.deleted_count = changes.deleted_count
         result.conflicts.extend(changes.conflicts)
         if changes.refused is not None:
-            result.refusal.reason = changes.refused.reason
-            result.refusal.message = changes.refused.message
+            result.refusal.CopyFrom(_refusal(changes.refused))
         if command.request_id:
             self.deduplication.remember(
                 command_pb2.DeduplicationEntry(
@@ -167,6 +167,8 @@ class StateMachine:
             raise UnsupportedFormatError(f"record {sequence} holds a command of a kind that this version does not know")
         if kind == "create_collection":
             return self._create(command.create_collection, sequence, time_unix_ms)
+        if kind == "commit_transaction":
+            return (yield from self._commit_transaction(command.commit_transaction, sequence, time_unix_ms, noted))
         if kind in ("run_operations", "expire_keys"):
             if self.keyspace_damage:
                 return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
@@ -199,6 +201,26 @@ class StateMachine:
                 return (yield from collection.expire(operation, sequence, time_unix_ms, noted))
             case _:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
+
+    def _commit_transaction(
+        self, command: command_pb2.CommitTransaction, sequence: int, time_unix_ms: int, noted: Noted
+    ) -> Steps[Changes]:
+        if self.keyspace_damage:
+            return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
+        steps = [*command.then, *command.otherwise]
+        if not all(step.WhichOneof("kind") for step in steps) or not all(
+            step.operation.WhichOneof("kind") for step in steps if step.HasField("operation")
+        ):
+            raise UnsupportedFormatError(f"record {sequence} holds a step that this version does not know")
+        self.committing = True
+        try:
+            return (
+                yield from transactions.commit(
+                    self.keyspace, self.by_uid, self._missing, command, sequence, time_unix_ms, noted
+                )
+            )
+        finally:
+            self.committing = False
 
     def _run_operations(
         self,
@@ -285,8 +307,11 @@ def repeated_result(remembered: command_pb2.DeduplicationEntry, fingerprint: int
     """The first result of a request that came again; a refusal when it is another request under the same id."""
     if remembered.request_fingerprint == fingerprint:
         return remembered.result
-    error = _reused(remembered.request_id, REQUEST_ID_FIELD)
-    return command_pb2.CommandResult(refusal=command_pb2.Refusal(reason=error.reason, message=error.message))
+    return command_pb2.CommandResult(refusal=_refusal(_reused(remembered.request_id, REQUEST_ID_FIELD)))
+
+
+def _refusal(error: VecmemError) -> command_pb2.Refusal:
+    return command_pb2.Refusal(reason=error.reason, message=error.message, metadata=error.metadata)
 
 
 def _reused(request_id: str, field: str) -> RequestIdReusedError:

@@ -1,6 +1,6 @@
 """Python client of vecmem, the durable vector store: `Client`, its asyncio twin `AsyncClient`, filters, operations on keys, errors."""
 
-from vecmem_client import counters, hashes, keys, lists, sets, sorted_sets, strings
+from vecmem_client import counters, hashes, keys, lists, sets, sorted_sets, strings, transactions
 from vecmem_client._async.client import AsyncClient
 from vecmem_client._errors import (
     CallCancelledError,
@@ -42,6 +42,7 @@ from vecmem_client._errors import (
     UnsupportedFormatError,
     ValueMismatchError,
     VecmemClientError,
+    VersionConflictError,
     WritesStoppedError,
     WrongTypeError,
 )
@@ -162,6 +163,7 @@ __all__ = [
     "VectorLike",
     "VectorStats",
     "VersionConflict",
+    "VersionConflictError",
     "WritesStoppedError",
     "WrongTypeError",
     "all_of",
@@ -176,4 +178,5 @@ __all__ = [
     "sets",
     "sorted_sets",
     "strings",
+    "transactions",
 ]

@@ -22,6 +22,7 @@ VecmemClientError
 │   ├── WrongTypeError           ... but a value of another type
 │   ├── NotANumberError          ... or spells no number
 │   └── MixedScoresError         ... or a sorted set whose scores are not all the same
+├── VersionConflictError         what is stored has changed since the caller looked
 ├── NumberOverflowError          the sum is no number of its kind
 ├── PositionAheadError           `min_position` lies beyond the end of the log
 ├── ResourceExhaustedError       gRPC itself refused, for instance a reply over 64 MiB
@@ -219,6 +220,13 @@ class MixedScoresError(ValueMismatchError):
     """The members of the sorted set have different scores, so that they are not in order of their bytes."""
 
     reason = "MIXED_SCORES"
+
+
+class VersionConflictError(VecmemClientError):
+    """A version is not the one that the request demands."""
+
+    reason = "VERSION_CONFLICT"
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class NumberOverflowError(VecmemClientError):

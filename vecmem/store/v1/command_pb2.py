@@ -25,49 +25,62 @@ _sym_db = _symbol_database.Default()
 from vecmem.v1 import collections_pb2 as vecmem_dot_v1_dot_collections__pb2
 from vecmem.v1 import filter_pb2 as vecmem_dot_v1_dot_filter__pb2
 from vecmem.v1 import pipeline_pb2 as vecmem_dot_v1_dot_pipeline__pb2
+from vecmem.v1 import transactions_pb2 as vecmem_dot_v1_dot_transactions__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvecmem/store/v1/command.proto\x12\x0fvecmem.store.v1\x1a\x1bvecmem/v1/collections.proto\x1a\x16vecmem/v1/filter.proto\x1a\x18vecmem/v1/pipeline.proto\"\xea\x04\n\x07\x43ommand\x12\x14\n\x0ctime_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x03 \x01(\x06\x12>\n\x11\x63reate_collection\x18\n \x01(\x0b\x32!.vecmem.store.v1.CreateCollectionH\x00\x12>\n\x11update_collection\x18\x0b \x01(\x0b\x32!.vecmem.store.v1.UpdateCollectionH\x00\x12>\n\x11\x64\x65lete_collection\x18\x0c \x01(\x0b\x32!.vecmem.store.v1.DeleteCollectionH\x00\x12\x36\n\rupsert_points\x18\r \x01(\x0b\x32\x1d.vecmem.store.v1.UpsertPointsH\x00\x12\x36\n\rdelete_points\x18\x0e \x01(\x0b\x32\x1d.vecmem.store.v1.DeletePointsH\x00\x12:\n\x0fupdate_payloads\x18\x0f \x01(\x0b\x32\x1f.vecmem.store.v1.UpdatePayloadsH\x00\x12\x36\n\rexpire_points\x18\x10 \x01(\x0b\x32\x1d.vecmem.store.v1.ExpirePointsH\x00\x12\x38\n\x0erun_operations\x18\x11 \x01(\x0b\x32\x1e.vecmem.store.v1.RunOperationsH\x00\x12\x32\n\x0b\x65xpire_keys\x18\x12 \x01(\x0b\x32\x1b.vecmem.store.v1.ExpireKeysH\x00\x42\x06\n\x04kind\"M\n\x10\x43reateCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\"W\n\x10UpdateCollection\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12+\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\"*\n\x10\x44\x65leteCollection\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\"\x7f\n\x0bStoredPoint\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cpayload_json\x18\x02 \x01(\x0c\x12\x1a\n\x12\x65xpires_at_unix_ms\x18\x03 \x01(\x03\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"A\n\x0cVectorColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rpoint_indexes\x18\x02 \x03(\r\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\"\x84\x01\n\x0cUpsertPoints\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12,\n\x06points\x18\x02 \x03(\x0b\x32\x1c.vecmem.store.v1.StoredPoint\x12.\n\x07vectors\x18\x03 \x03(\x0b\x32\x1d.vecmem.store.v1.VectorColumn\"{\n\x0c\x44\x65letePoints\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12\"\n\x03ids\x18\x02 \x01(\x0b\x32\x13.vecmem.v1.PointIdsH\x00\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x11.vecmem.v1.FilterH\x00\x42\n\n\x08selector\"\xe8\x01\n\x0eUpdatePayloads\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12\"\n\x03ids\x18\x02 \x01(\x0b\x32\x13.vecmem.v1.PointIdsH\x00\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x11.vecmem.v1.FilterH\x00\x12\x14\n\nmerge_json\x18\x04 \x01(\x0cH\x01\x12\x16\n\x0creplace_json\x18\x05 \x01(\x0cH\x01\x12.\n\x06remove\x18\x06 \x01(\x0b\x32\x1c.vecmem.store.v1.RemovePathsH\x01\x42\n\n\x08selectorB\x0b\n\toperation\"\x1c\n\x0bRemovePaths\x12\r\n\x05paths\x18\x01 \x03(\t\"3\n\x0c\x45xpirePoints\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\t\"9\n\rRunOperations\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.vecmem.v1.Operation\"\x1a\n\nExpireKeys\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x9d\x01\n\x12\x44\x65\x64uplicationEntry\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x02 \x01(\x06\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03\x12.\n\x06result\x18\x05 \x01(\x0b\x32\x1e.vecmem.store.v1.CommandResult\"\xf7\x01\n\rCommandResult\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x16\n\x0einserted_count\x18\x02 \x01(\x04\x12\x15\n\rupdated_count\x18\x03 \x01(\x04\x12\x15\n\rdeleted_count\x18\x04 \x01(\x04\x12,\n\tconflicts\x18\x05 \x03(\x0b\x32\x19.vecmem.store.v1.Conflict\x12)\n\x07refusal\x18\x06 \x01(\x0b\x32\x18.vecmem.store.v1.Refusal\x12\x35\n\x11operation_results\x18\x07 \x03(\x0b\x32\x1a.vecmem.v1.OperationResult\"H\n\x08\x43onflict\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x04\x12\x16\n\x0e\x61\x63tual_version\x18\x03 \x01(\x04\"*\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"u\n\x0f\x43ollectionImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\x04\x12\x1a\n\x12\x63reated_at_unix_ms\x18\x03 \x01(\x03\x12+\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfigb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvecmem/store/v1/command.proto\x12\x0fvecmem.store.v1\x1a\x1bvecmem/v1/collections.proto\x1a\x16vecmem/v1/filter.proto\x1a\x18vecmem/v1/pipeline.proto\x1a\x1cvecmem/v1/transactions.proto\"\xac\x05\n\x07\x43ommand\x12\x14\n\x0ctime_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x03 \x01(\x06\x12>\n\x11\x63reate_collection\x18\n \x01(\x0b\x32!.vecmem.store.v1.CreateCollectionH\x00\x12>\n\x11update_collection\x18\x0b \x01(\x0b\x32!.vecmem.store.v1.UpdateCollectionH\x00\x12>\n\x11\x64\x65lete_collection\x18\x0c \x01(\x0b\x32!.vecmem.store.v1.DeleteCollectionH\x00\x12\x36\n\rupsert_points\x18\r \x01(\x0b\x32\x1d.vecmem.store.v1.UpsertPointsH\x00\x12\x36\n\rdelete_points\x18\x0e \x01(\x0b\x32\x1d.vecmem.store.v1.DeletePointsH\x00\x12:\n\x0fupdate_payloads\x18\x0f \x01(\x0b\x32\x1f.vecmem.store.v1.UpdatePayloadsH\x00\x12\x36\n\rexpire_points\x18\x10 \x01(\x0b\x32\x1d.vecmem.store.v1.ExpirePointsH\x00\x12\x38\n\x0erun_operations\x18\x11 \x01(\x0b\x32\x1e.vecmem.store.v1.RunOperationsH\x00\x12\x32\n\x0b\x65xpire_keys\x18\x12 \x01(\x0b\x32\x1b.vecmem.store.v1.ExpireKeysH\x00\x12@\n\x12\x63ommit_transaction\x18\x14 \x01(\x0b\x32\".vecmem.store.v1.CommitTransactionH\x00\x42\x06\n\x04kind\"M\n\x10\x43reateCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\"W\n\x10UpdateCollection\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12+\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\"*\n\x10\x44\x65leteCollection\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\"\x7f\n\x0bStoredPoint\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cpayload_json\x18\x02 \x01(\x0c\x12\x1a\n\x12\x65xpires_at_unix_ms\x18\x03 \x01(\x03\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"A\n\x0cVectorColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rpoint_indexes\x18\x02 \x03(\r\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\"\x84\x01\n\x0cUpsertPoints\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12,\n\x06points\x18\x02 \x03(\x0b\x32\x1c.vecmem.store.v1.StoredPoint\x12.\n\x07vectors\x18\x03 \x03(\x0b\x32\x1d.vecmem.store.v1.VectorColumn\"{\n\x0c\x44\x65letePoints\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12\"\n\x03ids\x18\x02 \x01(\x0b\x32\x13.vecmem.v1.PointIdsH\x00\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x11.vecmem.v1.FilterH\x00\x42\n\n\x08selector\"\xe8\x01\n\x0eUpdatePayloads\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12\"\n\x03ids\x18\x02 \x01(\x0b\x32\x13.vecmem.v1.PointIdsH\x00\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x11.vecmem.v1.FilterH\x00\x12\x14\n\nmerge_json\x18\x04 \x01(\x0cH\x01\x12\x16\n\x0creplace_json\x18\x05 \x01(\x0cH\x01\x12.\n\x06remove\x18\x06 \x01(\x0b\x32\x1c.vecmem.store.v1.RemovePathsH\x01\x42\n\n\x08selectorB\x0b\n\toperation\"\x1c\n\x0bRemovePaths\x12\r\n\x05paths\x18\x01 \x03(\t\"3\n\x0c\x45xpirePoints\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\t\"9\n\rRunOperations\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.vecmem.v1.Operation\"\x1a\n\nExpireKeys\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"L\n\rStoredCompare\x12#\n\x07\x63ompare\x18\x01 \x01(\x0b\x32\x12.vecmem.v1.Compare\x12\x16\n\x0e\x63ollection_uid\x18\x02 \x01(\x04\"\xeb\x01\n\nStoredStep\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x14.vecmem.v1.OperationH\x00\x12\x36\n\rupsert_points\x18\x02 \x01(\x0b\x32\x1d.vecmem.store.v1.UpsertPointsH\x00\x12\x36\n\rdelete_points\x18\x03 \x01(\x0b\x32\x1d.vecmem.store.v1.DeletePointsH\x00\x12:\n\x0fupdate_payloads\x18\x04 \x01(\x0b\x32\x1f.vecmem.store.v1.UpdatePayloadsH\x00\x42\x06\n\x04kind\"\x9f\x01\n\x11\x43ommitTransaction\x12/\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x1e.vecmem.store.v1.StoredCompare\x12)\n\x04then\x18\x02 \x03(\x0b\x32\x1b.vecmem.store.v1.StoredStep\x12.\n\totherwise\x18\x03 \x03(\x0b\x32\x1b.vecmem.store.v1.StoredStep\"Z\n\x12TransactionOutcome\x12\x11\n\tsucceeded\x18\x01 \x01(\x08\x12\x31\n\x07results\x18\x02 \x03(\x0b\x32 .vecmem.v1.TransactionStepResult\"\x9d\x01\n\x12\x44\x65\x64uplicationEntry\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x02 \x01(\x06\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03\x12.\n\x06result\x18\x05 \x01(\x0b\x32\x1e.vecmem.store.v1.CommandResult\"\xb1\x02\n\rCommandResult\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x16\n\x0einserted_count\x18\x02 \x01(\x04\x12\x15\n\rupdated_count\x18\x03 \x01(\x04\x12\x15\n\rdeleted_count\x18\x04 \x01(\x04\x12,\n\tconflicts\x18\x05 \x03(\x0b\x32\x19.vecmem.store.v1.Conflict\x12)\n\x07refusal\x18\x06 \x01(\x0b\x32\x18.vecmem.store.v1.Refusal\x12\x35\n\x11operation_results\x18\x07 \x03(\x0b\x32\x1a.vecmem.v1.OperationResult\x12\x38\n\x0btransaction\x18\x08 \x01(\x0b\x32#.vecmem.store.v1.TransactionOutcome\"H\n\x08\x43onflict\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x04\x12\x16\n\x0e\x61\x63tual_version\x18\x03 \x01(\x04\"\x95\x01\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x38\n\x08metadata\x18\x03 \x03(\x0b\x32&.vecmem.store.v1.Refusal.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"u\n\x0f\x43ollectionImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\x04\x12\x1a\n\x12\x63reated_at_unix_ms\x18\x03 \x01(\x03\x12+\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfigb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecmem.store.v1.command_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMMAND']._serialized_start=130
-  _globals['_COMMAND']._serialized_end=748
-  _globals['_CREATECOLLECTION']._serialized_start=750
-  _globals['_CREATECOLLECTION']._serialized_end=827
-  _globals['_UPDATECOLLECTION']._serialized_start=829
-  _globals['_UPDATECOLLECTION']._serialized_end=916
-  _globals['_DELETECOLLECTION']._serialized_start=918
-  _globals['_DELETECOLLECTION']._serialized_end=960
-  _globals['_STOREDPOINT']._serialized_start=962
-  _globals['_STOREDPOINT']._serialized_end=1089
-  _globals['_VECTORCOLUMN']._serialized_start=1091
-  _globals['_VECTORCOLUMN']._serialized_end=1156
-  _globals['_UPSERTPOINTS']._serialized_start=1159
-  _globals['_UPSERTPOINTS']._serialized_end=1291
-  _globals['_DELETEPOINTS']._serialized_start=1293
-  _globals['_DELETEPOINTS']._serialized_end=1416
-  _globals['_UPDATEPAYLOADS']._serialized_start=1419
-  _globals['_UPDATEPAYLOADS']._serialized_end=1651
-  _globals['_REMOVEPATHS']._serialized_start=1653
-  _globals['_REMOVEPATHS']._serialized_end=1681
-  _globals['_EXPIREPOINTS']._serialized_start=1683
-  _globals['_EXPIREPOINTS']._serialized_end=1734
-  _globals['_RUNOPERATIONS']._serialized_start=1736
-  _globals['_RUNOPERATIONS']._serialized_end=1793
-  _globals['_EXPIREKEYS']._serialized_start=1795
-  _globals['_EXPIREKEYS']._serialized_end=1821
-  _globals['_DEDUPLICATIONENTRY']._serialized_start=1824
-  _globals['_DEDUPLICATIONENTRY']._serialized_end=1981
-  _globals['_COMMANDRESULT']._serialized_start=1984
-  _globals['_COMMANDRESULT']._serialized_end=2231
-  _globals['_CONFLICT']._serialized_start=2233
-  _globals['_CONFLICT']._serialized_end=2305
-  _globals['_REFUSAL']._serialized_start=2307
-  _globals['_REFUSAL']._serialized_end=2349
-  _globals['_COLLECTIONIMAGE']._serialized_start=2351
-  _globals['_COLLECTIONIMAGE']._serialized_end=2468
+  _globals['_REFUSAL_METADATAENTRY']._loaded_options = None
+  _globals['_REFUSAL_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_COMMAND']._serialized_start=160
+  _globals['_COMMAND']._serialized_end=844
+  _globals['_CREATECOLLECTION']._serialized_start=846
+  _globals['_CREATECOLLECTION']._serialized_end=923
+  _globals['_UPDATECOLLECTION']._serialized_start=925
+  _globals['_UPDATECOLLECTION']._serialized_end=1012
+  _globals['_DELETECOLLECTION']._serialized_start=1014
+  _globals['_DELETECOLLECTION']._serialized_end=1056
+  _globals['_STOREDPOINT']._serialized_start=1058
+  _globals['_STOREDPOINT']._serialized_end=1185
+  _globals['_VECTORCOLUMN']._serialized_start=1187
+  _globals['_VECTORCOLUMN']._serialized_end=1252
+  _globals['_UPSERTPOINTS']._serialized_start=1255
+  _globals['_UPSERTPOINTS']._serialized_end=1387
+  _globals['_DELETEPOINTS']._serialized_start=1389
+  _globals['_DELETEPOINTS']._serialized_end=1512
+  _globals['_UPDATEPAYLOADS']._serialized_start=1515
+  _globals['_UPDATEPAYLOADS']._serialized_end=1747
+  _globals['_REMOVEPATHS']._serialized_start=1749
+  _globals['_REMOVEPATHS']._serialized_end=1777
+  _globals['_EXPIREPOINTS']._serialized_start=1779
+  _globals['_EXPIREPOINTS']._serialized_end=1830
+  _globals['_RUNOPERATIONS']._serialized_start=1832
+  _globals['_RUNOPERATIONS']._serialized_end=1889
+  _globals['_EXPIREKEYS']._serialized_start=1891
+  _globals['_EXPIREKEYS']._serialized_end=1917
+  _globals['_STOREDCOMPARE']._serialized_start=1919
+  _globals['_STOREDCOMPARE']._serialized_end=1995
+  _globals['_STOREDSTEP']._serialized_start=1998
+  _globals['_STOREDSTEP']._serialized_end=2233
+  _globals['_COMMITTRANSACTION']._serialized_start=2236
+  _globals['_COMMITTRANSACTION']._serialized_end=2395
+  _globals['_TRANSACTIONOUTCOME']._serialized_start=2397
+  _globals['_TRANSACTIONOUTCOME']._serialized_end=2487
+  _globals['_DEDUPLICATIONENTRY']._serialized_start=2490
+  _globals['_DEDUPLICATIONENTRY']._serialized_end=2647
+  _globals['_COMMANDRESULT']._serialized_start=2650
+  _globals['_COMMANDRESULT']._serialized_end=2955
+  _globals['_CONFLICT']._serialized_start=2957
+  _globals['_CONFLICT']._serialized_end=3029
+  _globals['_REFUSAL']._serialized_start=3032
+  _globals['_REFUSAL']._serialized_end=3181
+  _globals['_REFUSAL_METADATAENTRY']._serialized_start=3134
+  _globals['_REFUSAL_METADATAENTRY']._serialized_end=3181
+  _globals['_COLLECTIONIMAGE']._serialized_start=3183
+  _globals['_COLLECTIONIMAGE']._serialized_end=3300
 # @@protoc_insertion_point(module_scope)

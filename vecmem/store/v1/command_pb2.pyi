@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from vecmem.v1 import collections_pb2 as _collections_pb2
 from vecmem.v1 import filter_pb2 as _filter_pb2
 from vecmem.v1 import pipeline_pb2 as _pipeline_pb2
+from vecmem.v1 import transactions_pb2 as _transactions_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -41,6 +42,7 @@ class Command(_message.Message):
     EXPIRE_POINTS_FIELD_NUMBER: _builtins.int
     RUN_OPERATIONS_FIELD_NUMBER: _builtins.int
     EXPIRE_KEYS_FIELD_NUMBER: _builtins.int
+    COMMIT_TRANSACTION_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, put in by the primary; never smaller than in the record before."""
     request_id: _builtins.str
@@ -83,6 +85,10 @@ class Command(_message.Message):
     def expire_keys(self) -> Global___ExpireKeys:
         """Removes keys whose time has come."""
 
+    @_builtins.property
+    def commit_transaction(self) -> Global___CommitTransaction:
+        """Changes keys and points together."""
+
     def __init__(
         self,
         *,
@@ -98,12 +104,13 @@ class Command(_message.Message):
         expire_points: Global___ExpirePoints | None = ...,
         run_operations: Global___RunOperations | None = ...,
         expire_keys: Global___ExpireKeys | None = ...,
+        commit_transaction: Global___CommitTransaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "commit_transaction"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -481,6 +488,142 @@ class ExpireKeys(_message.Message):
 Global___ExpireKeys: _TypeAlias = ExpireKeys  # noqa: Y015
 
 @_typing.final
+class StoredCompare(_message.Message):
+    """StoredCompare is a condition of a transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARE_FIELD_NUMBER: _builtins.int
+    COLLECTION_UID_FIELD_NUMBER: _builtins.int
+    collection_uid: _builtins.int
+    """Collection of the point; 0 for a key."""
+    @_builtins.property
+    def compare(self) -> _transactions_pb2.Compare:
+        """As requested."""
+
+    def __init__(
+        self,
+        *,
+        compare: _transactions_pb2.Compare | None = ...,
+        collection_uid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "compare", b"compare"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredCompare: _TypeAlias = StoredCompare  # noqa: Y015
+
+@_typing.final
+class StoredStep(_message.Message):
+    """StoredStep is one thing that a transaction does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    UPSERT_POINTS_FIELD_NUMBER: _builtins.int
+    DELETE_POINTS_FIELD_NUMBER: _builtins.int
+    UPDATE_PAYLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _pipeline_pb2.Operation:
+        """On keys."""
+
+    @_builtins.property
+    def upsert_points(self) -> Global___UpsertPoints:
+        """Writes points."""
+
+    @_builtins.property
+    def delete_points(self) -> Global___DeletePoints:
+        """Removes points, by ids."""
+
+    @_builtins.property
+    def update_payloads(self) -> Global___UpdatePayloads:
+        """Changes payloads, by ids."""
+
+    def __init__(
+        self,
+        *,
+        operation: _pipeline_pb2.Operation | None = ...,
+        upsert_points: Global___UpsertPoints | None = ...,
+        delete_points: Global___DeletePoints | None = ...,
+        update_payloads: Global___UpdatePayloads | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_points", b"delete_points", "kind", b"kind", "operation", b"operation", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_points", b"delete_points", "kind", b"kind", "operation", b"operation", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["operation", "upsert_points", "delete_points", "update_payloads"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___StoredStep: _TypeAlias = StoredStep  # noqa: Y015
+
+@_typing.final
+class CommitTransaction(_message.Message):
+    """CommitTransaction does all steps of a branch or none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARE_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    OTHERWISE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def compare(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredCompare]:
+        """All have to hold for `then`."""
+
+    @_builtins.property
+    def then(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredStep]:
+        """Done where they do. No point is in two steps."""
+
+    @_builtins.property
+    def otherwise(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredStep]:
+        """Done where one does not."""
+
+    def __init__(
+        self,
+        *,
+        compare: _abc.Iterable[Global___StoredCompare] | None = ...,
+        then: _abc.Iterable[Global___StoredStep] | None = ...,
+        otherwise: _abc.Iterable[Global___StoredStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "otherwise", b"otherwise", "then", b"then"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitTransaction: _TypeAlias = CommitTransaction  # noqa: Y015
+
+@_typing.final
+class TransactionOutcome(_message.Message):
+    """TransactionOutcome is what a transaction did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    succeeded: _builtins.bool
+    """Whether `then` was done."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_transactions_pb2.TransactionStepResult]:
+        """Of each step."""
+
+    def __init__(
+        self,
+        *,
+        succeeded: _builtins.bool = ...,
+        results: _abc.Iterable[_transactions_pb2.TransactionStepResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactionOutcome: _TypeAlias = TransactionOutcome  # noqa: Y015
+
+@_typing.final
 class DeduplicationEntry(_message.Message):
     """DeduplicationEntry is one remembered result, as checkpoints keep it."""
 
@@ -533,6 +676,7 @@ class CommandResult(_message.Message):
     CONFLICTS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     OPERATION_RESULTS_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the record that did it."""
     inserted_count: _builtins.int
@@ -553,6 +697,10 @@ class CommandResult(_message.Message):
     def operation_results(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.OperationResult]:
         """Of RunOperations: what each did, in their order. Errors carry no gRPC code."""
 
+    @_builtins.property
+    def transaction(self) -> Global___TransactionOutcome:
+        """Of CommitTransaction."""
+
     def __init__(
         self,
         *,
@@ -563,10 +711,11 @@ class CommandResult(_message.Message):
         conflicts: _abc.Iterable[Global___Conflict] | None = ...,
         refusal: Global___Refusal | None = ...,
         operation_results: _abc.Iterable[_pipeline_pb2.OperationResult] | None = ...,
+        transaction: Global___TransactionOutcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "deleted_count", b"deleted_count", "inserted_count", b"inserted_count", "operation_results", b"operation_results", "refusal", b"refusal", "sequence", b"sequence", "updated_count", b"updated_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "deleted_count", b"deleted_count", "inserted_count", b"inserted_count", "operation_results", b"operation_results", "refusal", b"refusal", "sequence", b"sequence", "transaction", b"transaction", "updated_count", b"updated_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,21 +757,47 @@ class Refusal(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Reason, as in the API's ErrorInfo."""
     message: _builtins.str
     """For people."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in the API's ErrorInfo."""
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -38,8 +38,14 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     """Items in order."""
     KEY_TYPE_SORTED_SET: _KeyType.ValueType  # 5
     """Members in order of their scores."""
+    KEY_TYPE_RATE_LIMITER: _KeyType.ValueType  # 9
+    """What was taken of a rate limit."""
+    KEY_TYPE_LOCK: _KeyType.ValueType  # 10
+    """Who holds a lock."""
     KEY_TYPE_DELAYED_QUEUE: _KeyType.ValueType  # 11
     """Messages that wait for consumers."""
+    KEY_TYPE_IDEMPOTENCY_KEY: _KeyType.ValueType  # 12
+    """What has become of work that is to be done once."""
 
 class KeyType(_KeyType, metaclass=_KeyTypeEnumTypeWrapper):
     """KeyType is the type of the value that a key holds."""
@@ -56,8 +62,14 @@ KEY_TYPE_LIST: KeyType.ValueType  # 4
 """Items in order."""
 KEY_TYPE_SORTED_SET: KeyType.ValueType  # 5
 """Members in order of their scores."""
+KEY_TYPE_RATE_LIMITER: KeyType.ValueType  # 9
+"""What was taken of a rate limit."""
+KEY_TYPE_LOCK: KeyType.ValueType  # 10
+"""Who holds a lock."""
 KEY_TYPE_DELAYED_QUEUE: KeyType.ValueType  # 11
 """Messages that wait for consumers."""
+KEY_TYPE_IDEMPOTENCY_KEY: KeyType.ValueType  # 12
+"""What has become of work that is to be done once."""
 Global___KeyType: _TypeAlias = KeyType  # noqa: Y015
 
 class _ExpiryCondition:

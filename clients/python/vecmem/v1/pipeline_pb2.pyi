@@ -10,9 +10,12 @@ from google.protobuf.internal import containers as _containers
 from vecmem.v1 import common_pb2 as _common_pb2
 from vecmem.v1 import counters_pb2 as _counters_pb2
 from vecmem.v1 import hashes_pb2 as _hashes_pb2
+from vecmem.v1 import idempotency_pb2 as _idempotency_pb2
 from vecmem.v1 import keys_pb2 as _keys_pb2
 from vecmem.v1 import lists_pb2 as _lists_pb2
+from vecmem.v1 import locks_pb2 as _locks_pb2
 from vecmem.v1 import queues_pb2 as _queues_pb2
+from vecmem.v1 import rate_limiters_pb2 as _rate_limiters_pb2
 from vecmem.v1 import sets_pb2 as _sets_pb2
 from vecmem.v1 import sorted_sets_pb2 as _sorted_sets_pb2
 from vecmem.v1 import strings_pb2 as _strings_pb2
@@ -96,6 +99,17 @@ class Operation(_message.Message):
     COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
     SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
+    ACQUIRE_PERMITS_FIELD_NUMBER: _builtins.int
+    GET_RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
+    RENEW_LOCK_FIELD_NUMBER: _builtins.int
+    RELEASE_LOCK_FIELD_NUMBER: _builtins.int
+    DESCRIBE_LOCK_FIELD_NUMBER: _builtins.int
+    BEGIN_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    COMPLETE_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    ABANDON_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    RENEW_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    DESCRIBE_IDEMPOTENT_FIELD_NUMBER: _builtins.int
     ENQUEUE_MESSAGES_FIELD_NUMBER: _builtins.int
     RECEIVE_MESSAGES_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_MESSAGES_FIELD_NUMBER: _builtins.int
@@ -350,6 +364,50 @@ class Operation(_message.Message):
         """SortedSetService.ScanSortedSet."""
 
     @_builtins.property
+    def acquire_permits(self) -> _rate_limiters_pb2.AcquirePermitsRequest:
+        """RateLimiterService.AcquirePermits."""
+
+    @_builtins.property
+    def get_rate_limit(self) -> _rate_limiters_pb2.GetRateLimitRequest:
+        """RateLimiterService.GetRateLimit."""
+
+    @_builtins.property
+    def acquire_lock(self) -> _locks_pb2.AcquireLockRequest:
+        """LockService.AcquireLock."""
+
+    @_builtins.property
+    def renew_lock(self) -> _locks_pb2.RenewLockRequest:
+        """LockService.RenewLock."""
+
+    @_builtins.property
+    def release_lock(self) -> _locks_pb2.ReleaseLockRequest:
+        """LockService.ReleaseLock."""
+
+    @_builtins.property
+    def describe_lock(self) -> _locks_pb2.DescribeLockRequest:
+        """LockService.DescribeLock."""
+
+    @_builtins.property
+    def begin_idempotent(self) -> _idempotency_pb2.BeginIdempotentRequest:
+        """IdempotencyService.BeginIdempotent."""
+
+    @_builtins.property
+    def complete_idempotent(self) -> _idempotency_pb2.CompleteIdempotentRequest:
+        """IdempotencyService.CompleteIdempotent."""
+
+    @_builtins.property
+    def abandon_idempotent(self) -> _idempotency_pb2.AbandonIdempotentRequest:
+        """IdempotencyService.AbandonIdempotent."""
+
+    @_builtins.property
+    def renew_idempotent(self) -> _idempotency_pb2.RenewIdempotentRequest:
+        """IdempotencyService.RenewIdempotent."""
+
+    @_builtins.property
+    def describe_idempotent(self) -> _idempotency_pb2.DescribeIdempotentRequest:
+        """IdempotencyService.DescribeIdempotent."""
+
+    @_builtins.property
     def enqueue_messages(self) -> _queues_pb2.EnqueueMessagesRequest:
         """QueueService.EnqueueMessages."""
 
@@ -449,6 +507,17 @@ class Operation(_message.Message):
         combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsRequest | None = ...,
         store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsRequest | None = ...,
         scan_sorted_set: _sorted_sets_pb2.ScanSortedSetRequest | None = ...,
+        acquire_permits: _rate_limiters_pb2.AcquirePermitsRequest | None = ...,
+        get_rate_limit: _rate_limiters_pb2.GetRateLimitRequest | None = ...,
+        acquire_lock: _locks_pb2.AcquireLockRequest | None = ...,
+        renew_lock: _locks_pb2.RenewLockRequest | None = ...,
+        release_lock: _locks_pb2.ReleaseLockRequest | None = ...,
+        describe_lock: _locks_pb2.DescribeLockRequest | None = ...,
+        begin_idempotent: _idempotency_pb2.BeginIdempotentRequest | None = ...,
+        complete_idempotent: _idempotency_pb2.CompleteIdempotentRequest | None = ...,
+        abandon_idempotent: _idempotency_pb2.AbandonIdempotentRequest | None = ...,
+        renew_idempotent: _idempotency_pb2.RenewIdempotentRequest | None = ...,
+        describe_idempotent: _idempotency_pb2.DescribeIdempotentRequest | None = ...,
         enqueue_messages: _queues_pb2.EnqueueMessagesRequest | None = ...,
         receive_messages: _queues_pb2.ReceiveMessagesRequest | None = ...,
         acknowledge_messages: _queues_pb2.AcknowledgeMessagesRequest | None = ...,
@@ -459,11 +528,11 @@ class Operation(_message.Message):
         peek_messages: _queues_pb2.PeekMessagesRequest | None = ...,
         describe_queue: _queues_pb2.DescribeQueueRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -535,6 +604,17 @@ class OperationResult(_message.Message):
     COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
     SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
+    ACQUIRE_PERMITS_FIELD_NUMBER: _builtins.int
+    GET_RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
+    RENEW_LOCK_FIELD_NUMBER: _builtins.int
+    RELEASE_LOCK_FIELD_NUMBER: _builtins.int
+    DESCRIBE_LOCK_FIELD_NUMBER: _builtins.int
+    BEGIN_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    COMPLETE_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    ABANDON_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    RENEW_IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    DESCRIBE_IDEMPOTENT_FIELD_NUMBER: _builtins.int
     ENQUEUE_MESSAGES_FIELD_NUMBER: _builtins.int
     RECEIVE_MESSAGES_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_MESSAGES_FIELD_NUMBER: _builtins.int
@@ -786,6 +866,50 @@ class OperationResult(_message.Message):
         """Of scan_sorted_set."""
 
     @_builtins.property
+    def acquire_permits(self) -> _rate_limiters_pb2.AcquirePermitsResponse:
+        """Of acquire_permits."""
+
+    @_builtins.property
+    def get_rate_limit(self) -> _rate_limiters_pb2.GetRateLimitResponse:
+        """Of get_rate_limit."""
+
+    @_builtins.property
+    def acquire_lock(self) -> _locks_pb2.AcquireLockResponse:
+        """Of acquire_lock."""
+
+    @_builtins.property
+    def renew_lock(self) -> _locks_pb2.RenewLockResponse:
+        """Of renew_lock."""
+
+    @_builtins.property
+    def release_lock(self) -> _locks_pb2.ReleaseLockResponse:
+        """Of release_lock."""
+
+    @_builtins.property
+    def describe_lock(self) -> _locks_pb2.DescribeLockResponse:
+        """Of describe_lock."""
+
+    @_builtins.property
+    def begin_idempotent(self) -> _idempotency_pb2.BeginIdempotentResponse:
+        """Of begin_idempotent."""
+
+    @_builtins.property
+    def complete_idempotent(self) -> _idempotency_pb2.CompleteIdempotentResponse:
+        """Of complete_idempotent."""
+
+    @_builtins.property
+    def abandon_idempotent(self) -> _idempotency_pb2.AbandonIdempotentResponse:
+        """Of abandon_idempotent."""
+
+    @_builtins.property
+    def renew_idempotent(self) -> _idempotency_pb2.RenewIdempotentResponse:
+        """Of renew_idempotent."""
+
+    @_builtins.property
+    def describe_idempotent(self) -> _idempotency_pb2.DescribeIdempotentResponse:
+        """Of describe_idempotent."""
+
+    @_builtins.property
     def enqueue_messages(self) -> _queues_pb2.EnqueueMessagesResponse:
         """Of enqueue_messages."""
 
@@ -888,6 +1012,17 @@ class OperationResult(_message.Message):
         combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsResponse | None = ...,
         store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsResponse | None = ...,
         scan_sorted_set: _sorted_sets_pb2.ScanSortedSetResponse | None = ...,
+        acquire_permits: _rate_limiters_pb2.AcquirePermitsResponse | None = ...,
+        get_rate_limit: _rate_limiters_pb2.GetRateLimitResponse | None = ...,
+        acquire_lock: _locks_pb2.AcquireLockResponse | None = ...,
+        renew_lock: _locks_pb2.RenewLockResponse | None = ...,
+        release_lock: _locks_pb2.ReleaseLockResponse | None = ...,
+        describe_lock: _locks_pb2.DescribeLockResponse | None = ...,
+        begin_idempotent: _idempotency_pb2.BeginIdempotentResponse | None = ...,
+        complete_idempotent: _idempotency_pb2.CompleteIdempotentResponse | None = ...,
+        abandon_idempotent: _idempotency_pb2.AbandonIdempotentResponse | None = ...,
+        renew_idempotent: _idempotency_pb2.RenewIdempotentResponse | None = ...,
+        describe_idempotent: _idempotency_pb2.DescribeIdempotentResponse | None = ...,
         enqueue_messages: _queues_pb2.EnqueueMessagesResponse | None = ...,
         receive_messages: _queues_pb2.ReceiveMessagesResponse | None = ...,
         acknowledge_messages: _queues_pb2.AcknowledgeMessagesResponse | None = ...,
@@ -899,11 +1034,11 @@ class OperationResult(_message.Message):
         describe_queue: _queues_pb2.DescribeQueueResponse | None = ...,
         error: _common_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_messages", b"acknowledge_messages", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_key", b"describe_key", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

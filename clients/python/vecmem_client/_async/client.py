@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vecmem_client._async.collections import CollectionMethods
 from vecmem_client._async.keyspace import KeyspaceMethods
 from vecmem_client._async.points import PointMethods
+from vecmem_client._async.transactions import TransactionMethods
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods):
+class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as

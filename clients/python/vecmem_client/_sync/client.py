@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vecmem_client._sync.collections import CollectionMethods
 from vecmem_client._sync.keyspace import KeyspaceMethods
 from vecmem_client._sync.points import PointMethods
+from vecmem_client._sync.transactions import TransactionMethods
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class Client(CollectionMethods, PointMethods, KeyspaceMethods):
+class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as
