@@ -19,19 +19,8 @@ SERVICES = {
     f"vecmem.v1.{name}Service"
     for name in (
         *("Admin", "Collection", "Point", "Pipeline", "Transaction"),
-        *(
-            "Key",
-            "String",
-            "Counter",
-            "Hash",
-            "Set",
-            "List",
-            "SortedSet",
-            "RateLimiter",
-            "Lock",
-            "Idempotency",
-            "Queue",
-        ),
+        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue"),
+        *("RateLimiter", "Lock", "Idempotency"),
     )
 }
 HEALTH = health_pb2.HealthCheckResponse

@@ -13,9 +13,12 @@ import numpy as np
 from vecmem.errors import CorruptionError, UnsupportedFormatError
 from vecmem.store.blobs import join, split
 from vecmem.store.keyspace.hashes import HashValue
+from vecmem.store.keyspace.idempotency import IdempotencyValue
 from vecmem.store.keyspace.keyspace import STRING, VERSION_BYTES
 from vecmem.store.keyspace.lists import ListValue
+from vecmem.store.keyspace.locks import LockValue
 from vecmem.store.keyspace.queue_value import QueueValue
+from vecmem.store.keyspace.rate_limiter_value import RateLimiterValue
 from vecmem.store.keyspace.sets import SetValue
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
 
@@ -32,6 +35,9 @@ CONTAINERS: Final[dict[int, type[Container]]] = {
     SetValue.TYPE: SetValue,
     ListValue.TYPE: ListValue,
     SortedSetValue.TYPE: SortedSetValue,
+    RateLimiterValue.TYPE: RateLimiterValue,
+    LockValue.TYPE: LockValue,
+    IdempotencyValue.TYPE: IdempotencyValue,
     QueueValue.TYPE: QueueValue,
 }
 """By their type on disk, which never changes and is never reused."""

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any, Final
 
 from vecmem.errors import InvalidArgumentError, VecmemError
-from vecmem.store.keyspace import counters, hashes, keys, lists, queues, sets, sorted_sets, strings
+from vecmem.store.keyspace import (
+    counters,
+    hashes,
+    idempotency,
+    keys,
+    lists,
+    locks,
+    queues,
+    rate_limiters,
+    sets,
+    sorted_sets,
+    strings,
+)
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import Moment, Operation
 from vecmem.store.validation import check_request_id
@@ -20,6 +32,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **lists.OPERATIONS,
     **sorted_sets.OPERATIONS,
     **queues.OPERATIONS,
+    **rate_limiters.OPERATIONS,
+    **locks.OPERATIONS,
+    **idempotency.OPERATIONS,
 }
 
 
