@@ -148,6 +148,11 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "increment",
         "lowest",
         "weigh",
+        "enqueue",
+        "enqueue",
+        "receive",
+        "receive",
+        "settle",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -205,6 +210,24 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
             operation.store_combined_sorted_sets.keys.extend([key, other])
             operation.store_combined_sorted_sets.combination = draw(st.sampled_from([1, 2]))
             operation.store_combined_sorted_sets.weights.extend([1, draw(st.sampled_from([-2.0, 0.0]))])
+        case "enqueue":
+            operation.enqueue_messages.key = key
+            for delay_ms in draw(st.lists(st.sampled_from([0, 1, 50]), min_size=1, max_size=3)):
+                operation.enqueue_messages.messages.add(body=b"m", delay_ms=delay_ms)
+        case "receive":
+            operation.receive_messages.key, operation.receive_messages.count = key, 2
+            operation.receive_messages.visibility_timeout_ms = draw(st.sampled_from([1, 50]))
+            operation.receive_messages.max_deliveries = draw(st.integers(0, 2))
+        case "settle":
+            settle = draw(st.sampled_from(["acknowledge_messages", "release_messages", "extend_messages"]))
+            request = getattr(operation, settle)
+            request.key = key
+            # Numbers of a keyspace this small: now and then they name a delivery.
+            for message_id in range(1, 8):
+                for receipt in range(message_id + 1, message_id + 8):
+                    request.receipts.add(message_id=message_id, receipt=receipt)
+            if settle == "extend_messages":
+                request.visibility_timeout_ms = 5
         case _:
             operation.take_string.key = key
     return operation
