@@ -25,6 +25,7 @@
     ├── VersionConflictError         what is stored has changed since the caller looked
     ├── NumberOverflowError          the sum is no number of its kind
     ├── PositionAheadError           the log has not reached the position asked for
+    ├── ChangesNotRetainedError      changes so old are kept no longer
     ├── OverloadedError              too much at once: slow down
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
@@ -217,6 +218,12 @@ class PositionAheadError(VecmemError):
     """`min_position` lies beyond the end of the log."""
 
     reason = "POSITION_AHEAD"
+
+
+class ChangesNotRetainedError(VecmemError):
+    """The changes asked for are not kept any more. `first_sequence` is the first that are."""
+
+    reason = "CHANGES_NOT_RETAINED"
 
 
 class OverloadedError(VecmemError):

@@ -25,6 +25,7 @@ CODES: tuple[tuple[type[errors.VecmemError], grpc.StatusCode], ...] = (
     (errors.VersionConflictError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.NumberOverflowError, grpc.StatusCode.OUT_OF_RANGE),
     (errors.PositionAheadError, grpc.StatusCode.OUT_OF_RANGE),
+    (errors.ChangesNotRetainedError, grpc.StatusCode.OUT_OF_RANGE),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),

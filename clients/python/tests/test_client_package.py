@@ -35,7 +35,7 @@ NAMES = {
     "UnsupportedFormatError", "UpdatePayloadResult", "UpsertResult", "ValueMismatchError", "VecmemClientError",
     "VectorConfig", "VectorLike", "VectorStats", "VersionConflict", "WritesStoppedError", "WrongTypeError", "all_of",
     "any_of", "counters", "field", "has_id", "hashes", "keys", "lists", "none_of", "sets", "sorted_sets", "strings",
-    "transactions", "VersionConflictError",
+    "transactions", "VersionConflictError", "ChangesNotRetainedError",
 }  # fmt: skip
 
 UNSEEN_REASONS = {"CONFIGURATION"}

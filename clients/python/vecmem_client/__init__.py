@@ -4,6 +4,7 @@ from vecmem_client import counters, hashes, keys, lists, sets, sorted_sets, stri
 from vecmem_client._async.client import AsyncClient
 from vecmem_client._errors import (
     CallCancelledError,
+    ChangesNotRetainedError,
     CheckpointError,
     ClientClosedError,
     CollectionDamagedError,
@@ -89,6 +90,7 @@ __all__ = [
     "BulkProgress",
     "BulkResult",
     "CallCancelledError",
+    "ChangesNotRetainedError",
     "CheckpointError",
     "CheckpointInfo",
     "Client",

@@ -25,6 +25,7 @@ VecmemClientError
 ├── VersionConflictError         what is stored has changed since the caller looked
 ├── NumberOverflowError          the sum is no number of its kind
 ├── PositionAheadError           `min_position` lies beyond the end of the log
+├── ChangesNotRetainedError      changes so old are kept no longer
 ├── ResourceExhaustedError       gRPC itself refused, for instance a reply over 64 MiB
 │   └── OverloadedError          too much at once: slow down
 ├── UnavailableError             not now; the client has already retried
@@ -240,6 +241,13 @@ class PositionAheadError(VecmemClientError):
     """`min_position` lies beyond the end of the log."""
 
     reason = "POSITION_AHEAD"
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ChangesNotRetainedError(VecmemClientError):
+    """Changes so old are kept no longer: read what there is now, and watch from there. `metadata` names the `first_sequence`."""
+
+    reason = "CHANGES_NOT_RETAINED"
     code = grpc.StatusCode.OUT_OF_RANGE
 
 

@@ -1,0 +1,163 @@
+"""Waiting for changes: whoever watches keys, prefixes or collections is woken by the records that touch them.
+
+The hub is told of each record's changes as it is applied. What nobody watches costs it nothing, and a change costs a look-up by key, by the
+lengths of the watched prefixes and by collection, however many watchers there are. A watcher that falls behind goes on from the window of
+changes (vecmem.store.changes) until it has caught up; what has left the window by then it is told of with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from vecmem.errors import ChangesNotRetainedError
+from vecmem.store.changes import POINT, Change, ChangeWindow, RecordChanges
+
+PENDING_RECORDS_MAX: Final = 1_024
+"""Records that wait for a watcher; one with more of them reads the window again."""
+CATCH_UP_RECORDS: Final = 256
+"""Read from the window at once."""
+INDEXED_BYTES_MAX: Final = 64 * 1024
+"""Of the changes of one record that are looked up, about a millisecond; a larger one goes to every watcher, which looks for itself."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What somebody watches."""
+
+    keys: frozenset[bytes] = frozenset()
+    prefixes: tuple[bytes, ...] = ()
+    """Of keys; the empty one is that of all."""
+    collection_uids: frozenset[int] = frozenset()
+
+    def has(self, change: Change) -> bool:
+        """Whether a change is one of these."""
+        if change.holder == POINT:
+            return change.number in self.collection_uids
+        return change.name in self.keys or change.name.startswith(self.prefixes)
+
+
+@dataclass(slots=True, eq=False)
+class Watcher:
+    """Made by `ChangeHub.watch`, at a position: what is behind it comes from `records`."""
+
+    watched: Watched
+    after: int
+    """All changes up to this sequence have been given out."""
+    _window: ChangeWindow
+    pending: deque[RecordChanges] = field(default_factory=deque)
+    behind: bool = True
+    """Whether the window may hold more than what is pending."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def records(self) -> list[RecordChanges]:
+        """Records that come next, in order; some of their changes, or all, may be of no interest. Empty: there are none now.
+
+        Raises:
+            ChangesNotRetainedError: the next ones have left the window.
+        """
+        if self.behind:
+            if self.after < self._window.complete_after:
+                raise ChangesNotRetainedError(
+                    f"changes behind sequence {self.after} are not kept any more, only those behind"
+                    f" {self._window.complete_after}",
+                    first_sequence=str(self._window.complete_after + 1),
+                )
+            found = self._window.after(self.after, CATCH_UP_RECORDS)
+            if found:
+                self.after = found[-1].sequence
+                return found
+            self.behind = False
+            self.pending.clear()
+        self.arrived.clear()
+        found = [record for record in self.pending if record.sequence > self.after]
+        self.pending.clear()
+        if found:
+            self.after = found[-1].sequence
+        return found
+
+    def tell(self, record: RecordChanges) -> None:
+        """Take a record that is of interest."""
+        if not self.behind and (not self.pending or self.pending[-1] is not record):
+            self.pending.append(record)
+            if len(self.pending) > PENDING_RECORDS_MAX:
+                # What lies before these was of no interest, and need not be kept for this watcher.
+                self.after = max(self.after, self.pending[0].sequence - 1)
+                self.pending.clear()
+                self.behind = True
+        self.arrived.set()
+
+
+class ChangeHub:
+    """All watchers of a node."""
+
+    def __init__(self, window: ChangeWindow) -> None:
+        self._window = window
+        self._watchers: dict[int, Watcher] = {}
+        self._by_key: dict[bytes, list[Watcher]] = {}
+        self._by_prefix: dict[bytes, list[Watcher]] = {}
+        self._by_collection: dict[int, list[Watcher]] = {}
+        self._prefix_lengths: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def watch(self, watched: Watched, after: int) -> Watcher:
+        """Begin to watch. End it with `forget`."""
+        watcher = Watcher(watched, after, self._window)
+        self._watchers[id(watcher)] = watcher
+        for key in watched.keys:
+            self._by_key.setdefault(key, []).append(watcher)
+        for prefix in watched.prefixes:
+            self._by_prefix.setdefault(prefix, []).append(watcher)
+        for uid in watched.collection_uids:
+            self._by_collection.setdefault(uid, []).append(watcher)
+        self._measure_prefixes()
+        return watcher
+
+    def forget(self, watcher: Watcher) -> None:
+        """Watch no longer."""
+        del self._watchers[id(watcher)]
+        for key in watcher.watched.keys:
+            _take_out(self._by_key, key, watcher)
+        for prefix in watcher.watched.prefixes:
+            _take_out(self._by_prefix, prefix, watcher)
+        for uid in watcher.watched.collection_uids:
+            _take_out(self._by_collection, uid, watcher)
+        self._measure_prefixes()
+
+    def told(self, record: RecordChanges) -> None:
+        """Hear of a record that was applied."""
+        if not self._watchers:
+            return
+        if len(record.packed) > INDEXED_BYTES_MAX:
+            for watcher in self._watchers.values():
+                watcher.tell(record)
+            return
+        for change in record.changes():
+            if change.holder == POINT:
+                interested = self._by_collection.get(change.number, ())
+            else:
+                interested = self._by_key.get(change.name, ())
+                for length in self._prefix_lengths:
+                    for watcher in self._by_prefix.get(change.name[:length], ()):
+                        watcher.tell(record)
+            for watcher in interested:
+                watcher.tell(record)
+
+    def _measure_prefixes(self) -> None:
+        self._prefix_lengths = sorted({len(prefix) for prefix in self._by_prefix})
+
+
+def _take_out(places: dict[K, list[Watcher]], place: K, watcher: Watcher) -> None:
+    # Not by `remove`, which would take another one that is equal.
+    left = [other for other in places[place] if other is not watcher]
+    if left:
+        places[place] = left
+    else:
+        del places[place]
