@@ -18,6 +18,7 @@ from vecmem.v1 import queues_pb2 as _queues_pb2
 from vecmem.v1 import rate_limiters_pb2 as _rate_limiters_pb2
 from vecmem.v1 import sets_pb2 as _sets_pb2
 from vecmem.v1 import sorted_sets_pb2 as _sorted_sets_pb2
+from vecmem.v1 import streams_pb2 as _streams_pb2
 from vecmem.v1 import strings_pb2 as _strings_pb2
 import builtins as _builtins
 import sys
@@ -99,6 +100,27 @@ class Operation(_message.Message):
     COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
     SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_PAGE_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_SCORE_RANKS_FIELD_NUMBER: _builtins.int
+    APPEND_STREAM_ENTRY_FIELD_NUMBER: _builtins.int
+    GET_STREAM_RANGE_FIELD_NUMBER: _builtins.int
+    DESCRIBE_STREAM_FIELD_NUMBER: _builtins.int
+    DELETE_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    TRIM_STREAM_FIELD_NUMBER: _builtins.int
+    READ_STREAMS_FIELD_NUMBER: _builtins.int
+    CREATE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    SET_STREAM_GROUP_POSITION_FIELD_NUMBER: _builtins.int
+    DELETE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    CREATE_STREAM_CONSUMER_FIELD_NUMBER: _builtins.int
+    DELETE_STREAM_CONSUMER_FIELD_NUMBER: _builtins.int
+    READ_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    CLAIM_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    AUTO_CLAIM_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    LIST_STREAM_PENDING_FIELD_NUMBER: _builtins.int
+    DESCRIBE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    LIST_STREAM_GROUPS_FIELD_NUMBER: _builtins.int
+    LIST_STREAM_CONSUMERS_FIELD_NUMBER: _builtins.int
     ACQUIRE_PERMITS_FIELD_NUMBER: _builtins.int
     GET_RATE_LIMIT_FIELD_NUMBER: _builtins.int
     ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
@@ -364,6 +386,90 @@ class Operation(_message.Message):
         """SortedSetService.ScanSortedSet."""
 
     @_builtins.property
+    def get_sorted_set_page(self) -> _sorted_sets_pb2.GetSortedSetPageRequest:
+        """SortedSetService.GetSortedSetPage."""
+
+    @_builtins.property
+    def get_sorted_set_score_ranks(self) -> _sorted_sets_pb2.GetSortedSetScoreRanksRequest:
+        """SortedSetService.GetSortedSetScoreRanks."""
+
+    @_builtins.property
+    def append_stream_entry(self) -> _streams_pb2.AppendStreamEntryRequest:
+        """StreamService.AppendStreamEntry."""
+
+    @_builtins.property
+    def get_stream_range(self) -> _streams_pb2.GetStreamRangeRequest:
+        """StreamService.GetStreamRange."""
+
+    @_builtins.property
+    def describe_stream(self) -> _streams_pb2.DescribeStreamRequest:
+        """StreamService.DescribeStream."""
+
+    @_builtins.property
+    def delete_stream_entries(self) -> _streams_pb2.DeleteStreamEntriesRequest:
+        """StreamService.DeleteStreamEntries."""
+
+    @_builtins.property
+    def trim_stream(self) -> _streams_pb2.TrimStreamRequest:
+        """StreamService.TrimStream."""
+
+    @_builtins.property
+    def read_streams(self) -> _streams_pb2.ReadStreamsRequest:
+        """StreamService.ReadStreams."""
+
+    @_builtins.property
+    def create_stream_group(self) -> _streams_pb2.CreateStreamGroupRequest:
+        """StreamService.CreateStreamGroup."""
+
+    @_builtins.property
+    def set_stream_group_position(self) -> _streams_pb2.SetStreamGroupPositionRequest:
+        """StreamService.SetStreamGroupPosition."""
+
+    @_builtins.property
+    def delete_stream_group(self) -> _streams_pb2.DeleteStreamGroupRequest:
+        """StreamService.DeleteStreamGroup."""
+
+    @_builtins.property
+    def create_stream_consumer(self) -> _streams_pb2.CreateStreamConsumerRequest:
+        """StreamService.CreateStreamConsumer."""
+
+    @_builtins.property
+    def delete_stream_consumer(self) -> _streams_pb2.DeleteStreamConsumerRequest:
+        """StreamService.DeleteStreamConsumer."""
+
+    @_builtins.property
+    def read_stream_group(self) -> _streams_pb2.ReadStreamGroupRequest:
+        """StreamService.ReadStreamGroup."""
+
+    @_builtins.property
+    def acknowledge_stream_entries(self) -> _streams_pb2.AcknowledgeStreamEntriesRequest:
+        """StreamService.AcknowledgeStreamEntries."""
+
+    @_builtins.property
+    def claim_stream_entries(self) -> _streams_pb2.ClaimStreamEntriesRequest:
+        """StreamService.ClaimStreamEntries."""
+
+    @_builtins.property
+    def auto_claim_stream_entries(self) -> _streams_pb2.AutoClaimStreamEntriesRequest:
+        """StreamService.AutoClaimStreamEntries."""
+
+    @_builtins.property
+    def list_stream_pending(self) -> _streams_pb2.ListStreamPendingRequest:
+        """StreamService.ListStreamPending."""
+
+    @_builtins.property
+    def describe_stream_group(self) -> _streams_pb2.DescribeStreamGroupRequest:
+        """StreamService.DescribeStreamGroup."""
+
+    @_builtins.property
+    def list_stream_groups(self) -> _streams_pb2.ListStreamGroupsRequest:
+        """StreamService.ListStreamGroups."""
+
+    @_builtins.property
+    def list_stream_consumers(self) -> _streams_pb2.ListStreamConsumersRequest:
+        """StreamService.ListStreamConsumers."""
+
+    @_builtins.property
     def acquire_permits(self) -> _rate_limiters_pb2.AcquirePermitsRequest:
         """RateLimiterService.AcquirePermits."""
 
@@ -507,6 +613,27 @@ class Operation(_message.Message):
         combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsRequest | None = ...,
         store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsRequest | None = ...,
         scan_sorted_set: _sorted_sets_pb2.ScanSortedSetRequest | None = ...,
+        get_sorted_set_page: _sorted_sets_pb2.GetSortedSetPageRequest | None = ...,
+        get_sorted_set_score_ranks: _sorted_sets_pb2.GetSortedSetScoreRanksRequest | None = ...,
+        append_stream_entry: _streams_pb2.AppendStreamEntryRequest | None = ...,
+        get_stream_range: _streams_pb2.GetStreamRangeRequest | None = ...,
+        describe_stream: _streams_pb2.DescribeStreamRequest | None = ...,
+        delete_stream_entries: _streams_pb2.DeleteStreamEntriesRequest | None = ...,
+        trim_stream: _streams_pb2.TrimStreamRequest | None = ...,
+        read_streams: _streams_pb2.ReadStreamsRequest | None = ...,
+        create_stream_group: _streams_pb2.CreateStreamGroupRequest | None = ...,
+        set_stream_group_position: _streams_pb2.SetStreamGroupPositionRequest | None = ...,
+        delete_stream_group: _streams_pb2.DeleteStreamGroupRequest | None = ...,
+        create_stream_consumer: _streams_pb2.CreateStreamConsumerRequest | None = ...,
+        delete_stream_consumer: _streams_pb2.DeleteStreamConsumerRequest | None = ...,
+        read_stream_group: _streams_pb2.ReadStreamGroupRequest | None = ...,
+        acknowledge_stream_entries: _streams_pb2.AcknowledgeStreamEntriesRequest | None = ...,
+        claim_stream_entries: _streams_pb2.ClaimStreamEntriesRequest | None = ...,
+        auto_claim_stream_entries: _streams_pb2.AutoClaimStreamEntriesRequest | None = ...,
+        list_stream_pending: _streams_pb2.ListStreamPendingRequest | None = ...,
+        describe_stream_group: _streams_pb2.DescribeStreamGroupRequest | None = ...,
+        list_stream_groups: _streams_pb2.ListStreamGroupsRequest | None = ...,
+        list_stream_consumers: _streams_pb2.ListStreamConsumersRequest | None = ...,
         acquire_permits: _rate_limiters_pb2.AcquirePermitsRequest | None = ...,
         get_rate_limit: _rate_limiters_pb2.GetRateLimitRequest | None = ...,
         acquire_lock: _locks_pb2.AcquireLockRequest | None = ...,
@@ -528,11 +655,11 @@ class Operation(_message.Message):
         peek_messages: _queues_pb2.PeekMessagesRequest | None = ...,
         describe_queue: _queues_pb2.DescribeQueueRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "get_sorted_set_page", "get_sorted_set_score_ranks", "append_stream_entry", "get_stream_range", "describe_stream", "delete_stream_entries", "trim_stream", "read_streams", "create_stream_group", "set_stream_group_position", "delete_stream_group", "create_stream_consumer", "delete_stream_consumer", "read_stream_group", "acknowledge_stream_entries", "claim_stream_entries", "auto_claim_stream_entries", "list_stream_pending", "describe_stream_group", "list_stream_groups", "list_stream_consumers", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -604,6 +731,27 @@ class OperationResult(_message.Message):
     COMBINE_SORTED_SETS_FIELD_NUMBER: _builtins.int
     STORE_COMBINED_SORTED_SETS_FIELD_NUMBER: _builtins.int
     SCAN_SORTED_SET_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_PAGE_FIELD_NUMBER: _builtins.int
+    GET_SORTED_SET_SCORE_RANKS_FIELD_NUMBER: _builtins.int
+    APPEND_STREAM_ENTRY_FIELD_NUMBER: _builtins.int
+    GET_STREAM_RANGE_FIELD_NUMBER: _builtins.int
+    DESCRIBE_STREAM_FIELD_NUMBER: _builtins.int
+    DELETE_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    TRIM_STREAM_FIELD_NUMBER: _builtins.int
+    READ_STREAMS_FIELD_NUMBER: _builtins.int
+    CREATE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    SET_STREAM_GROUP_POSITION_FIELD_NUMBER: _builtins.int
+    DELETE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    CREATE_STREAM_CONSUMER_FIELD_NUMBER: _builtins.int
+    DELETE_STREAM_CONSUMER_FIELD_NUMBER: _builtins.int
+    READ_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    CLAIM_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    AUTO_CLAIM_STREAM_ENTRIES_FIELD_NUMBER: _builtins.int
+    LIST_STREAM_PENDING_FIELD_NUMBER: _builtins.int
+    DESCRIBE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
+    LIST_STREAM_GROUPS_FIELD_NUMBER: _builtins.int
+    LIST_STREAM_CONSUMERS_FIELD_NUMBER: _builtins.int
     ACQUIRE_PERMITS_FIELD_NUMBER: _builtins.int
     GET_RATE_LIMIT_FIELD_NUMBER: _builtins.int
     ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
@@ -866,6 +1014,90 @@ class OperationResult(_message.Message):
         """Of scan_sorted_set."""
 
     @_builtins.property
+    def get_sorted_set_page(self) -> _sorted_sets_pb2.GetSortedSetPageResponse:
+        """Of get_sorted_set_page."""
+
+    @_builtins.property
+    def get_sorted_set_score_ranks(self) -> _sorted_sets_pb2.GetSortedSetScoreRanksResponse:
+        """Of get_sorted_set_score_ranks."""
+
+    @_builtins.property
+    def append_stream_entry(self) -> _streams_pb2.AppendStreamEntryResponse:
+        """Of append_stream_entry."""
+
+    @_builtins.property
+    def get_stream_range(self) -> _streams_pb2.GetStreamRangeResponse:
+        """Of get_stream_range."""
+
+    @_builtins.property
+    def describe_stream(self) -> _streams_pb2.DescribeStreamResponse:
+        """Of describe_stream."""
+
+    @_builtins.property
+    def delete_stream_entries(self) -> _streams_pb2.DeleteStreamEntriesResponse:
+        """Of delete_stream_entries."""
+
+    @_builtins.property
+    def trim_stream(self) -> _streams_pb2.TrimStreamResponse:
+        """Of trim_stream."""
+
+    @_builtins.property
+    def read_streams(self) -> _streams_pb2.ReadStreamsResponse:
+        """Of read_streams."""
+
+    @_builtins.property
+    def create_stream_group(self) -> _streams_pb2.CreateStreamGroupResponse:
+        """Of create_stream_group."""
+
+    @_builtins.property
+    def set_stream_group_position(self) -> _streams_pb2.SetStreamGroupPositionResponse:
+        """Of set_stream_group_position."""
+
+    @_builtins.property
+    def delete_stream_group(self) -> _streams_pb2.DeleteStreamGroupResponse:
+        """Of delete_stream_group."""
+
+    @_builtins.property
+    def create_stream_consumer(self) -> _streams_pb2.CreateStreamConsumerResponse:
+        """Of create_stream_consumer."""
+
+    @_builtins.property
+    def delete_stream_consumer(self) -> _streams_pb2.DeleteStreamConsumerResponse:
+        """Of delete_stream_consumer."""
+
+    @_builtins.property
+    def read_stream_group(self) -> _streams_pb2.ReadStreamGroupResponse:
+        """Of read_stream_group."""
+
+    @_builtins.property
+    def acknowledge_stream_entries(self) -> _streams_pb2.AcknowledgeStreamEntriesResponse:
+        """Of acknowledge_stream_entries."""
+
+    @_builtins.property
+    def claim_stream_entries(self) -> _streams_pb2.ClaimStreamEntriesResponse:
+        """Of claim_stream_entries."""
+
+    @_builtins.property
+    def auto_claim_stream_entries(self) -> _streams_pb2.AutoClaimStreamEntriesResponse:
+        """Of auto_claim_stream_entries."""
+
+    @_builtins.property
+    def list_stream_pending(self) -> _streams_pb2.ListStreamPendingResponse:
+        """Of list_stream_pending."""
+
+    @_builtins.property
+    def describe_stream_group(self) -> _streams_pb2.DescribeStreamGroupResponse:
+        """Of describe_stream_group."""
+
+    @_builtins.property
+    def list_stream_groups(self) -> _streams_pb2.ListStreamGroupsResponse:
+        """Of list_stream_groups."""
+
+    @_builtins.property
+    def list_stream_consumers(self) -> _streams_pb2.ListStreamConsumersResponse:
+        """Of list_stream_consumers."""
+
+    @_builtins.property
     def acquire_permits(self) -> _rate_limiters_pb2.AcquirePermitsResponse:
         """Of acquire_permits."""
 
@@ -1012,6 +1244,27 @@ class OperationResult(_message.Message):
         combine_sorted_sets: _sorted_sets_pb2.CombineSortedSetsResponse | None = ...,
         store_combined_sorted_sets: _sorted_sets_pb2.StoreCombinedSortedSetsResponse | None = ...,
         scan_sorted_set: _sorted_sets_pb2.ScanSortedSetResponse | None = ...,
+        get_sorted_set_page: _sorted_sets_pb2.GetSortedSetPageResponse | None = ...,
+        get_sorted_set_score_ranks: _sorted_sets_pb2.GetSortedSetScoreRanksResponse | None = ...,
+        append_stream_entry: _streams_pb2.AppendStreamEntryResponse | None = ...,
+        get_stream_range: _streams_pb2.GetStreamRangeResponse | None = ...,
+        describe_stream: _streams_pb2.DescribeStreamResponse | None = ...,
+        delete_stream_entries: _streams_pb2.DeleteStreamEntriesResponse | None = ...,
+        trim_stream: _streams_pb2.TrimStreamResponse | None = ...,
+        read_streams: _streams_pb2.ReadStreamsResponse | None = ...,
+        create_stream_group: _streams_pb2.CreateStreamGroupResponse | None = ...,
+        set_stream_group_position: _streams_pb2.SetStreamGroupPositionResponse | None = ...,
+        delete_stream_group: _streams_pb2.DeleteStreamGroupResponse | None = ...,
+        create_stream_consumer: _streams_pb2.CreateStreamConsumerResponse | None = ...,
+        delete_stream_consumer: _streams_pb2.DeleteStreamConsumerResponse | None = ...,
+        read_stream_group: _streams_pb2.ReadStreamGroupResponse | None = ...,
+        acknowledge_stream_entries: _streams_pb2.AcknowledgeStreamEntriesResponse | None = ...,
+        claim_stream_entries: _streams_pb2.ClaimStreamEntriesResponse | None = ...,
+        auto_claim_stream_entries: _streams_pb2.AutoClaimStreamEntriesResponse | None = ...,
+        list_stream_pending: _streams_pb2.ListStreamPendingResponse | None = ...,
+        describe_stream_group: _streams_pb2.DescribeStreamGroupResponse | None = ...,
+        list_stream_groups: _streams_pb2.ListStreamGroupsResponse | None = ...,
+        list_stream_consumers: _streams_pb2.ListStreamConsumersResponse | None = ...,
         acquire_permits: _rate_limiters_pb2.AcquirePermitsResponse | None = ...,
         get_rate_limit: _rate_limiters_pb2.GetRateLimitResponse | None = ...,
         acquire_lock: _locks_pb2.AcquireLockResponse | None = ...,
@@ -1034,11 +1287,11 @@ class OperationResult(_message.Message):
         describe_queue: _queues_pb2.DescribeQueueResponse | None = ...,
         error: _common_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_string", b"append_string", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "get_sorted_set_page", "get_sorted_set_score_ranks", "append_stream_entry", "get_stream_range", "describe_stream", "delete_stream_entries", "trim_stream", "read_streams", "create_stream_group", "set_stream_group_position", "delete_stream_group", "create_stream_consumer", "delete_stream_consumer", "read_stream_group", "acknowledge_stream_entries", "claim_stream_entries", "auto_claim_stream_entries", "list_stream_pending", "describe_stream_group", "list_stream_groups", "list_stream_consumers", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -121,6 +121,26 @@ SCORE_AGGREGATE_MAXIMUM: ScoreAggregate.ValueType  # 3
 """The highest."""
 Global___ScoreAggregate: _TypeAlias = ScoreAggregate  # noqa: Y015
 
+class _SortedSetRanking:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SortedSetRankingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SortedSetRanking.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SORTED_SET_RANKING_UNSPECIFIED: _SortedSetRanking.ValueType  # 0
+    """Each has a rank of its own, its place in the order, as in GetSortedSetRanks."""
+    SORTED_SET_RANKING_COMPETITION: _SortedSetRanking.ValueType  # 1
+    """They share the rank of the first of them, and the next score has as many more: 0, 1, 1, 3."""
+
+class SortedSetRanking(_SortedSetRanking, metaclass=_SortedSetRankingEnumTypeWrapper):
+    """SortedSetRanking says how members of equal scores are ranked."""
+
+SORTED_SET_RANKING_UNSPECIFIED: SortedSetRanking.ValueType  # 0
+"""Each has a rank of its own, its place in the order, as in GetSortedSetRanks."""
+SORTED_SET_RANKING_COMPETITION: SortedSetRanking.ValueType  # 1
+"""They share the rank of the first of them, and the next score has as many more: 0, 1, 1, 3."""
+Global___SortedSetRanking: _TypeAlias = SortedSetRanking  # noqa: Y015
+
 @_typing.final
 class ScoredMember(_message.Message):
     """ScoredMember is a member with its score."""
@@ -1251,3 +1271,234 @@ class ScanSortedSetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScanSortedSetResponse: _TypeAlias = ScanSortedSetResponse  # noqa: Y015
+
+@_typing.final
+class GetSortedSetPageRequest(_message.Message):
+    """GetSortedSetPageRequest asks for the surroundings of a member or a score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    COUNT_BEFORE_FIELD_NUMBER: _builtins.int
+    COUNT_AFTER_FIELD_NUMBER: _builtins.int
+    REVERSE_FIELD_NUMBER: _builtins.int
+    RANKING_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """The key."""
+    member: _builtins.bytes
+    """A member. Where it is not there, the page is empty."""
+    score: _builtins.float
+    """A score, which a member may have or not. NaN is refused."""
+    count_before: _builtins.int
+    """At most so many members that come before the one named, or that have a better score than the one named: a lower one, with `reverse` a higher one."""
+    count_after: _builtins.int
+    """At most so many members behind the one named, or those of the score named and worse ones. With `count_before` 9,999 at most."""
+    reverse: _builtins.bool
+    """Highest first; ranks then count from the highest, too."""
+    ranking: Global___SortedSetRanking.ValueType
+    """How members of equal scores are ranked."""
+    @_builtins.property
+    def read(self) -> _common_pb2.ReadOptions:
+        """What the reply has to reflect."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        member: _builtins.bytes = ...,
+        score: _builtins.float = ...,
+        count_before: _builtins.int = ...,
+        count_after: _builtins.int = ...,
+        reverse: _builtins.bool = ...,
+        ranking: Global___SortedSetRanking.ValueType = ...,
+        read: _common_pb2.ReadOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "member", b"member", "read", b"read", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "count_after", b"count_after", "count_before", b"count_before", "key", b"key", "member", b"member", "ranking", b"ranking", "read", b"read", "reverse", b"reverse", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_center: _TypeAlias = _typing.Literal["member", "score"]  # noqa: Y015
+    _WhichOneofArgType_center: _TypeAlias = _typing.Literal["center", b"center"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_center) -> _WhichOneofReturnType_center | None: ...
+
+Global___GetSortedSetPageRequest: _TypeAlias = GetSortedSetPageRequest  # noqa: Y015
+
+@_typing.final
+class RankedMember(_message.Message):
+    """RankedMember is a member with its score and its rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    member: _builtins.bytes
+    """The member."""
+    score: _builtins.float
+    """Its score."""
+    rank: _builtins.int
+    """Its rank, from 0 on."""
+    def __init__(
+        self,
+        *,
+        member: _builtins.bytes = ...,
+        score: _builtins.float = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankedMember: _TypeAlias = RankedMember  # noqa: Y015
+
+@_typing.final
+class GetSortedSetPageResponse(_message.Message):
+    """GetSortedSetPageResponse is a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank of the member named; of a score how many members have a better one. Absent: no such member."""
+    score: _builtins.float
+    """Score of the member named, or the one named. Absent: no such member."""
+    member_count: _builtins.int
+    """Members of the whole set; 0: no such key."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """What the reply reflects."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedMember]:
+        """In order, the member named among them."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        rank: _builtins.int | None = ...,
+        score: _builtins.float | None = ...,
+        members: _abc.Iterable[Global___RankedMember] | None = ...,
+        member_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "_score", b"_score", "header", b"header", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "_score", b"_score", "header", b"header", "member_count", b"member_count", "members", b"members", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___GetSortedSetPageResponse: _TypeAlias = GetSortedSetPageResponse  # noqa: Y015
+
+@_typing.final
+class GetSortedSetScoreRanksRequest(_message.Message):
+    """GetSortedSetScoreRanksRequest names scores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    REVERSE_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """The key."""
+    reverse: _builtins.bool
+    """Count from the highest score: that has rank 0."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """1 to 1,024 scores. NaN is refused."""
+
+    @_builtins.property
+    def read(self) -> _common_pb2.ReadOptions:
+        """What the reply has to reflect."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+        reverse: _builtins.bool = ...,
+        read: _common_pb2.ReadOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read", b"read"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "read", b"read", "reverse", b"reverse", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSortedSetScoreRanksRequest: _TypeAlias = GetSortedSetScoreRanksRequest  # noqa: Y015
+
+@_typing.final
+class ScoreRank(_message.Message):
+    """ScoreRank is the rank of one score of several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    EQUAL_COUNT_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """How many members have a better score: a lower one, with `reverse` a higher one."""
+    equal_count: _builtins.int
+    """How many members have this score."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        equal_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal_count", b"equal_count", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreRank: _TypeAlias = ScoreRank  # noqa: Y015
+
+@_typing.final
+class GetSortedSetScoreRanksResponse(_message.Message):
+    """GetSortedSetScoreRanksResponse has ranks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    member_count: _builtins.int
+    """Members of the whole set; 0: no such key."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """What the reply reflects."""
+
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreRank]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        ranks: _abc.Iterable[Global___ScoreRank] | None = ...,
+        member_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "member_count", b"member_count", "ranks", b"ranks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSortedSetScoreRanksResponse: _TypeAlias = GetSortedSetScoreRanksResponse  # noqa: Y015

@@ -98,6 +98,16 @@ class SortedSetServiceStub:
                 request_serializer=vecmem_dot_v1_dot_sorted__sets__pb2.ScanSortedSetRequest.SerializeToString,
                 response_deserializer=vecmem_dot_v1_dot_sorted__sets__pb2.ScanSortedSetResponse.FromString,
                 _registered_method=True)
+        self.GetSortedSetPage = channel.unary_unary(
+                '/vecmem.v1.SortedSetService/GetSortedSetPage',
+                request_serializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetPageRequest.SerializeToString,
+                response_deserializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetPageResponse.FromString,
+                _registered_method=True)
+        self.GetSortedSetScoreRanks = channel.unary_unary(
+                '/vecmem.v1.SortedSetService/GetSortedSetScoreRanks',
+                request_serializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetScoreRanksRequest.SerializeToString,
+                response_deserializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetScoreRanksResponse.FromString,
+                _registered_method=True)
 
 
 class SortedSetServiceServicer:
@@ -195,6 +205,20 @@ class SortedSetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSortedSetPage(self, request, context):
+        """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSortedSetScoreRanks(self, request, context):
+        """GetSortedSetScoreRanks tells which ranks scores have, whether or not a member has them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SortedSetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -257,6 +281,16 @@ def add_SortedSetServiceServicer_to_server(servicer, server):
                     servicer.ScanSortedSet,
                     request_deserializer=vecmem_dot_v1_dot_sorted__sets__pb2.ScanSortedSetRequest.FromString,
                     response_serializer=vecmem_dot_v1_dot_sorted__sets__pb2.ScanSortedSetResponse.SerializeToString,
+            ),
+            'GetSortedSetPage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSortedSetPage,
+                    request_deserializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetPageRequest.FromString,
+                    response_serializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetPageResponse.SerializeToString,
+            ),
+            'GetSortedSetScoreRanks': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSortedSetScoreRanks,
+                    request_deserializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetScoreRanksRequest.FromString,
+                    response_serializer=vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetScoreRanksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -587,6 +621,60 @@ class SortedSetService:
             '/vecmem.v1.SortedSetService/ScanSortedSet',
             vecmem_dot_v1_dot_sorted__sets__pb2.ScanSortedSetRequest.SerializeToString,
             vecmem_dot_v1_dot_sorted__sets__pb2.ScanSortedSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSortedSetPage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecmem.v1.SortedSetService/GetSortedSetPage',
+            vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetPageRequest.SerializeToString,
+            vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetPageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSortedSetScoreRanks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecmem.v1.SortedSetService/GetSortedSetScoreRanks',
+            vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetScoreRanksRequest.SerializeToString,
+            vecmem_dot_v1_dot_sorted__sets__pb2.GetSortedSetScoreRanksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,10 @@ class SortedSetServiceStub:
     score is returned exactly once, whatever is written meanwhile; one whose score changes may be missed, or come twice.
     Errors: INVALID_PAGE_TOKEN.
     """
+    GetSortedSetPage: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetPageRequest, _sorted_sets_pb2.GetSortedSetPageResponse]
+    """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment."""
+    GetSortedSetScoreRanks: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetScoreRanksRequest, _sorted_sets_pb2.GetSortedSetScoreRanksResponse]
+    """GetSortedSetScoreRanks tells which ranks scores have, whether or not a member has them."""
 
 @_typing.type_check_only
 class SortedSetServiceAsyncStub(SortedSetServiceStub):
@@ -109,6 +113,10 @@ class SortedSetServiceAsyncStub(SortedSetServiceStub):
     score is returned exactly once, whatever is written meanwhile; one whose score changes may be missed, or come twice.
     Errors: INVALID_PAGE_TOKEN.
     """
+    GetSortedSetPage: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetPageRequest, _sorted_sets_pb2.GetSortedSetPageResponse]  # type: ignore[assignment]
+    """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment."""
+    GetSortedSetScoreRanks: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetScoreRanksRequest, _sorted_sets_pb2.GetSortedSetScoreRanksResponse]  # type: ignore[assignment]
+    """GetSortedSetScoreRanks tells which ranks scores have, whether or not a member has them."""
 
 class SortedSetServiceServicer(metaclass=_abc_1.ABCMeta):
     """SortedSetService keeps members, each once, in order of their scores under keys. A member is 0 to 1,024 bytes of any sort. A score is a
@@ -219,5 +227,21 @@ class SortedSetServiceServicer(metaclass=_abc_1.ABCMeta):
         score is returned exactly once, whatever is written meanwhile; one whose score changes may be missed, or come twice.
         Errors: INVALID_PAGE_TOKEN.
         """
+
+    @_abc_1.abstractmethod
+    def GetSortedSetPage(
+        self,
+        request: _sorted_sets_pb2.GetSortedSetPageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sorted_sets_pb2.GetSortedSetPageResponse, _abc.Awaitable[_sorted_sets_pb2.GetSortedSetPageResponse]]:
+        """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment."""
+
+    @_abc_1.abstractmethod
+    def GetSortedSetScoreRanks(
+        self,
+        request: _sorted_sets_pb2.GetSortedSetScoreRanksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sorted_sets_pb2.GetSortedSetScoreRanksResponse, _abc.Awaitable[_sorted_sets_pb2.GetSortedSetScoreRanksResponse]]:
+        """GetSortedSetScoreRanks tells which ranks scores have, whether or not a member has them."""
 
 def add_SortedSetServiceServicer_to_server(servicer: SortedSetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
