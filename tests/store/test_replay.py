@@ -153,6 +153,14 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "receive",
         "receive",
         "settle",
+        "permits",
+        "permits",
+        "lock",
+        "lock",
+        "unlock",
+        "begin",
+        "begin",
+        "complete",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -228,6 +236,31 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
                     request.receipts.add(message_id=message_id, receipt=receipt)
             if settle == "extend_messages":
                 request.visibility_timeout_ms = 5
+        case "permits":
+            operation.acquire_permits.key, operation.acquire_permits.cost = key, draw(st.integers(0, 3))
+            if draw(st.booleans()):
+                bucket = operation.acquire_permits.token_bucket
+                bucket.capacity, bucket.refill_permits, bucket.interval_ms = draw(st.integers(3, 5)), 1, 20
+            else:
+                window = operation.acquire_permits.sliding_window
+                window.limit, window.window_ms = draw(st.integers(3, 2_000)), 60
+        case "lock":
+            operation.acquire_lock.key, operation.acquire_lock.owner = key, draw(st.sampled_from([b"a", b"b"]))
+            operation.acquire_lock.lease_ms = draw(st.sampled_from([1, 60]))
+        case "unlock":
+            request = getattr(operation, draw(st.sampled_from(["renew_lock", "release_lock"])))
+            # Tokens of a keyspace this small: now and then it is the right one, as below.
+            request.key, request.owner, request.fencing_token = key, b"a", draw(st.integers(1, 6))
+            if operation.HasField("renew_lock"):
+                operation.renew_lock.lease_ms = 80
+        case "begin":
+            operation.begin_idempotent.key = key
+            operation.begin_idempotent.fingerprint = draw(st.sampled_from([b"", b"f"]))
+            operation.begin_idempotent.lease_ms = draw(st.sampled_from([1, 60]))
+            operation.begin_idempotent.retention_ms = 100
+        case "complete":
+            request = getattr(operation, draw(st.sampled_from(["complete_idempotent", "abandon_idempotent"])))
+            request.key, request.token = key, draw(st.integers(1, 6))
         case _:
             operation.take_string.key = key
     return operation
