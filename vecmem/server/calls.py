@@ -137,6 +137,12 @@ async def write(
     return await commit(shard, await prepare(shard, request, build), observer)
 
 
+def is_repeated(shard: Shard, request: Any) -> bool:
+    """Whether a request was applied before. Raises RequestIdReusedError where another one had its id."""
+    request_id = request.write.request_id
+    return bool(request_id) and shard.repeated(request_id, request_fingerprint(request)) is not None
+
+
 async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
     """The first half of `write`: the result of a repeated request, or the command to make durable. Raises for a bad one."""
     request_id = request.write.request_id

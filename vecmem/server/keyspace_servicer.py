@@ -18,7 +18,8 @@ from vecmem.errors import InvalidArgumentError, LimitExceededError, VecmemError
 from vecmem.server import calls
 from vecmem.server.calls import Context, unary
 from vecmem.server.error_table import error_message
-from vecmem.store.keyspace.operation import Moment
+from vecmem.server.waiting import Lines, wait_for
+from vecmem.store.keyspace.operation import Moment, Operation
 from vecmem.store.keyspace.operations import OPERATIONS
 from vecmem.store.pipeline import Pipeline
 from vecmem.store.shard import Shard
@@ -94,9 +95,10 @@ _RESPONSES = {
 
 def add_keyspace_servicers(shard: Shard, methods: grpc.aio.Server) -> None:
     """Add all services for keys of a shard to a server."""
+    lines = Lines()
     for descriptor, add in TYPED_SERVICES:
         named = {method.name: _method(operation_kind(method.name)) for method in descriptor.methods}
-        add(type(f"{descriptor.name}r", (_Servicer,), named)(shard), methods)
+        add(type(f"{descriptor.name}r", (_Servicer,), named)(shard, lines), methods)
     pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(PipelineServicer(shard), methods)
 
 
@@ -106,30 +108,55 @@ def operation_kind(method: str) -> str:
 
 
 class _Servicer:
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, lines: Lines) -> None:
         self._shard = shard
+        self._lines = lines
 
     async def run(self, kind: str, request: Any) -> Any:
         """Run one operation by itself. Raises what it is refused for."""
         operation = OPERATIONS[kind]
         operation.check(request)
-        keyspace = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
+        _ = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
+        if operation.waits is not None and request.wait_ms:
+            return await self._wait(kind, operation, request)
         if operation.writes:
             return await self._write(kind, request)
+        return await self._read(kind, operation, request)
+
+    async def _read(self, kind: str, operation: Operation, request: Any) -> Any:
         if self._shard.state.committing:
             await self._shard.uncommitted()
         sequence = calls.check_position(self._shard, request.read)
         response: Any = _RESPONSES[kind]()
-        operation.run(keyspace, request, response, Moment(self._shard.now_unix_ms()))
+        operation.run(self._shard.state.keyspace, request, response, Moment(self._shard.now_unix_ms()))
         response.header.CopyFrom(calls.header(self._shard, sequence))
         return response
 
-    async def _write(self, kind: str, request: Any) -> Any:
+    async def _wait(self, kind: str, operation: Operation, request: Any) -> Any:
+        async def attempt() -> Any:
+            if operation.writes:
+                return await self._write(kind, request, waits=True)
+            return await self._read(kind, operation, request)
+
+        if operation.writes and calls.is_repeated(self._shard, request):
+            return await self._write(kind, request)
+        response: Any = await wait_for(self._shard, self._lines, operation, request, attempt)
+        if response is not None:
+            return response
+        if operation.writes and request.write.request_id:
+            # Now nothing is the result: a repeat, or a first try that comes late, must not take something after all.
+            return await self._write(kind, request)
+        response = _RESPONSES[kind]()
+        response.header.CopyFrom(calls.header(self._shard, self._shard.applied_sequence))
+        return response
+
+    async def _write(self, kind: str, request: Any, *, waits: bool = False) -> Any:
         def build(command: command_pb2.Command) -> None:
             logged = getattr(command.run_operations.operations.add(), kind)
             logged.CopyFrom(request)
             logged.ClearField("write")
             logged.SetInParent()
+            command.run_operations.waits = waits
 
         result = await calls.write(self._shard, request, build)
         [outcome] = result.operation_results

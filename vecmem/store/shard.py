@@ -37,6 +37,7 @@ from vecmem.store.collection import Collection
 from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
 from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, repeated_result
 from vecmem.store.v1 import command_pb2
+from vecmem.store.watching import ChangeHub
 
 EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_SWEEP_POINTS = 1_000
@@ -78,6 +79,8 @@ class Shard:
         self.recovery = recovered.recovery
         self.clock = clock
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
+        self.changes = ChangeHub(self.state.changes)
+        self.state.listener = self.changes.told
         self._settings = settings
         self._commit: GroupCommit[command_pb2.CommandResult] = GroupCommit(self.log, self.state.apply)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)

@@ -146,7 +146,7 @@ class StateMachine:
         result.conflicts.extend(changes.conflicts)
         if changes.refused is not None:
             result.refusal.CopyFrom(_refusal(changes.refused))
-        if command.request_id:
+        if command.request_id and not _is_to_come_again(command, result):
             self.deduplication.remember(
                 command_pb2.DeduplicationEntry(
                     request_id=command.request_id,
@@ -308,6 +308,16 @@ def repeated_result(remembered: command_pb2.DeduplicationEntry, fingerprint: int
     if remembered.request_fingerprint == fingerprint:
         return remembered.result
     return command_pb2.CommandResult(refusal=_refusal(_reused(remembered.request_id, REQUEST_ID_FIELD)))
+
+
+def _is_to_come_again(command: command_pb2.Command, result: command_pb2.CommandResult) -> bool:
+    """Whether it is the operation of somebody who waits, and found nothing."""
+    if not command.run_operations.waits or result.HasField("refusal"):
+        return False
+    [outcome] = result.operation_results
+    kind = str(outcome.WhichOneof("kind"))
+    waits = operations.OPERATIONS[kind].waits if kind != "error" else None
+    return waits is not None and not waits.found(getattr(outcome, kind))
 
 
 def _refusal(error: VecmemError) -> command_pb2.Refusal:

@@ -11,10 +11,16 @@ from vecmem.store.keyspace.container import CONTAINER_BYTES, Container
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import (
     Moment,
+    Waits,
+    any_key_exists,
     check_key,
+    check_one_or_several,
     check_request_key,
     check_slot,
     check_value,
+    check_wait,
+    first_key,
+    key_exists,
     reads,
     writes,
 )
@@ -207,7 +213,8 @@ def _push(
 
 
 def _check_pop(request: api.PopListItemsRequest) -> None:
-    check_request_key(request)
+    check_one_or_several(request)
+    check_wait(request)
     _check_end(request.end)
     _check_count(request.count, limits.LIST_ITEMS_PER_REQUEST_MAX)
 
@@ -215,7 +222,8 @@ def _check_pop(request: api.PopListItemsRequest) -> None:
 def _pop(
     keyspace: Keyspace, request: api.PopListItemsRequest, response: api.PopListItemsResponse, moment: Moment
 ) -> None:
-    value = _find(keyspace, request, moment)
+    key, field = first_key(keyspace, request, moment)
+    value = keyspace.container(key, ListValue, moment.time_unix_ms, field)
     if value is None:
         return
     items = value.peek(request.end, request.count or 1)
@@ -223,9 +231,11 @@ def _pop(
     moment.spend(sum(map(len, items)), "count")
     old_size_bytes = value.size_bytes
     value.pop(request.end, items)
-    keyspace.change(request.key, value, old_size_bytes, moment.time_unix_ms)
+    keyspace.change(key, value, old_size_bytes, moment.time_unix_ms)
     response.items.extend(items)
     response.item_count = len(value)
+    if request.keys:
+        response.key = key
 
 
 def _stop(request: api.GetListRangeRequest | api.TrimListRequest) -> int:
@@ -349,6 +359,7 @@ def _check_move(request: api.MoveListItemRequest) -> None:
     check_slot([request.key, request.destination], "destination")
     _check_end(request.end)
     _check_end(request.destination_end, "destination_end")
+    check_wait(request)
 
 
 def _move(
@@ -394,13 +405,13 @@ def _find_item(
 
 OPERATIONS = {
     "push_list_items": writes(_check_push, _push),
-    "pop_list_items": writes(_check_pop, _pop),
+    "pop_list_items": writes(_check_pop, _pop, Waits(lambda response: bool(response.items), any_key_exists)),
     "get_list_range": reads(check_request_key, _get_range),
     "get_list_item": reads(check_request_key, _get_item),
     "set_list_item": writes(_check_set_item, _set_item),
     "insert_list_item": writes(_check_insert, _insert),
     "remove_list_items": writes(_check_item, _remove),
     "trim_list": writes(check_request_key, _trim),
-    "move_list_item": writes(_check_move, _move),
+    "move_list_item": writes(_check_move, _move, Waits(lambda response: response.HasField("item"), key_exists)),
     "find_list_item": reads(_check_find, _find_item),
 }

@@ -41,6 +41,20 @@ class Moment:
         self.result_bytes_left -= size_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How an operation waits, whose request has a `wait_ms`. Only the server waits: what is logged finds something or does not."""
+
+    found: Callable[[Any], bool]
+    """Whether a response has what was waited for."""
+    ready: Callable[[Keyspace, Any, Moment], bool]
+    """Whether the operation would find something, or be refused, if it ran now."""
+    line: Callable[[Any], bytes] = lambda _: b""
+    """Those who wait for a key take turns within a line; calls whose lines differ do not take from each other."""
+    due_unix_ms: Callable[[Keyspace, Any, Moment], int] = lambda *_: NEVER
+    """When there will be something even if nothing is changed; NEVER: only a change helps."""
+
+
 Check = Callable[[Any], None]
 Run = Callable[[Keyspace, Any, Any, Moment], None]
 
@@ -52,16 +66,17 @@ class Operation:
     check: Check
     run: Run
     writes: bool
+    waits: Waits | None = None
 
 
-def reads(check: Check, run: Run) -> Operation:
+def reads(check: Check, run: Run, waits: Waits | None = None) -> Operation:
     """Make an operation that changes nothing."""
-    return Operation(check, run, writes=False)
+    return Operation(check, run, writes=False, waits=waits)
 
 
-def writes(check: Check, run: Run) -> Operation:
+def writes(check: Check, run: Run, waits: Waits | None = None) -> Operation:
     """Make an operation whose request is logged."""
-    return Operation(check, run, writes=True)
+    return Operation(check, run, writes=True, waits=waits)
 
 
 def check_key(key: bytes, field: str = "key") -> None:
@@ -86,6 +101,40 @@ def check_keys(keys: Sequence[bytes], field: str = "keys") -> None:
     for index, key in enumerate(keys):
         check_key(key, f"{field}[{index}]")
     check_slot(keys, field)
+
+
+def check_one_or_several(request: Any) -> None:
+    """Check that a request has `key` or `keys`, and these."""
+    if not request.keys:
+        check_key(request.key)
+        return
+    if request.key:
+        raise InvalidArgumentError("is given beside `keys`", field="key")
+    check_keys(request.keys)
+
+
+def first_key(keyspace: Keyspace, request: Any, moment: Moment) -> tuple[bytes, str]:
+    """The key of a request, or the first of its keys that exists, or the last one; and the path of its field."""
+    for index, key in enumerate(request.keys):
+        if index == len(request.keys) - 1 or keyspace.find(key, moment.time_unix_ms) is not None:
+            return key, f"keys[{index}]"
+    return request.key, "key"
+
+
+def any_key_exists(keyspace: Keyspace, request: Any, moment: Moment) -> bool:
+    """Whether there is a value under the key of a request, or under one of its keys."""
+    return any(keyspace.find(key, moment.time_unix_ms) is not None for key in request.keys or [request.key])
+
+
+def key_exists(keyspace: Keyspace, request: Any, moment: Moment) -> bool:
+    """Whether there is a value under the key of a request."""
+    return keyspace.find(request.key, moment.time_unix_ms) is not None
+
+
+def check_wait(request: Any) -> None:
+    """Raises LimitExceededError."""
+    if request.wait_ms > limits.WAIT_MS_MAX:
+        raise LimitExceededError(f"{request.wait_ms} is more than {limits.WAIT_MS_MAX}", field="wait_ms")
 
 
 def check_request_keys(request: Any) -> None:

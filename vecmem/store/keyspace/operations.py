@@ -54,6 +54,8 @@ def check(operation: pipeline_pb2.Operation) -> tuple[str, Operation, Any]:
     if request.HasField(options):
         raise InvalidArgumentError("has to be that of the pipeline", field=options)
     found.check(request)
+    if found.waits is not None and request.wait_ms:
+        raise InvalidArgumentError(f"{request.wait_ms}: only a call of its own can wait", field="wait_ms")
     if operation.request_id:
         check_request_id(operation.request_id, "request_id")
     return kind, found, request

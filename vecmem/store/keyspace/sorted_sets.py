@@ -20,13 +20,18 @@ from vecmem.errors import (
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace
 from vecmem.store.keyspace.operation import (
     Moment,
+    Waits,
+    any_key_exists,
     check_key,
     check_keys,
     check_member,
     check_member_count,
     check_members,
+    check_one_or_several,
     check_request_key,
     check_slot,
+    check_wait,
+    first_key,
     reads,
     writes,
 )
@@ -308,7 +313,8 @@ def _remove_ranks(keyspace: Keyspace, key: bytes, value: SortedSetValue, start: 
 
 
 def _check_pop(request: api.PopSortedSetMembersRequest) -> None:
-    check_request_key(request)
+    check_one_or_several(request)
+    check_wait(request)
     if request.end not in {api.SORTED_SET_END_LOWEST, api.SORTED_SET_END_HIGHEST}:
         raise InvalidArgumentError(f"{request.end} is no end of a sorted set", field="end")
     if request.count > limits.MEMBERS_PER_REQUEST_MAX:
@@ -321,7 +327,8 @@ def _pop(
     response: api.PopSortedSetMembersResponse,
     moment: Moment,
 ) -> None:
-    value = _find(keyspace, request, moment)
+    key, field = first_key(keyspace, request, moment)
+    value = keyspace.container(key, SortedSetValue, moment.time_unix_ms, field)
     if value is None:
         return
     length = len(value)
@@ -330,8 +337,10 @@ def _pop(
     highest = request.end == api.SORTED_SET_END_HIGHEST
     start = length - count if highest else 0
     _fill(response.members, value.pairs(start, start + count, reverse=highest))
-    _remove_ranks(keyspace, request.key, value, start, start + count, moment)
+    _remove_ranks(keyspace, key, value, start, start + count, moment)
     response.member_count = len(value)
+    if request.keys:
+        response.key = key
 
 
 def _check_combining(request: Combining) -> None:
@@ -430,7 +439,7 @@ OPERATIONS = {
     "get_sorted_set_range": reads(_check_get_range, _get_range),
     "count_sorted_set_range": reads(_check_request_range, _count_range),
     "remove_sorted_set_range": writes(_check_request_range, _remove_range),
-    "pop_sorted_set_members": writes(_check_pop, _pop),
+    "pop_sorted_set_members": writes(_check_pop, _pop, Waits(lambda response: bool(response.members), any_key_exists)),
     "combine_sorted_sets": reads(_check_combine, _combine),
     "store_combined_sorted_sets": writes(_check_store, _store),
     "scan_sorted_set": reads(_check_scan, _scan),

@@ -446,6 +446,9 @@ class RunOperations(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERATIONS_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    waits: _builtins.bool
+    """There is one operation, whose caller waits: where it finds nothing the request_id of the command is not used up, for it will be tried again."""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.Operation]:
         """Operations that write, checked, without options of their own."""
@@ -454,10 +457,11 @@ class RunOperations(_message.Message):
         self,
         *,
         operations: _abc.Iterable[_pipeline_pb2.Operation] | None = ...,
+        waits: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

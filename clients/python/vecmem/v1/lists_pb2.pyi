@@ -148,15 +148,26 @@ class PopListItemsRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key."""
     end: Global___ListEnd.ValueType
     """From where. Required."""
     count: _builtins.int
     """At most so many items, 1 to 1,024; 0: one."""
+    wait_ms: _builtins.int
+    """How long to wait where there is nothing to take, milliseconds, at most 3,600,000; 0: not at all. Those who wait are served in the order
+    in which they came. A call that is cancelled may have taken something all the same: the same request_id tells. Refused in pipelines and
+    transactions.
+    """
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Instead of `key`: 1 to 1,024 keys of one slot. The first one that exists is taken from."""
 
     def __init__(
         self,
@@ -165,10 +176,12 @@ class PopListItemsRequest(_message.Message):
         end: Global___ListEnd.ValueType = ...,
         count: _builtins.int = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "end", b"end", "key", b"key", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "end", b"end", "key", b"key", "keys", b"keys", "wait_ms", b"wait_ms", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,8 +196,11 @@ class PopListItemsResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     item_count: _builtins.int
     """Items that are left."""
+    key: _builtins.bytes
+    """Of `keys`, the one that was taken from. Empty: none."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -199,10 +215,11 @@ class PopListItemsResponse(_message.Message):
         header: _common_pb2.ResponseHeader | None = ...,
         items: _abc.Iterable[_builtins.bytes] | None = ...,
         item_count: _builtins.int = ...,
+        key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "item_count", b"item_count", "items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "item_count", b"item_count", "items", b"items", "key", b"key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,6 +652,7 @@ class MoveListItemRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     DESTINATION_END_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The list that has the item."""
     destination: _builtins.bytes
@@ -643,6 +661,11 @@ class MoveListItemRequest(_message.Message):
     """Which end of the list that has it. Required."""
     destination_end: Global___ListEnd.ValueType
     """Which end of the destination. Required."""
+    wait_ms: _builtins.int
+    """How long to wait where there is nothing to take, milliseconds, at most 3,600,000; 0: not at all. Those who wait are served in the order
+    in which they came. A call that is cancelled may have taken something all the same: the same request_id tells. Refused in pipelines and
+    transactions.
+    """
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
@@ -655,10 +678,11 @@ class MoveListItemRequest(_message.Message):
         end: Global___ListEnd.ValueType = ...,
         destination_end: Global___ListEnd.ValueType = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "destination_end", b"destination_end", "end", b"end", "key", b"key", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "destination_end", b"destination_end", "end", b"end", "key", b"key", "wait_ms", b"wait_ms", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

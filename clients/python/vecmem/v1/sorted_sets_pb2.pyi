@@ -964,15 +964,26 @@ class PopSortedSetMembersRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key."""
     end: Global___SortedSetEnd.ValueType
     """From where. Required."""
     count: _builtins.int
     """At most so many, 1 to 1,024; 0: one."""
+    wait_ms: _builtins.int
+    """How long to wait where there is nothing to take, milliseconds, at most 3,600,000; 0: not at all. Those who wait are served in the order
+    in which they came. A call that is cancelled may have taken something all the same: the same request_id tells. Refused in pipelines and
+    transactions.
+    """
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Instead of `key`: 1 to 1,024 keys of one slot. The first one that exists is taken from."""
 
     def __init__(
         self,
@@ -981,10 +992,12 @@ class PopSortedSetMembersRequest(_message.Message):
         end: Global___SortedSetEnd.ValueType = ...,
         count: _builtins.int = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "end", b"end", "key", b"key", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "end", b"end", "key", b"key", "keys", b"keys", "wait_ms", b"wait_ms", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -999,8 +1012,11 @@ class PopSortedSetMembersResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     member_count: _builtins.int
     """Members that are left."""
+    key: _builtins.bytes
+    """Of `keys`, the one that was taken from. Empty: none."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -1015,10 +1031,11 @@ class PopSortedSetMembersResponse(_message.Message):
         header: _common_pb2.ResponseHeader | None = ...,
         members: _abc.Iterable[Global___ScoredMember] | None = ...,
         member_count: _builtins.int = ...,
+        key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "member_count", b"member_count", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "key", b"key", "member_count", b"member_count", "members", b"members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1274,13 +1291,14 @@ Global___ScanSortedSetResponse: _TypeAlias = ScanSortedSetResponse  # noqa: Y015
 
 @_typing.final
 class GetSortedSetPageRequest(_message.Message):
-    """GetSortedSetPageRequest asks for the surroundings of a member or a score."""
+    """GetSortedSetPageRequest asks for the surroundings of a member, a score or a place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     COUNT_BEFORE_FIELD_NUMBER: _builtins.int
     COUNT_AFTER_FIELD_NUMBER: _builtins.int
     REVERSE_FIELD_NUMBER: _builtins.int
@@ -1292,10 +1310,12 @@ class GetSortedSetPageRequest(_message.Message):
     """A member. Where it is not there, the page is empty."""
     score: _builtins.float
     """A score, which a member may have or not. NaN is refused."""
+    place: _builtins.int
+    """A place in the order, from 0 on, which may lie beyond the end."""
     count_before: _builtins.int
-    """At most so many members that come before the one named, or that have a better score than the one named: a lower one, with `reverse` a higher one."""
+    """At most so many members that come before the member or the place, or that have a better score: a lower one, with `reverse` a higher one."""
     count_after: _builtins.int
-    """At most so many members behind the one named, or those of the score named and worse ones. With `count_before` 9,999 at most."""
+    """At most so many members behind the member; or from the place on; or with the score and worse ones. With `count_before` 9,999 at most."""
     reverse: _builtins.bool
     """Highest first; ranks then count from the highest, too."""
     ranking: Global___SortedSetRanking.ValueType
@@ -1310,17 +1330,18 @@ class GetSortedSetPageRequest(_message.Message):
         key: _builtins.bytes = ...,
         member: _builtins.bytes = ...,
         score: _builtins.float = ...,
+        place: _builtins.int = ...,
         count_before: _builtins.int = ...,
         count_after: _builtins.int = ...,
         reverse: _builtins.bool = ...,
         ranking: Global___SortedSetRanking.ValueType = ...,
         read: _common_pb2.ReadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "member", b"member", "read", b"read", "score", b"score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "member", b"member", "place", b"place", "read", b"read", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "count_after", b"count_after", "count_before", b"count_before", "key", b"key", "member", b"member", "ranking", b"ranking", "read", b"read", "reverse", b"reverse", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "count_after", b"count_after", "count_before", b"count_before", "key", b"key", "member", b"member", "place", b"place", "ranking", b"ranking", "read", b"read", "reverse", b"reverse", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_center: _TypeAlias = _typing.Literal["member", "score"]  # noqa: Y015
+    _WhichOneofReturnType_center: _TypeAlias = _typing.Literal["member", "score", "place"]  # noqa: Y015
     _WhichOneofArgType_center: _TypeAlias = _typing.Literal["center", b"center"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_center) -> _WhichOneofReturnType_center | None: ...
 
@@ -1368,9 +1389,9 @@ class GetSortedSetPageResponse(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
-    """Rank of the member named; of a score how many members have a better one. Absent: no such member."""
+    """Rank of the member; of a score how many members have a better one. Absent: no such member, or it was a place."""
     score: _builtins.float
-    """Score of the member named, or the one named. Absent: no such member."""
+    """Score of the member, or the one named. Absent: no such member, or it was a place."""
     member_count: _builtins.int
     """Members of the whole set; 0: no such key."""
     @_builtins.property

@@ -206,7 +206,7 @@ class SortedSetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSortedSetPage(self, request, context):
-        """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment.
+        """GetSortedSetPage returns the members around one of them, a score or a place, with their ranks: a page of a leaderboard at one moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

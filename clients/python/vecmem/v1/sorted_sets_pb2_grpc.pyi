@@ -69,7 +69,7 @@ class SortedSetServiceStub:
     Errors: INVALID_PAGE_TOKEN.
     """
     GetSortedSetPage: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetPageRequest, _sorted_sets_pb2.GetSortedSetPageResponse]
-    """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment."""
+    """GetSortedSetPage returns the members around one of them, a score or a place, with their ranks: a page of a leaderboard at one moment."""
     GetSortedSetScoreRanks: _grpc.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetScoreRanksRequest, _sorted_sets_pb2.GetSortedSetScoreRanksResponse]
     """GetSortedSetScoreRanks tells which ranks scores have, whether or not a member has them."""
 
@@ -114,7 +114,7 @@ class SortedSetServiceAsyncStub(SortedSetServiceStub):
     Errors: INVALID_PAGE_TOKEN.
     """
     GetSortedSetPage: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetPageRequest, _sorted_sets_pb2.GetSortedSetPageResponse]  # type: ignore[assignment]
-    """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment."""
+    """GetSortedSetPage returns the members around one of them, a score or a place, with their ranks: a page of a leaderboard at one moment."""
     GetSortedSetScoreRanks: _aio.UnaryUnaryMultiCallable[_sorted_sets_pb2.GetSortedSetScoreRanksRequest, _sorted_sets_pb2.GetSortedSetScoreRanksResponse]  # type: ignore[assignment]
     """GetSortedSetScoreRanks tells which ranks scores have, whether or not a member has them."""
 
@@ -234,7 +234,7 @@ class SortedSetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sorted_sets_pb2.GetSortedSetPageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sorted_sets_pb2.GetSortedSetPageResponse, _abc.Awaitable[_sorted_sets_pb2.GetSortedSetPageResponse]]:
-        """GetSortedSetPage returns the members around one of them, or around a score, with their ranks: a page of a leaderboard at one moment."""
+        """GetSortedSetPage returns the members around one of them, a score or a place, with their ranks: a page of a leaderboard at one moment."""
 
     @_abc_1.abstractmethod
     def GetSortedSetScoreRanks(
