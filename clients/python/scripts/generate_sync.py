@@ -1,6 +1,6 @@
 """Generate the sync client from the asyncio one: `python clients/python/scripts/generate_sync.py [--check]`.
 
-Every module of vecmem_client/_async except the hand-written transport and lanes becomes its twin in vecmem_client/_sync by
+Every module of vecmem_client/_async except the hand-written ones becomes its twin in vecmem_client/_sync by
 replacing words; ruff formats the result. With --check nothing is written and a difference exits 1.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vecmem_client"
-HAND_WRITTEN = {"__init__.py", "lanes.py", "transport.py"}
+HAND_WRITTEN = {"__init__.py", "background.py", "lanes.py", "transport.py"}
 HEADER = "# Generated from _async/{name} by scripts/generate_sync.py: change that one and run the script.\n"
 
 REPLACEMENTS = (
@@ -21,7 +21,8 @@ REPLACEMENTS = (
     (r"\bawait ", ""),
     (r"\b__aenter__\b", "__enter__"),
     (r"\b__aexit__\b", "__exit__"),
-    (r"\bAsync(Client|Iterator|StoreMethods)\b", r"\1"),
+    (r"\bAsync([A-Z]\w*)\b", r"\1"),
+    (r"\bAwaitable\[([^\[\]]+)\]", r"\1"),
     (r"\basync_client\b", "client"),
     (r"\b(_?)a((?:add|from)_texts|create|delete|get_by_ids|nearest)\b", r"\1\2"),
     (r"\ba((?:similarity|max_marginal_relevance)_search|embed_)", r"\1"),
@@ -36,7 +37,7 @@ def translate(source: str, name: str) -> str:
         source = re.sub(pattern, replacement, source)
     if left := re.search(r"\b(async|await|asyncio)\b", source):
         raise SystemExit(f"{name}: {left[0]!r} would remain in the sync twin")
-    for command in (["check", "--fix", "--unsafe-fixes", "--quiet", "--select", "I,UP028"], ["format", "--quiet"]):
+    for command in (["check", "--fix", "--unsafe-fixes", "--quiet", "--select", "F401,I,UP028"], ["format", "--quiet"]):
         arguments = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(PACKAGE / "_sync" / name), "-"]
         source = subprocess.run(arguments, input=source, capture_output=True, text=True, check=True).stdout
     return HEADER.format(name=name) + source
