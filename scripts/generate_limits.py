@@ -78,6 +78,19 @@ GROUPS: dict[str, dict[str, Told]] = {
         "DEAD_MESSAGES_PER_RECEIVE_MAX": Told("messages", "messages that one receive sets aside; the next goes on"),
         "QUEUE_REPLY_BYTES_MAX": Told("bytes", "bodies of messages delivered or peeked at together; further ones wait"),
         "QUEUE_MESSAGE_REPLY_BYTES": Told("bytes", "what a message that is delivered counts for beside its body"),
+        "STREAM_ENTRY_BYTES_MAX": Told("bytes", "fields and values of an entry of a stream, together", TOO_MUCH),
+        "STREAM_ENTRIES_PER_REPLY_MAX": Told(
+            "entries", "entries that one read of streams or one claim returns", TOO_MUCH
+        ),
+        "STREAM_ENTRIES_DEFAULT": Told("entries", "entries of a read or a claim where the request names no number"),
+        "STREAM_REPLY_BYTES_MAX": Told("bytes", "entries that one read or one claim returns; further ones wait"),
+        "STREAM_ENTRY_REPLY_BYTES": Told("bytes", "what a returned entry counts for beside its fields"),
+        "STREAM_FIELD_REPLY_BYTES": Told(
+            "bytes", "what each of its fields counts for beside its bytes and its value's"
+        ),
+        "STREAM_LOOKS_PER_CLAIM": Told(
+            "entries", "pending entries looked at for each that an automatic claim may return"
+        ),
         "OPERATIONS_PER_PIPELINE_MAX": Told("operations", "operations of one pipeline", TOO_MUCH),
         "RATE_LIMIT_PERMITS_MAX": Told(
             "permits", "capacity or limit of a rate limiter, or what it is refilled by", "INVALID_ARGUMENT"

@@ -16,12 +16,15 @@
     ├── NotFoundError                what it names is not there
     │   ├── CollectionNotFoundError
     │   ├── PointNotFoundError
-    │   └── KeyNotFoundError
+    │   ├── KeyNotFoundError
+    │   └── StreamGroupNotFoundError
     ├── CollectionExistsError        what it makes is there already
+    ├── StreamGroupExistsError
     ├── ValueMismatchError           what is stored is not what the request takes it for
     │   ├── WrongTypeError           ... but a value of another type
     │   ├── NotANumberError          ... or spells no number
-    │   └── MixedScoresError         ... or a sorted set whose scores are not all the same
+    │   ├── MixedScoresError         ... or a sorted set whose scores are not all the same
+    │   └── StreamIdTooSmallError    ... or a stream that has gone further than the new id
     ├── VersionConflictError         what is stored has changed since the caller looked
     ├── NumberOverflowError          the sum is no number of its kind
     ├── PositionAheadError           the log has not reached the position asked for
@@ -172,10 +175,22 @@ class KeyNotFoundError(NotFoundError):
     reason = "KEY_NOT_FOUND"
 
 
+class StreamGroupNotFoundError(NotFoundError):
+    """The stream has no group of that name, or there is no such key."""
+
+    reason = "STREAM_GROUP_NOT_FOUND"
+
+
 class CollectionExistsError(VecmemError):
     """A collection of that name exists."""
 
     reason = "COLLECTION_EXISTS"
+
+
+class StreamGroupExistsError(VecmemError):
+    """The stream has a group of that name."""
+
+    reason = "STREAM_GROUP_EXISTS"
 
 
 class ValueMismatchError(VecmemError):
@@ -200,6 +215,12 @@ class MixedScoresError(ValueMismatchError):
     """The members of the sorted set have different scores, so that they are not in order of their bytes."""
 
     reason = "MIXED_SCORES"
+
+
+class StreamIdTooSmallError(ValueMismatchError):
+    """The id of a new entry is not greater than the last id of the stream, which `last_id` says, as in `17-3`."""
+
+    reason = "STREAM_ID_TOO_SMALL"
 
 
 class VersionConflictError(VecmemError):

@@ -74,6 +74,19 @@ RATE_LIMIT_PERMITS_MAX: Final = 2**53
 RATE_LIMIT_GRANTS_MAX: Final = 1_024
 """Entries that a sliding window keeps."""
 IDEMPOTENT_RESULT_BYTES_MAX: Final = 1024 * 1024
+STREAM_ENTRY_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Of an entry of a stream: its fields and values together."""
+STREAM_ENTRIES_PER_REPLY_MAX: Final = 10_000
+STREAM_ENTRIES_DEFAULT: Final = 100
+"""Entries that a read or a claim returns at most where the request says nothing."""
+STREAM_REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
+"""What entries that a read or a claim returns count for, together; one of STREAM_ENTRY_BYTES_MAX fits always."""
+STREAM_ENTRY_REPLY_BYTES: Final = 64
+"""What a returned entry counts for beside its fields."""
+STREAM_FIELD_REPLY_BYTES: Final = 64
+"""What each of its fields counts for beside its bytes and those of its value."""
+STREAM_LOOKS_PER_CLAIM: Final = 10
+"""Pending entries that an automatic claim looks at for each that it may return."""
 TIME_MS_MAX: Final = 2**53
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -113,6 +126,11 @@ FROZEN: Final = (
     "QUEUE_REPLY_BYTES_MAX",
     "QUEUE_MESSAGE_REPLY_BYTES",
     "RATE_LIMIT_GRANTS_MAX",
+    "STREAM_ENTRIES_DEFAULT",
+    "STREAM_REPLY_BYTES_MAX",
+    "STREAM_ENTRY_REPLY_BYTES",
+    "STREAM_FIELD_REPLY_BYTES",
+    "STREAM_LOOKS_PER_CLAIM",
     "DEDUPLICATION_ENTRIES_MAX",
     "DEDUPLICATION_BYTES_MAX",
     "DEDUPLICATION_WINDOW_MS",

@@ -19,7 +19,7 @@ SERVICES = {
     f"vecmem.v1.{name}Service"
     for name in (
         *("Admin", "Collection", "Point", "Pipeline", "Transaction"),
-        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue"),
+        *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue", "Stream"),
         *("RateLimiter", "Lock", "Idempotency"),
     )
 }

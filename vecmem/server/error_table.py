@@ -21,6 +21,7 @@ CODES: tuple[tuple[type[errors.VecmemError], grpc.StatusCode], ...] = (
     (errors.InvalidArgumentError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.CollectionExistsError, grpc.StatusCode.ALREADY_EXISTS),
+    (errors.StreamGroupExistsError, grpc.StatusCode.ALREADY_EXISTS),
     (errors.ValueMismatchError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.VersionConflictError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.NumberOverflowError, grpc.StatusCode.OUT_OF_RANGE),

@@ -49,6 +49,8 @@ from vecmem.v1 import (
     sets_pb2_grpc,
     sorted_sets_pb2,
     sorted_sets_pb2_grpc,
+    streams_pb2,
+    streams_pb2_grpc,
     strings_pb2,
     strings_pb2_grpc,
 )
@@ -67,6 +69,7 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
         sorted_sets_pb2.DESCRIPTOR.services_by_name["SortedSetService"],
         sorted_sets_pb2_grpc.add_SortedSetServiceServicer_to_server,
     ),
+    (streams_pb2.DESCRIPTOR.services_by_name["StreamService"], streams_pb2_grpc.add_StreamServiceServicer_to_server),
     (queues_pb2.DESCRIPTOR.services_by_name["QueueService"], queues_pb2_grpc.add_QueueServiceServicer_to_server),
     (
         rate_limiters_pb2.DESCRIPTOR.services_by_name["RateLimiterService"],

@@ -21,6 +21,7 @@ from vecmem.store.keyspace.queue_value import QueueValue
 from vecmem.store.keyspace.rate_limiter_value import RateLimiterValue
 from vecmem.store.keyspace.sets import SetValue
 from vecmem.store.keyspace.sorted_set_value import SortedSetValue
+from vecmem.store.keyspace.stream_value import StreamValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ CONTAINERS: Final[dict[int, type[Container]]] = {
     SetValue.TYPE: SetValue,
     ListValue.TYPE: ListValue,
     SortedSetValue.TYPE: SortedSetValue,
+    StreamValue.TYPE: StreamValue,
     RateLimiterValue.TYPE: RateLimiterValue,
     LockValue.TYPE: LockValue,
     IdempotencyValue.TYPE: IdempotencyValue,

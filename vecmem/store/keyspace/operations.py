@@ -17,6 +17,8 @@ from vecmem.store.keyspace import (
     rate_limiters,
     sets,
     sorted_sets,
+    stream_group_operations,
+    streams,
     strings,
 )
 from vecmem.store.keyspace.keyspace import Keyspace
@@ -32,6 +34,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **sets.OPERATIONS,
     **lists.OPERATIONS,
     **sorted_sets.OPERATIONS,
+    **streams.OPERATIONS,
+    **stream_group_operations.OPERATIONS,
     **leaderboards.OPERATIONS,
     **queues.OPERATIONS,
     **rate_limiters.OPERATIONS,
