@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from google.protobuf.message_factory import GetMessageClass
 
 from vecmem.v1 import keys_pb2, pipeline_pb2
 from vecmem_client._errors import VecmemClientError, error_from_message
+from vecmem_client._methods import Method
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +45,8 @@ class Operation(Generic[T]):
     message: pipeline_pb2.Operation
     writes: bool
     convert: Callable[[Any], T]
+    wait_ms: int = 0
+    """How long it waits for something to take, in a call of its own."""
 
     def result(self, outcome: pipeline_pb2.OperationResult) -> T | VecmemClientError:
         """Return the result, or the error, that a pipeline's reply has for it."""
@@ -61,6 +68,27 @@ def writes(kind: str, convert: Callable[[Any], T], **fields: Any) -> Operation[T
 def request_of(operations: Sequence[Operation[Any]]) -> pipeline_pb2.PipelineRequest:
     """Build the request of a pipeline."""
     return pipeline_pb2.PipelineRequest(operations=[operation.message for operation in operations])
+
+
+@cache
+def method_of(kind: str) -> Method[Any]:
+    """The RPC that runs one operation of a kind alone."""
+    request = pipeline_pb2.Operation.DESCRIPTOR.fields_by_name[kind].message_type
+    [found] = (
+        method
+        for service in request.file.services_by_name.values()
+        for method in service.methods
+        if method.input_type is request
+    )
+    path = f"/{found.containing_service.full_name}/{found.name}"
+    return Method(path, GetMessageClass(found.output_type).FromString)
+
+
+def as_wait_ms(wait_seconds: float) -> int:
+    """Return a wait in milliseconds. Raises ValueError for one below 0."""
+    if not wait_seconds >= 0:
+        raise ValueError(f"wait_seconds is at least 0, not {wait_seconds}")
+    return ceil(wait_seconds * 1e3)
 
 
 def as_bytes(value: BytesLike) -> bytes:
@@ -103,4 +131,4 @@ def _build(kind: str, convert: Callable[[Any], T], fields: dict[str, Any], *, wr
             getattr(request, name).CopyFrom(value)
         else:
             setattr(request, name, value)
-    return Operation(kind, message, writes, convert)
+    return Operation(kind, message, writes, convert, fields.get("wait_ms") or 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from vecmem.v1 import lists_pb2
-from vecmem_client._operations import BytesLike, Operation, as_bytes, reads, writes
+from vecmem_client._operations import BytesLike, Operation, as_bytes, as_wait_ms, reads, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,9 +35,25 @@ def push(
     )
 
 
-def pop(key: BytesLike, count: int = 1, *, end: End = "left") -> Operation[list[bytes]]:
-    """Take up to so many items from an end, the outermost first."""
-    return writes("pop_list_items", _items, key=as_bytes(key), end=_ENDS[end], count=count)
+def pop(key: BytesLike, count: int = 1, *, end: End = "left", wait_seconds: float = 0) -> Operation[list[bytes]]:
+    """Take up to so many items from an end, the outermost first; wait so long, at most an hour, where there is none."""
+    return writes(
+        "pop_list_items", _items, key=as_bytes(key), end=_ENDS[end], count=count, wait_ms=as_wait_ms(wait_seconds)
+    )
+
+
+def pop_first(
+    keys: Iterable[BytesLike], count: int = 1, *, end: End = "left", wait_seconds: float = 0
+) -> Operation[tuple[bytes, list[bytes]] | None]:
+    """Take items from the first list that exists of several of one slot; returns its key and them, None: there is none, in time."""
+    return writes(
+        "pop_list_items",
+        lambda response: (response.key, list(response.items)) if response.items else None,
+        keys=[as_bytes(key) for key in keys],
+        end=_ENDS[end],
+        count=count,
+        wait_ms=as_wait_ms(wait_seconds),
+    )
 
 
 def get_range(key: BytesLike, start: int = 0, stop: int | None = None) -> Operation[list[bytes]]:
@@ -91,9 +107,14 @@ def trim(key: BytesLike, start: int = 0, stop: int | None = None) -> Operation[i
 
 
 def move(
-    key: BytesLike, destination: BytesLike, *, end: End = "left", destination_end: End = "right"
+    key: BytesLike,
+    destination: BytesLike,
+    *,
+    end: End = "left",
+    destination_end: End = "right",
+    wait_seconds: float = 0,
 ) -> Operation[bytes | None]:
-    """Move an item from an end to an end of a list of the same slot; returns it, None: there was none."""
+    """Move an item from an end to an end of a list of the same slot; returns it, None: there was none, in time."""
     return writes(
         "move_list_item",
         _item,
@@ -101,6 +122,7 @@ def move(
         destination=as_bytes(destination),
         end=_ENDS[end],
         destination_end=_ENDS[destination_end],
+        wait_ms=as_wait_ms(wait_seconds),
     )
 
 

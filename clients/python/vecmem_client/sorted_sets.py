@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vecmem.v1 import sorted_sets_pb2 as api
-from vecmem_client._operations import BytesLike, Operation, as_bytes, reads, writes
+from vecmem_client._operations import BytesLike, Operation, as_bytes, as_wait_ms, reads, writes
 from vecmem_client.sets import COMBINATIONS, Combination
 
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Condition = Literal["absent", "present"]
 ScoreCondition = Literal["greater", "less"]
 Aggregate = Literal["sum", "minimum", "maximum"]
+Ranking = Literal["ordinal", "competition"]
+_RANKINGS = {
+    "ordinal": api.SORTED_SET_RANKING_UNSPECIFIED,
+    "competition": api.SORTED_SET_RANKING_COMPETITION,
+}
 _CONDITIONS = {
     None: 0,
     "absent": api.SCORED_MEMBER_CONDITION_ABSENT,
@@ -47,6 +52,36 @@ class Added:
 
     added_count: int
     changed_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankedMember:
+    """A member, its score and its rank, 0 being the first."""
+
+    member: bytes
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPage:
+    """Members around one, a score or a place, in order; `member_count` is that of the whole set.
+
+    `rank` and `score` are those of the one in the middle; None: it is not there, or the middle was a place.
+    """
+
+    rank: int | None
+    score: float | None
+    members: list[RankedMember]
+    member_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRank:
+    """How many members have a better score than this one, and how many have this one."""
+
+    rank: int
+    equal_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +245,36 @@ def remove_range(key: BytesLike, selected: api.SortedSetRange) -> Operation[int]
     return writes("remove_sorted_set_range", lambda response: response.removed_count, key=as_bytes(key), range=selected)
 
 
-def pop(key: BytesLike, count: int = 1, *, end: Literal["lowest", "highest"] = "lowest") -> Operation[list[Scored]]:
-    """Take up to so many members out, those of the lowest or the highest scores."""
-    return writes("pop_sorted_set_members", _scored, key=as_bytes(key), end=_ENDS[end], count=count)
+def pop(
+    key: BytesLike, count: int = 1, *, end: Literal["lowest", "highest"] = "lowest", wait_seconds: float = 0
+) -> Operation[list[Scored]]:
+    """Take up to so many members out, those of the lowest or the highest scores; wait so long, at most an hour, where there is none."""
+    return writes(
+        "pop_sorted_set_members",
+        _scored,
+        key=as_bytes(key),
+        end=_ENDS[end],
+        count=count,
+        wait_ms=as_wait_ms(wait_seconds),
+    )
+
+
+def pop_first(
+    keys: Iterable[BytesLike],
+    count: int = 1,
+    *,
+    end: Literal["lowest", "highest"] = "lowest",
+    wait_seconds: float = 0,
+) -> Operation[tuple[bytes, list[Scored]] | None]:
+    """Take members out of the first sorted set that exists of several of one slot; returns its key and them, None: none came in time."""
+    return writes(
+        "pop_sorted_set_members",
+        lambda response: (response.key, _scored(response)) if response.members else None,
+        keys=[as_bytes(key) for key in keys],
+        end=_ENDS[end],
+        count=count,
+        wait_ms=as_wait_ms(wait_seconds),
+    )
 
 
 def combine(
@@ -267,6 +329,58 @@ def page(key: BytesLike, *, page_size: int = 0, page_token: str = "") -> Operati
         key=as_bytes(key),
         page_size=page_size,
         page_token=page_token,
+    )
+
+
+def around(
+    key: BytesLike,
+    member: BytesLike | None = None,
+    *,
+    score: float | None = None,
+    place: int | None = None,
+    before: int = 0,
+    after: int = 0,
+    reverse: bool = False,
+    ranking: Ranking = "ordinal",
+) -> Operation[RankedPage]:
+    """Return the members around one of a member, a score and a place in the order, with their ranks: a page of a leaderboard.
+
+    Ranks count from the lowest score, with `reverse` from the highest. With "competition" equal scores share a rank: 0, 1, 1, 3. Raises
+    ValueError for none or several of member, score and place.
+    """
+    if (member is not None) + (score is not None) + (place is not None) != 1:
+        raise ValueError("give one of member, score and place")
+    return reads(
+        "get_sorted_set_page",
+        _ranked_page,
+        key=as_bytes(key),
+        member=None if member is None else as_bytes(member),
+        score=score,
+        place=place,
+        count_before=before,
+        count_after=after,
+        reverse=reverse,
+        ranking=_RANKINGS[ranking],
+    )
+
+
+def score_ranks(key: BytesLike, scores: Iterable[float], *, reverse: bool = False) -> Operation[list[ScoreRank]]:
+    """Return the ranks of 1 to 1,024 scores, whether or not a member has them; `reverse`: the highest has rank 0."""
+    return reads(
+        "get_sorted_set_score_ranks",
+        lambda response: [ScoreRank(each.rank, each.equal_count) for each in response.ranks],
+        key=as_bytes(key),
+        scores=list(scores),
+        reverse=reverse,
+    )
+
+
+def _ranked_page(response: api.GetSortedSetPageResponse) -> RankedPage:
+    return RankedPage(
+        response.rank if response.HasField("rank") else None,
+        response.score if response.HasField("score") else None,
+        [RankedMember(each.member, each.score, each.rank) for each in response.members],
+        response.member_count,
     )
 
 

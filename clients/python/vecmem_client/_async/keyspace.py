@@ -8,7 +8,7 @@ from vecmem.v1 import pipeline_pb2
 from vecmem_client import _coalescing, _methods, _requests
 from vecmem_client._async.base import Base
 from vecmem_client._errors import VecmemClientError
-from vecmem_client._operations import request_of
+from vecmem_client._operations import method_of, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +32,11 @@ class KeyspaceMethods(Base):
     ) -> T:
         """Run one operation, as built by `strings.set` and the like; what it writes is durable on return.
 
-        Operations that are run at the same time travel together (`coalesce`), each with its own result, error and request id.
+        Operations that are run at the same time travel together (`coalesce`), each with its own result, error and request id; those
+        that wait (`wait_seconds`) travel alone, and `timeout_seconds`, where it is given, includes the wait.
         """
+        if operation.wait_ms:
+            return await self._run_waiting(operation, request_id, min_position, timeout_seconds)
         message = operation.message
         if operation.writes:
             message = pipeline_pb2.Operation(request_id=_requests.new_request_id(request_id))
@@ -50,6 +53,26 @@ class KeyspaceMethods(Base):
         if isinstance(result, VecmemClientError):
             raise result
         return result
+
+    async def _run_waiting(
+        self,
+        operation: Operation[T],
+        request_id: str | None,
+        min_position: Position | None,
+        timeout_seconds: float | None,
+    ) -> T:
+        request = type(getattr(operation.message, operation.kind))()
+        request.CopyFrom(getattr(operation.message, operation.kind))
+        if operation.writes:
+            request.write.request_id = _requests.new_request_id(request_id)
+        else:
+            _requests.set_read(request, min_position)
+        if timeout_seconds is None:
+            timeout_seconds = self._timeout_seconds + operation.wait_ms / 1e3
+        retriable = not operation.writes or request_id != ""
+        return operation.convert(
+            await self._call(method_of(operation.kind), request, timeout_seconds, retriable=retriable)
+        )
 
     async def pipeline(
         self,
