@@ -70,6 +70,16 @@ def test_a_page_around_a_score_needs_no_member() -> None:
     assert page(keyspace, score=-5, reverse=True, count_before=1, count_after=7) == (5, [(b"eve", 4)])
 
 
+def test_a_page_around_a_place_is_one_of_many() -> None:
+    keyspace = board()
+    assert page(keyspace, place=0, reverse=True, count_after=2) == (None, [(b"ada", 0), (b"dan", 1)])
+    assert page(keyspace, place=2, reverse=True, count_after=2) == (None, [(b"cyd", 2), (b"bob", 3)])
+    shared = page(keyspace, place=2, reverse=True, count_after=9, ranking=COMPETITION)
+    assert shared == (None, [(b"cyd", 1), (b"bob", 1), (b"eve", 4)])
+    assert page(keyspace, place=2**64 - 1, count_before=1, count_after=9) == (None, [(b"ada", 4)])
+    assert page(board({}), place=3, count_after=9) == (None, [])
+
+
 def test_who_is_not_there_has_no_page() -> None:
     for keyspace in (board(), board({})):
         found = do(keyspace, "get_sorted_set_page", key=b"z", member=b"nobody", count_after=5)
@@ -182,6 +192,8 @@ def test_pages_and_ranks_are_those_of_redis(
     start = max(0, better - before)
     around = page(keyspace, score=score, count_before=before, count_after=after, reverse=reverse)
     assert around == (better, [(each, start + place) for place, each in enumerate(in_order[start : better + after])])
+    paged = page(keyspace, place=before, count_after=after, reverse=reverse)[1]
+    assert paged == [(each, before + place) for place, each in enumerate(in_order[before : before + after])]
     whole = page(keyspace, score=score, count_before=50, count_after=50, reverse=reverse, ranking=COMPETITION)[1]
     assert whole == [(each, better_than(redis_client, scores[each], reverse)) for each in in_order]
 

@@ -1,7 +1,35 @@
 """Python client of vecmem, the durable vector store: `Client`, its asyncio twin `AsyncClient`, filters, operations on keys, errors."""
 
-from vecmem_client import counters, hashes, keys, lists, sets, sorted_sets, strings, transactions
+from vecmem_client import (
+    counters,
+    hashes,
+    idempotency,
+    keys,
+    lists,
+    locks,
+    queues,
+    rate_limiters,
+    sets,
+    sorted_sets,
+    strings,
+    transactions,
+)
 from vecmem_client._async.client import AsyncClient
+from vecmem_client._async.delivery import AsyncDelivery
+from vecmem_client._async.idempotency import AsyncIdempotency
+from vecmem_client._async.leaderboard import AsyncLeaderboard
+from vecmem_client._async.lock import AsyncLock
+from vecmem_client._async.queue import AsyncQueue
+from vecmem_client._async.rate_limiter import AsyncRateLimiter
+from vecmem_client._async.session_store import AsyncSessionStore
+from vecmem_client._block_errors import (
+    LockHeldError,
+    LockLostError,
+    RateLimitedError,
+    WorkInProgressError,
+    WorkLostError,
+    WorkMismatchError,
+)
 from vecmem_client._errors import (
     CallCancelledError,
     ChangesNotRetainedError,
@@ -37,6 +65,9 @@ from vecmem_client._errors import (
     RequestIdReusedError,
     ResourceExhaustedError,
     ShuttingDownError,
+    StreamGroupExistsError,
+    StreamGroupNotFoundError,
+    StreamIdTooSmallError,
     UnavailableError,
     UnimplementedError,
     UnknownVectorError,
@@ -52,6 +83,13 @@ from vecmem_client._operations import Operation
 from vecmem_client._progress import BulkProgress, ProgressBar
 from vecmem_client._retry import RetryPolicy
 from vecmem_client._sync.client import Client
+from vecmem_client._sync.delivery import Delivery
+from vecmem_client._sync.idempotency import Idempotency
+from vecmem_client._sync.leaderboard import Leaderboard
+from vecmem_client._sync.lock import Lock
+from vecmem_client._sync.queue import Queue
+from vecmem_client._sync.rate_limiter import RateLimiter
+from vecmem_client._sync.session_store import SessionStore
 from vecmem_client._types import (
     BulkResult,
     CheckpointInfo,
@@ -84,9 +122,17 @@ from vecmem_client._types import (
 )
 from vecmem_client._values import PayloadLike
 from vecmem_client._vectors import VectorLike
+from vecmem_client.rate_limiters import SlidingWindow, TokenBucket
 
 __all__ = [
     "AsyncClient",
+    "AsyncDelivery",
+    "AsyncIdempotency",
+    "AsyncLeaderboard",
+    "AsyncLock",
+    "AsyncQueue",
+    "AsyncRateLimiter",
+    "AsyncSessionStore",
     "BulkProgress",
     "BulkResult",
     "CallCancelledError",
@@ -106,6 +152,7 @@ __all__ = [
     "DataLossError",
     "DeadlineExceededError",
     "DeleteResult",
+    "Delivery",
     "DimensionMismatchError",
     "Exclude",
     "Explanation",
@@ -116,6 +163,7 @@ __all__ = [
     "Hit",
     "Hits",
     "Hnsw",
+    "Idempotency",
     "InternalError",
     "InvalidArgumentError",
     "InvalidFilterError",
@@ -126,7 +174,11 @@ __all__ = [
     "InvalidVectorError",
     "KeyNotFoundError",
     "KeyspaceDamagedError",
+    "Leaderboard",
     "LimitExceededError",
+    "Lock",
+    "LockHeldError",
+    "LockLostError",
     "LogConflictError",
     "Metric",
     "MixedScoresError",
@@ -145,14 +197,23 @@ __all__ = [
     "ProgressBar",
     "Query",
     "QueryPlan",
+    "Queue",
+    "RateLimitedError",
+    "RateLimiter",
     "RecoveryInfo",
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "RetryPolicy",
     "ServerInfo",
+    "SessionStore",
     "ShuttingDownError",
+    "SlidingWindow",
     "Storage",
     "StoredPoint",
+    "StreamGroupExistsError",
+    "StreamGroupNotFoundError",
+    "StreamIdTooSmallError",
+    "TokenBucket",
     "UnavailableError",
     "UnimplementedError",
     "UnknownVectorError",
@@ -166,6 +227,9 @@ __all__ = [
     "VectorStats",
     "VersionConflict",
     "VersionConflictError",
+    "WorkInProgressError",
+    "WorkLostError",
+    "WorkMismatchError",
     "WritesStoppedError",
     "WrongTypeError",
     "all_of",
@@ -174,9 +238,13 @@ __all__ = [
     "field",
     "has_id",
     "hashes",
+    "idempotency",
     "keys",
     "lists",
+    "locks",
     "none_of",
+    "queues",
+    "rate_limiters",
     "sets",
     "sorted_sets",
     "strings",

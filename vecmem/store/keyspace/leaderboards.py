@@ -1,4 +1,4 @@
-"""Sorted sets as leaderboards: a page around a member or a score, and the ranks of scores. See proto/vecmem/v1/sorted_sets.proto."""
+"""Sorted sets as leaderboards: a page around a member, a score or a place, and the ranks of scores. See sorted_sets.proto."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _check_page(request: api.GetSortedSetPageRequest) -> None:
             check_member(request.member, "member")
         case "score":
             _check_score(request.score, "score")
-        case _:
-            raise InvalidArgumentError("names neither a member nor a score", field="center")
+        case None:
+            raise InvalidArgumentError("names neither a member nor a score nor a place", field="center")
     count = request.count_before + request.count_after + 1
     if count > limits.SORTED_SET_MEMBERS_PER_REPLY_MAX:
         field = "count_before" if request.count_before >= limits.SORTED_SET_MEMBERS_PER_REPLY_MAX else "count_after"
@@ -47,37 +47,37 @@ def _page(
     keyspace: Keyspace, request: api.GetSortedSetPageRequest, response: api.GetSortedSetPageResponse, moment: Moment
 ) -> None:
     value = keyspace.container(request.key, SortedSetValue, moment.time_unix_ms)
-    length = 0 if value is None else len(value)
-    response.member_count = length
-    reverse = request.reverse
-    competition = request.ranking == api.SORTED_SET_RANKING_COMPETITION
-    if request.HasField("score"):
-        score = request.score
-        place = 0 if value is None else _better_count(value, score, reverse=reverse)
-        count_after = request.count_after
-        response.rank = place
-    else:
-        found = None if value is None else value.scores.get(request.member)
-        if value is None or found is None:
-            return
-        score = found
-        rank = value.rank(request.member)
-        place = length - 1 - rank if reverse else rank
-        count_after = request.count_after + 1
-        response.rank = _better_count(value, score, reverse=reverse) if competition else place
-    response.score = score
     if value is None:
-        return
+        value = SortedSetValue()
+    length = response.member_count = len(value)
+    reverse = request.reverse
+    count_after = request.count_after
+    match request.WhichOneof("center"):
+        case "place":
+            place = min(request.place, length)
+        case "score":
+            place = response.rank = _better_count(value, request.score, reverse=reverse)
+            response.score = request.score
+        case _:
+            score = value.scores.get(request.member)
+            if score is None:
+                return
+            ascending = value.rank(request.member)
+            place = length - 1 - ascending if reverse else ascending
+            count_after += 1
+            response.score = score
+            response.rank = _better_count(value, score, reverse=reverse) if request.ranking else place
     start, stop = max(0, place - request.count_before), min(length, place + count_after)
     pairs = value.pairs(length - stop, length - start, reverse=True) if reverse else value.pairs(start, stop)
-    shared: tuple[float, int] | None = None
-    for rank, (each, member) in enumerate(pairs, start=start):
-        if competition:
-            if shared is None or shared[0] != each:
-                shared = each, _better_count(value, each, reverse=reverse) if rank == start else rank
-            response.members.add(member=member, score=each, rank=shared[1])
-        else:
-            response.members.add(member=member, score=each, rank=rank)
+    rank, last = start, math.nan
+    for place, (score, member) in enumerate(pairs, start=start):
+        if not request.ranking:
+            rank = place
+        elif score != last:
+            # The first of the page may share its rank with members before the page.
+            rank = _better_count(value, score, reverse=reverse) if place == start else place
+            last = score
+        response.members.add(member=member, score=score, rank=rank)
 
 
 def _check_score_ranks(request: api.GetSortedSetScoreRanksRequest) -> None:

@@ -82,6 +82,11 @@ class Transport:
         return self._channel
 
 
+async def pause(seconds: float) -> None:
+    """Wait."""
+    await asyncio.sleep(seconds)
+
+
 class Stream(Generic[ReplyT]):
     """A bidirectional stream. What goes wrong is told by `receive`; a `send` after that is dropped."""
 

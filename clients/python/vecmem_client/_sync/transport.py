@@ -65,6 +65,11 @@ class Transport:
         self._channel.close()
 
 
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
 class Stream(Generic[ReplyT]):
     """A bidirectional stream. What goes wrong is told by `receive`; a `send` after that is dropped.
 
