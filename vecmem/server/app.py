@@ -125,6 +125,7 @@ async def _serve(
             await stop.wait()
             _logger.info("draining, for %g s at most", settings.grace_seconds)
             await healthy.enter_graceful_shutdown()
+            shard.end_waiting()
             await server.stop(settings.grace_seconds)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -67,6 +68,32 @@ def streaming(
             check_deadline(context)
             async for response in method(self, _decoded(requests), context):
                 yield response
+        except VecmemError as error:
+            await abort(context, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
+            await _abort_unexpected(method.__qualname__, context, error)
+
+    return call
+
+
+def server_streaming(
+    method: Callable[[S, Q, Context], AsyncIterator[R]],
+) -> Callable[[S, Q, Context], AsyncIterator[R]]:
+    """Make a servicer method that answers one request with a stream, in the same way.
+
+    What waits in it has to end, with ShuttingDownError, when `Shard.ending` is set.
+    """
+
+    @functools.wraps(method)
+    async def call(self: S, request: Q, context: Context) -> AsyncIterator[R]:
+        try:
+            check_deadline(context)
+            check_decoded(request)
+            async with contextlib.aclosing(
+                cast("AsyncGenerator[R, None]", method(self, request, context))
+            ) as responses:
+                async for response in responses:
+                    yield response
         except VecmemError as error:
             await abort(context, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on

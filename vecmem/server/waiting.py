@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+from vecmem.errors import ShuttingDownError
 from vecmem.store.keyspace.keyspace import NEVER
 from vecmem.store.keyspace.operation import Moment, Operation
 from vecmem.store.keyspace.operation_keys import keys_of
@@ -68,6 +69,8 @@ async def wait_for(
         with lines.join(places if operation.writes else [], watcher):
             while True:
                 watcher.arrived.clear()
+                if shard.ending:
+                    raise ShuttingDownError("the server is about to end, and nothing has come")
                 if shard.state.committing:
                     await shard.uncommitted()
                 keyspace, moment = shard.state.keyspace, Moment(shard.now_unix_ms())

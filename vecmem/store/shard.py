@@ -81,6 +81,8 @@ class Shard:
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes)
         self.state.listener = self.changes.told
+        self.ending = False
+        """Set when the node is about to end: calls that wait for something end with ShuttingDownError."""
         self._settings = settings
         self._commit: GroupCommit[command_pb2.CommandResult] = GroupCommit(self.log, self.state.apply)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)
@@ -410,6 +412,11 @@ class Shard:
             yield
         finally:
             await self.close()
+
+    def end_waiting(self) -> None:
+        """Let calls that wait for something end, which would hold up the end of the node."""
+        self.ending = True
+        self.changes.wake_all()
 
     async def close(self) -> None:
         """Answer all writes taken, take a last checkpoint if so configured, and close the log."""

@@ -131,6 +131,11 @@ class ChangeHub:
             _take_out(self._by_collection, uid, watcher)
         self._measure_prefixes()
 
+    def wake_all(self) -> None:
+        """Wake every watcher, for another reason than a change."""
+        for watcher in self._watchers.values():
+            watcher.arrived.set()
+
     def told(self, record: RecordChanges) -> None:
         """Hear of a record that was applied."""
         if not self._watchers:

@@ -74,6 +74,7 @@ def request_of(operations: Sequence[Operation[Any]]) -> pipeline_pb2.PipelineReq
 def method_of(kind: str) -> Method[Any]:
     """The RPC that runs one operation of a kind alone."""
     request = pipeline_pb2.Operation.DESCRIPTOR.fields_by_name[kind].message_type
+    assert request is not None
     [found] = (
         method
         for service in request.file.services_by_name.values()
