@@ -40,7 +40,7 @@ NAMES = {
     "VersionConflictError", "WorkInProgressError", "WorkLostError", "WorkMismatchError", "WritesStoppedError",
     "WrongTypeError", "all_of", "any_of", "counters", "field", "has_id", "hashes", "idempotency", "keys", "lists",
     "locks", "none_of", "queues", "rate_limiters", "sets", "sorted_sets", "strings", "transactions",
-    "StreamGroupExistsError", "StreamGroupNotFoundError", "StreamIdTooSmallError",
+    "StreamGroupExistsError", "StreamGroupNotFoundError", "StreamIdTooSmallError", "streams",
 }  # fmt: skip
 
 UNSEEN_REASONS = {"CONFIGURATION"}

@@ -11,6 +11,7 @@ from vecmem_client import (
     rate_limiters,
     sets,
     sorted_sets,
+    streams,
     strings,
     transactions,
 )
@@ -247,6 +248,7 @@ __all__ = [
     "rate_limiters",
     "sets",
     "sorted_sets",
+    "streams",
     "strings",
     "transactions",
 ]

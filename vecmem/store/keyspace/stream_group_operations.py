@@ -1,48 +1,34 @@
 """Groups of consumers: reading streams together, acknowledging, claiming. See proto/vecmem/v1/streams.proto.
 
-A claim or a read decides first what it gives and what that takes, and only then changes anything.
+What tells of them is in `stream_group_listings`. A claim or a read decides first what it gives and what that takes, and only then
+changes anything.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vecmem import limits
 from vecmem.errors import (
     InvalidArgumentError,
     KeyNotFoundError,
-    LimitExceededError,
     StreamGroupExistsError,
     StreamGroupNotFoundError,
 )
 from vecmem.store.keyspace.keyspace import Keyspace, shown
-from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, reads, writes
-from vecmem.store.keyspace.paging import (
-    PAGE_LOOKS_MAX,
-    check_page,
-    decode_bytes_token,
-    encode_bytes_token,
-    page_end,
-    page_start,
-)
+from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, writes
 from vecmem.store.keyspace.stream_entries import Fields, number_of, write_id
 from vecmem.store.keyspace.stream_groups import Pending, StreamGroup
 from vecmem.store.keyspace.stream_value import NO_ID, StreamValue
 from vecmem.store.keyspace.streams import (
     Room,
     add_entry,
-    bounds_of,
     check_count,
     check_ids,
-    check_range,
     find,
     reply_bytes,
 )
-from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import streams_pb2 as api
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DELIVERY_COUNT_MAX: Final = 2**64 - 1
 
@@ -57,22 +43,24 @@ def _check_name(name: bytes, field: str) -> None:
     check_member(name, field)
 
 
-def _check_group(request: Any) -> None:
+def check_group(request: Any) -> None:
+    """Check the key and the group of a request. Raises InvalidArgumentError, LimitExceededError."""
     check_request_key(request)
     _check_name(request.group, "group")
 
 
 def _check_consumer(request: Any) -> None:
-    _check_group(request)
+    check_group(request)
     _check_name(request.consumer, "consumer")
 
 
-def _check_time(time_ms: int, field: str) -> None:
+def check_time(time_ms: int, field: str) -> None:
+    """Raises InvalidArgumentError."""
     if not 0 <= time_ms <= limits.TIME_MS_MAX:
         raise InvalidArgumentError(f"{time_ms} is not within 0 to 2^53", field=field)
 
 
-def _find(keyspace: Keyspace, request: Any, moment: Moment) -> tuple[StreamValue, StreamGroup]:
+def find_group(keyspace: Keyspace, request: Any, moment: Moment) -> tuple[StreamValue, StreamGroup]:
     """The stream and the group that a request names. Raises WrongTypeError, StreamGroupNotFoundError."""
     value = find(keyspace, request.key, moment)
     group = None if value is None else value.groups.get(request.group)
@@ -124,7 +112,7 @@ def _set_position(
     response: api.SetStreamGroupPositionResponse,
     moment: Moment,
 ) -> None:
-    value, group = _find(keyspace, request, moment)
+    value, group = find_group(keyspace, request, moment)
     group.last_delivered_id = _start(request, value)
     _changed(keyspace, request, value, group, group.size_bytes, moment)
     write_id(response.last_delivered_id, group.last_delivered_id)
@@ -149,7 +137,7 @@ def _create_consumer(
     response: api.CreateStreamConsumerResponse,
     moment: Moment,
 ) -> None:
-    value, group = _find(keyspace, request, moment)
+    value, group = find_group(keyspace, request, moment)
     if request.consumer not in group.consumers:
         old_group_bytes = group.size_bytes
         group.consumer(request.consumer, moment.time_unix_ms)
@@ -163,7 +151,7 @@ def _delete_consumer(
     response: api.DeleteStreamConsumerResponse,
     moment: Moment,
 ) -> None:
-    value, group = _find(keyspace, request, moment)
+    value, group = find_group(keyspace, request, moment)
     if request.consumer in group.consumers:
         old_group_bytes = group.size_bytes
         response.pending_count = group.remove_consumer(request.consumer)
@@ -179,7 +167,7 @@ def _check_read(request: api.ReadStreamGroupRequest) -> None:
 def _read(
     keyspace: Keyspace, request: api.ReadStreamGroupRequest, response: api.ReadStreamGroupResponse, moment: Moment
 ) -> None:
-    value, group = _find(keyspace, request, moment)
+    value, group = find_group(keyspace, request, moment)
     room = Room(request.count or limits.STREAM_ENTRIES_DEFAULT)
     again = request.HasField("pending_after")
     if again:
@@ -235,7 +223,7 @@ def _choose_pending(
 
 
 def _check_acknowledge(request: api.AcknowledgeStreamEntriesRequest) -> None:
-    _check_group(request)
+    check_group(request)
     check_ids(request.ids)
 
 
@@ -259,10 +247,10 @@ def _acknowledge(
 def _check_claim(request: api.ClaimStreamEntriesRequest) -> None:
     _check_consumer(request)
     check_ids(request.ids)
-    _check_time(request.min_idle_ms, "min_idle_ms")
+    check_time(request.min_idle_ms, "min_idle_ms")
     kind = request.WhichOneof("delivered")
     if kind is not None:
-        _check_time(getattr(request, kind), kind)
+        check_time(getattr(request, kind), kind)
 
 
 def _claim(
@@ -271,7 +259,7 @@ def _claim(
     response: api.ClaimStreamEntriesResponse,
     moment: Moment,
 ) -> None:
-    value, group = _find(keyspace, request, moment)
+    value, group = find_group(keyspace, request, moment)
     now = delivered_at = moment.time_unix_ms
     match request.WhichOneof("delivered"):
         case "idle_ms":
@@ -338,7 +326,7 @@ def _finish_claim(
 
 def _check_auto_claim(request: api.AutoClaimStreamEntriesRequest) -> None:
     _check_consumer(request)
-    _check_time(request.min_idle_ms, "min_idle_ms")
+    check_time(request.min_idle_ms, "min_idle_ms")
     check_count(request.count)
 
 
@@ -348,7 +336,7 @@ def _auto_claim(
     response: api.AutoClaimStreamEntriesResponse,
     moment: Moment,
 ) -> None:
-    value, group = _find(keyspace, request, moment)
+    value, group = find_group(keyspace, request, moment)
     now = moment.time_unix_ms
     claimed: Claims = []
     deleted: list[int] = []
@@ -376,126 +364,14 @@ def _auto_claim(
         write_id(response.next_start, next_start)
 
 
-def _check_list_pending(request: api.ListStreamPendingRequest) -> None:
-    _check_group(request)
-    check_member(request.consumer, "consumer")
-    check_range(request.range)
-    _check_time(request.min_idle_ms, "min_idle_ms")
-    check_count(request.count)
-
-
-def _list_pending(
-    keyspace: Keyspace, request: api.ListStreamPendingRequest, response: api.ListStreamPendingResponse, moment: Moment
-) -> None:
-    _, group = _find(keyspace, request, moment)
-    ids = group.ids
-    if request.consumer:
-        if request.consumer not in group.consumers:
-            return
-        ids = group.consumers[request.consumer].pending
-    count = request.count or limits.STREAM_ENTRIES_DEFAULT
-    for looks, entry_id in enumerate(ids.irange(*bounds_of(request.range))):
-        if len(response.entries) == count or looks == PAGE_LOOKS_MAX:
-            write_id(response.next_start, entry_id)
-            return
-        pending = group.pending[entry_id]
-        idle_ms = max(0, moment.time_unix_ms - pending.delivered_at_unix_ms)
-        if idle_ms >= request.min_idle_ms:
-            found = response.entries.add(
-                consumer=pending.consumer,
-                delivered_at_unix_ms=pending.delivered_at_unix_ms,
-                idle_ms=idle_ms,
-                delivery_count=pending.delivery_count,
-            )
-            write_id(found.id, entry_id)
-
-
-def _tell_group(told: api.StreamGroup, name: bytes, group: StreamGroup, lag_of: Callable[[int], int]) -> None:
-    told.group = name
-    write_id(told.last_delivered_id, group.last_delivered_id)
-    told.lag = lag_of(group.last_delivered_id)
-    told.consumer_count = len(group.consumers)
-    told.pending_count = len(group.pending)
-    if group.ids:
-        write_id(told.first_pending_id, group.ids[0])
-        write_id(told.last_pending_id, group.ids[-1])
-
-
-def _describe_group(
-    keyspace: Keyspace,
-    request: api.DescribeStreamGroupRequest,
-    response: api.DescribeStreamGroupResponse,
-    moment: Moment,
-) -> None:
-    value, group = _find(keyspace, request, moment)
-    _tell_group(response.group, request.group, group, value.entries.counter_after())
-
-
-def _check_list_groups(request: api.ListStreamGroupsRequest) -> None:
-    check_request_key(request)
-    check_page(request)
-
-
-def _list_groups(
-    keyspace: Keyspace, request: api.ListStreamGroupsRequest, response: api.ListStreamGroupsResponse, moment: Moment
-) -> None:
-    value = find(keyspace, request.key, moment)
-    if value is None:
-        return
-    lag_of = value.entries.counter_after()
-    for name in value.group_names.after(page_start(request), value.groups):
-        if len(response.groups) == (request.page_size or limits.PAGE_SIZE_DEFAULT):
-            response.next_page_token = page_end(request, response.groups[-1].group)
-            return
-        _tell_group(response.groups.add(), name, value.groups[name], lag_of)
-
-
-def _scope(request: api.ListStreamConsumersRequest) -> list[int]:
-    return [request_fingerprint(api.ListStreamConsumersRequest(key=request.key, group=request.group))]
-
-
-def _check_list_consumers(request: api.ListStreamConsumersRequest) -> None:
-    _check_group(request)
-    if request.page_size > limits.PAGE_SIZE_MAX:
-        raise LimitExceededError(f"{request.page_size} is more than {limits.PAGE_SIZE_MAX}", field="page_size")
-    decode_bytes_token(request.page_token, "consumers", _scope(request))
-
-
-def _list_consumers(
-    keyspace: Keyspace,
-    request: api.ListStreamConsumersRequest,
-    response: api.ListStreamConsumersResponse,
-    moment: Moment,
-) -> None:
-    _, group = _find(keyspace, request, moment)
-    # Names are not empty, so that an empty one stands before all.
-    after = decode_bytes_token(request.page_token, "consumers", _scope(request))
-    for name in group.names.after(after or None, group.consumers):
-        if len(response.consumers) == (request.page_size or limits.PAGE_SIZE_DEFAULT):
-            last = response.consumers[-1].consumer
-            response.next_page_token = encode_bytes_token("consumers", _scope(request), last)
-            return
-        consumer = group.consumers[name]
-        response.consumers.add(
-            consumer=name,
-            pending_count=len(consumer.pending),
-            seen_at_unix_ms=consumer.seen_at_unix_ms,
-            active_at_unix_ms=consumer.active_at_unix_ms,
-        )
-
-
 OPERATIONS = {
-    "create_stream_group": writes(_check_group, _create_group),
-    "set_stream_group_position": writes(_check_group, _set_position),
-    "delete_stream_group": writes(_check_group, _delete_group),
+    "create_stream_group": writes(check_group, _create_group),
+    "set_stream_group_position": writes(check_group, _set_position),
+    "delete_stream_group": writes(check_group, _delete_group),
     "create_stream_consumer": writes(_check_consumer, _create_consumer),
     "delete_stream_consumer": writes(_check_consumer, _delete_consumer),
     "read_stream_group": writes(_check_read, _read),
     "acknowledge_stream_entries": writes(_check_acknowledge, _acknowledge),
     "claim_stream_entries": writes(_check_claim, _claim),
     "auto_claim_stream_entries": writes(_check_auto_claim, _auto_claim),
-    "list_stream_pending": reads(_check_list_pending, _list_pending),
-    "describe_stream_group": reads(_check_group, _describe_group),
-    "list_stream_groups": reads(_check_list_groups, _list_groups),
-    "list_stream_consumers": reads(_check_list_consumers, _list_consumers),
 }

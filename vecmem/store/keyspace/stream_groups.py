@@ -152,7 +152,7 @@ class StreamGroup:
             [(seen_at_unix_ms, active_at_unix_ms)] = np.frombuffer(seen, dtype=_SEEN).tolist()
             consumer = loaded.consumers[name] = Consumer(name, seen_at_unix_ms)
             consumer.active_at_unix_ms = active_at_unix_ms
-            ids = []
+            ids: list[int] = []
             for (time_unix_ms, sequence), delivered_at_unix_ms, count in np.frombuffer(rows, dtype=_PENDING).tolist():
                 entry_id = time_unix_ms << SEQUENCE_BITS | sequence
                 if entry_id in loaded.pending or (ids and entry_id <= ids[-1]):

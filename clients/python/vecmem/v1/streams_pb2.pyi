@@ -1251,7 +1251,7 @@ class ClaimStreamEntriesRequest(_message.Message):
     only_ids: _builtins.bool
     """Return ids only, and do not count this as a delivery."""
     force: _builtins.bool
-    """Entries of the stream that are not pending become so."""
+    """Entries of the stream that are not pending become so, as if they had been delivered once before."""
     idle_ms: _builtins.int
     """So many milliseconds ago, 0 to 2^53."""
     delivered_at_unix_ms: _builtins.int

@@ -76,7 +76,8 @@ class StreamServiceStub:
     """AcknowledgeStreamEntries ends what is pending. Entries that are not pending, and groups that are not there, are no error."""
     ClaimStreamEntries: _grpc.UnaryUnaryMultiCallable[_streams_pb2.ClaimStreamEntriesRequest, _streams_pb2.ClaimStreamEntriesResponse]
     """ClaimStreamEntries makes named entries that are pending in a group pending at a consumer. Pending ones that were removed from the stream
-    are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND.
+    are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND, and LIMIT_EXCEEDED
+    for entries of more than 40 MiB, together.
     """
     AutoClaimStreamEntries: _grpc.UnaryUnaryMultiCallable[_streams_pb2.AutoClaimStreamEntriesRequest, _streams_pb2.AutoClaimStreamEntriesResponse]
     """AutoClaimStreamEntries walks over what is pending in a group and claims what has been so for long, call by call. Errors:
@@ -141,7 +142,8 @@ class StreamServiceAsyncStub(StreamServiceStub):
     """AcknowledgeStreamEntries ends what is pending. Entries that are not pending, and groups that are not there, are no error."""
     ClaimStreamEntries: _aio.UnaryUnaryMultiCallable[_streams_pb2.ClaimStreamEntriesRequest, _streams_pb2.ClaimStreamEntriesResponse]  # type: ignore[assignment]
     """ClaimStreamEntries makes named entries that are pending in a group pending at a consumer. Pending ones that were removed from the stream
-    are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND.
+    are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND, and LIMIT_EXCEEDED
+    for entries of more than 40 MiB, together.
     """
     AutoClaimStreamEntries: _aio.UnaryUnaryMultiCallable[_streams_pb2.AutoClaimStreamEntriesRequest, _streams_pb2.AutoClaimStreamEntriesResponse]  # type: ignore[assignment]
     """AutoClaimStreamEntries walks over what is pending in a group and claims what has been so for long, call by call. Errors:
@@ -287,7 +289,8 @@ class StreamServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_streams_pb2.ClaimStreamEntriesResponse, _abc.Awaitable[_streams_pb2.ClaimStreamEntriesResponse]]:
         """ClaimStreamEntries makes named entries that are pending in a group pending at a consumer. Pending ones that were removed from the stream
-        are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND.
+        are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND, and LIMIT_EXCEEDED
+        for entries of more than 40 MiB, together.
         """
 
     @_abc_1.abstractmethod
