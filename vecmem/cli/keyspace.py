@@ -19,7 +19,19 @@ from vecmem.cli.session import Session, confirm, facts, grid, plain, text_of, wi
 from vecmem.errors import KeyNotFoundError
 from vecmem.filesystem import write_file
 from vecmem.v1 import pipeline_pb2
-from vecmem_client import Client, Operation, VecmemClientError, hashes, lists, sets, sorted_sets
+from vecmem_client import (
+    Client,
+    Operation,
+    VecmemClientError,
+    hashes,
+    idempotency,
+    lists,
+    locks,
+    queues,
+    rate_limiters,
+    sets,
+    sorted_sets,
+)
 from vecmem_client import counters as counter_operations
 from vecmem_client import keys as key_operations
 from vecmem_client import strings as string_operations
@@ -34,7 +46,12 @@ def keys() -> None:
 
 @keys.command("scan")
 @click.argument("pattern", default="")
-@click.option("--type", "key_type", default="", help="Only keys of this type: string, hash, set, list, sorted_set.")
+@click.option(
+    "--type",
+    "key_type",
+    default="",
+    help="Only keys of this type, as describe tells it: string, hash, set, list, sorted_set, lock, rate_limiter, ...",
+)
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Keys at most.")
 @with_session
 def scan(session: Session, *, pattern: str, key_type: str, limit: int) -> None:
@@ -98,9 +115,35 @@ def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, b
         case "list":
             items = client.run(lists.get_range(key, 0, limit - 1))
             return {"index": True, "item": False}, list(enumerate(items))
+        case "delayed_queue":
+            messages = client.run(queues.peek(key, page_size=limit)).messages
+            if len(messages) < limit:
+                messages += client.run(queues.peek(key, "dead", page_size=limit - len(messages))).messages
+            rows = [(each.id, each.state, each.due_at.isoformat(), each.delivery_count, each.body) for each in messages]
+            return {"id": True, "state": False, "due_at": False, "delivery_count": True, "body": False}, rows
+        case "rate_limiter":
+            return {"limit": False, "remaining": True, "reset_after_seconds": True}, [_limiter(client, key)]
+        case "lock":
+            holder = client.run(locks.describe(key))
+            held = [] if holder is None else [(holder.owner, holder.fencing_token, holder.remaining_seconds)]
+            return {"owner": False, "fencing_token": True, "remaining_seconds": True}, held
+        case "idempotency_key":
+            work = client.run(idempotency.describe(key))
+            told = [] if work is None else [(work.attempt, work.remaining_seconds, work.fingerprint, work.result)]
+            return {"attempt": True, "remaining_seconds": True, "fingerprint": False, "result": False}, told
         case _:
             found = client.run(sorted_sets.get_range(key, limit=limit))
             return {"score": True, "member": False}, [(each.score, each.member) for each in found]
+
+
+def _limiter(client: Client, key: str) -> tuple[object, ...]:
+    found = client.run(rate_limiters.peek(key))
+    match found.limit:
+        case rate_limiters.TokenBucket(capacity, refill_permits, interval_seconds):
+            limit = f"{capacity} at most, {refill_permits} more each {interval_seconds:g} s"
+        case rate_limiters.SlidingWindow(permits, window_seconds):
+            limit = f"{permits} within {window_seconds:g} s"
+    return limit, found.remaining, found.reset_after_seconds
 
 
 def _shown(row: tuple[object, ...]) -> list[object]:

@@ -24,10 +24,10 @@ WINDOW_BYTES: Final = 500
 """About what a window without grants takes."""
 GRANT_BYTES: Final = 16
 """What a grant takes."""
-_KIND_BUCKET: Final = 1
-_KIND_WINDOW: Final = 2
-_BUCKET: Final = struct.Struct("<BQQQq16s")
-_WINDOW: Final = struct.Struct("<BQQI")
+_BUCKET_KIND: Final = b"\x01"
+_WINDOW_KIND: Final = b"\x02"
+_BUCKET: Final = struct.Struct("<cQQQq16s")
+_WINDOW: Final = struct.Struct("<cQQI")
 
 
 class TokenBucket:
@@ -98,7 +98,7 @@ class TokenBucket:
         """Everything, in one form."""
         lacking = self.lacking.to_bytes(16, "little")
         return _BUCKET.pack(
-            _KIND_BUCKET, self.capacity, self.refill_permits, self.interval_ms, self.since_unix_ms, lacking
+            _BUCKET_KIND, self.capacity, self.refill_permits, self.interval_ms, self.since_unix_ms, lacking
         )
 
     @classmethod
@@ -206,7 +206,7 @@ class SlidingWindow:
 
     def dump(self) -> bytes:
         """Everything, in one form."""
-        head = _WINDOW.pack(_KIND_WINDOW, self.limit, self.window_ms, len(self._times))
+        head = _WINDOW.pack(_WINDOW_KIND, self.limit, self.window_ms, len(self._times))
         numbers = [*self._times, *self._permits]
         return head + struct.pack(f"<{len(numbers)}q", *numbers)
 
@@ -277,12 +277,12 @@ class RateLimiterValue(Container):
     @classmethod
     def load(cls, content: bytes) -> Self:
         """The limiter that was dumped. Raises ValueError."""
-        kinds = {_KIND_BUCKET: TokenBucket, _KIND_WINDOW: SlidingWindow}
-        kind = content[0] if content else 0
-        if kind not in kinds:
-            raise ValueError(f"a meter of kind {kind}")
-        meter: Meter = kinds[kind].load(content)
-        return cls(meter)
+        kind = content[:1]
+        if kind == _BUCKET_KIND:
+            return cls(TokenBucket.load(content))
+        if kind == _WINDOW_KIND:
+            return cls(SlidingWindow.load(content))
+        raise ValueError(f"a meter of kind {kind!r}")
 
 
 def _divide_up(number: int, divisor: int) -> int:
