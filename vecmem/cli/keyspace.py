@@ -9,6 +9,7 @@ with --json as `{"base64": ...}`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -102,7 +103,7 @@ def show(session: Session, *, key: str, limit: int) -> None:
         session.note(f"{len(rows):,} of {found.size:,} items")
 
 
-def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, bool], list[tuple[object, ...]]]:
+def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, bool], Sequence[tuple[object, ...]]]:
     """Columns, which of them are numbers, and up to `limit` rows of a value."""
     match kind:
         case "string":
