@@ -61,6 +61,7 @@ GROUPS: dict[str, dict[str, Told]] = {
         "MEMBERS_PER_REQUEST_MAX": Told(
             "members", "members or fields that one operation names, or one pop takes", TOO_MUCH
         ),
+        "WATCH_TARGETS_MAX": Told("targets", "of one change feed", TOO_MUCH),
         "WAIT_MS_MAX": Told("ms", "for which a call waits for something to take", TOO_MUCH),
         "TRANSACTION_COMPARISONS_MAX": Told("comparisons", "of one transaction", TOO_MUCH),
         "TRANSACTION_STEPS_MAX": Told("steps", "of one branch of a transaction", TOO_MUCH),

@@ -46,6 +46,7 @@ MEMBERS_PER_REQUEST_MAX: Final = 1_024
 """Members or fields that one operation names."""
 STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
+WATCH_TARGETS_MAX: Final = 1_024
 WAIT_MS_MAX: Final = 60 * 60 * 1_000
 """How long a call waits for something to take."""
 TRANSACTION_COMPARISONS_MAX: Final = 128

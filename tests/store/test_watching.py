@@ -52,6 +52,7 @@ watched = st.builds(
     st.lists(watched, min_size=1, max_size=4),
     st.randoms(use_true_random=False),
     st.sampled_from([1, 3, 1_000]),
+    st.sampled_from([50, 1_000]),
     st.sampled_from([0, 20, 1_000]),
 )
 def test_everything_of_interest_comes_once_and_in_order(
@@ -59,10 +60,12 @@ def test_everything_of_interest_comes_once_and_in_order(
     interests: list[Watched],
     values: random.Random,
     pending_max: int,
+    pending_bytes_max: int,
     indexed_max: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watching, "PENDING_RECORDS_MAX", pending_max)
+        patch.setattr(watching, "PENDING_BYTES_MAX", pending_bytes_max)
         patch.setattr(watching, "CATCH_UP_RECORDS", 2)
         patch.setattr(watching, "INDEXED_BYTES_MAX", indexed_max)
         window = ChangeWindow()

@@ -35,6 +35,7 @@ from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicer
 from vecmem.server.point_servicer import PointServicer
 from vecmem.server.serializers import adapted
 from vecmem.server.transaction_servicer import TransactionServicer
+from vecmem.server.watch_servicer import WatchServicer
 from vecmem.store.lanes import SearchLanes
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.shard import Shard
@@ -47,6 +48,8 @@ from vecmem.v1 import (
     points_pb2_grpc,
     transactions_pb2,
     transactions_pb2_grpc,
+    watch_pb2,
+    watch_pb2_grpc,
 )
 
 GC_THRESHOLDS = (50_000, 50, 100)
@@ -101,6 +104,7 @@ async def _serve(
             points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, lanes), methods)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
             transactions_pb2_grpc.add_TransactionServiceServicer_to_server(TransactionServicer(shard), methods)
+            watch_pb2_grpc.add_WatchServiceServicer_to_server(WatchServicer(shard), methods)
             add_keyspace_servicers(shard, methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
@@ -108,6 +112,7 @@ async def _serve(
                     (collections_pb2, "CollectionService"),
                     (points_pb2, "PointService"),
                     (transactions_pb2, "TransactionService"),
+                    (watch_pb2, "WatchService"),
                     (admin_pb2, "AdminService"),
                 )
             ]

@@ -17,7 +17,8 @@ from vecmem.errors import ChangesNotRetainedError
 from vecmem.store.changes import POINT, Change, ChangeWindow, RecordChanges
 
 PENDING_RECORDS_MAX: Final = 1_024
-"""Records that wait for a watcher; one with more of them reads the window again."""
+PENDING_BYTES_MAX: Final = 1024 * 1024
+"""What waits for a watcher, and would stay in memory for its sake; one with more of it reads the window again."""
 CATCH_UP_RECORDS: Final = 256
 """Read from the window at once."""
 INDEXED_BYTES_MAX: Final = 64 * 1024
@@ -51,6 +52,7 @@ class Watcher:
     """All changes up to this sequence have been given out."""
     _window: ChangeWindow
     pending: deque[RecordChanges] = field(default_factory=deque)
+    pending_bytes: int = 0
     behind: bool = True
     """Whether the window may hold more than what is pending."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,10 +75,9 @@ class Watcher:
                 self.after = found[-1].sequence
                 return found
             self.behind = False
-            self.pending.clear()
         self.arrived.clear()
-        found = [record for record in self.pending if record.sequence > self.after]
-        self.pending.clear()
+        found = list(self.pending)
+        self._drop_pending()
         if found:
             self.after = found[-1].sequence
         return found
@@ -85,12 +86,17 @@ class Watcher:
         """Take a record that is of interest."""
         if not self.behind and (not self.pending or self.pending[-1] is not record):
             self.pending.append(record)
-            if len(self.pending) > PENDING_RECORDS_MAX:
+            self.pending_bytes += len(record.packed)
+            if len(self.pending) > PENDING_RECORDS_MAX or self.pending_bytes > PENDING_BYTES_MAX:
                 # What lies before these was of no interest, and need not be kept for this watcher.
-                self.after = max(self.after, self.pending[0].sequence - 1)
-                self.pending.clear()
+                self.after = self.pending[0].sequence - 1
+                self._drop_pending()
                 self.behind = True
         self.arrived.set()
+
+    def _drop_pending(self) -> None:
+        self.pending.clear()
+        self.pending_bytes = 0
 
 
 class ChangeHub:

@@ -142,6 +142,32 @@ class Point(_message.Message):
 Global___Point: _TypeAlias = Point  # noqa: Y015
 
 @_typing.final
+class PointReference(_message.Message):
+    """PointReference names a point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Its collection."""
+    id: _builtins.str
+    """Its id, 1 to 512 bytes of UTF-8."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PointReference: _TypeAlias = PointReference  # noqa: Y015
+
+@_typing.final
 class UpsertRequest(_message.Message):
     """UpsertRequest carries points."""
 

@@ -28,35 +28,33 @@ from vecmem.v1 import pipeline_pb2 as vecmem_dot_v1_dot_pipeline__pb2
 from vecmem.v1 import points_pb2 as vecmem_dot_v1_dot_points__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvecmem/v1/transactions.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\x1a\x14vecmem/v1/keys.proto\x1a\x18vecmem/v1/pipeline.proto\x1a\x16vecmem/v1/points.proto\"0\n\x0ePointReference\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xc1\x02\n\x07\x43ompare\x12\r\n\x03key\x18\x01 \x01(\x0cH\x00\x12*\n\x05point\x18\x02 \x01(\x0b\x32\x19.vecmem.v1.PointReferenceH\x00\x12\x10\n\x06\x65xists\x18\x03 \x01(\x08H\x01\x12,\n\x07version\x18\x04 \x01(\x0b\x32\x19.vecmem.v1.CompareVersionH\x01\x12\"\n\x04type\x18\x05 \x01(\x0e\x32\x12.vecmem.v1.KeyTypeH\x01\x12(\n\x05value\x18\x06 \x01(\x0b\x32\x17.vecmem.v1.CompareValueH\x01\x12(\n\x05\x66ield\x18\x07 \x01(\x0b\x32\x17.vecmem.v1.CompareFieldH\x01\x12,\n\x07integer\x18\x08 \x01(\x0b\x32\x19.vecmem.v1.CompareIntegerH\x01\x42\x08\n\x06targetB\x0b\n\tcondition\"L\n\x0e\x43ompareVersion\x12)\n\ncomparison\x18\x01 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\x0f\n\x07version\x18\x02 \x01(\x04\"H\n\x0c\x43ompareValue\x12)\n\ncomparison\x18\x01 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\r\n\x05value\x18\x02 \x01(\x0c\"W\n\x0c\x43ompareField\x12\r\n\x05\x66ield\x18\x01 \x01(\x0c\x12)\n\ncomparison\x18\x02 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\r\n\x05value\x18\x03 \x01(\x0c\"J\n\x0e\x43ompareInteger\x12)\n\ncomparison\x18\x01 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\r\n\x05value\x18\x02 \x01(\x03\"\xd7\x01\n\x0fTransactionStep\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x14.vecmem.v1.OperationH\x00\x12*\n\x06upsert\x18\x02 \x01(\x0b\x32\x18.vecmem.v1.UpsertRequestH\x00\x12*\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x18.vecmem.v1.DeleteRequestH\x00\x12\x39\n\x0eupdate_payload\x18\x04 \x01(\x0b\x32\x1f.vecmem.v1.UpdatePayloadRequestH\x00\x42\x06\n\x04kind\"\xb5\x01\n\rCommitRequest\x12#\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x12.vecmem.v1.Compare\x12(\n\x04then\x18\x02 \x03(\x0b\x32\x1a.vecmem.v1.TransactionStep\x12-\n\totherwise\x18\x03 \x03(\x0b\x32\x1a.vecmem.v1.TransactionStep\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"\xe6\x01\n\x15TransactionStepResult\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1a.vecmem.v1.OperationResultH\x00\x12+\n\x06upsert\x18\x02 \x01(\x0b\x32\x19.vecmem.v1.UpsertResponseH\x00\x12+\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x19.vecmem.v1.DeleteResponseH\x00\x12:\n\x0eupdate_payload\x18\x04 \x01(\x0b\x32 .vecmem.v1.UpdatePayloadResponseH\x00\x42\x06\n\x04kind\"\x81\x01\n\x0e\x43ommitResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x31\n\x07results\x18\x03 \x03(\x0b\x32 .vecmem.v1.TransactionStepResult*\xc4\x01\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPARISON_EQUAL\x10\x01\x12\x18\n\x14\x43OMPARISON_NOT_EQUAL\x10\x02\x12\x13\n\x0f\x43OMPARISON_LESS\x10\x03\x12\x1c\n\x18\x43OMPARISON_LESS_OR_EQUAL\x10\x04\x12\x16\n\x12\x43OMPARISON_GREATER\x10\x05\x12\x1f\n\x1b\x43OMPARISON_GREATER_OR_EQUAL\x10\x06\x32S\n\x12TransactionService\x12=\n\x06\x43ommit\x12\x18.vecmem.v1.CommitRequest\x1a\x19.vecmem.v1.CommitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvecmem/v1/transactions.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\x1a\x14vecmem/v1/keys.proto\x1a\x18vecmem/v1/pipeline.proto\x1a\x16vecmem/v1/points.proto\"\xc1\x02\n\x07\x43ompare\x12\r\n\x03key\x18\x01 \x01(\x0cH\x00\x12*\n\x05point\x18\x02 \x01(\x0b\x32\x19.vecmem.v1.PointReferenceH\x00\x12\x10\n\x06\x65xists\x18\x03 \x01(\x08H\x01\x12,\n\x07version\x18\x04 \x01(\x0b\x32\x19.vecmem.v1.CompareVersionH\x01\x12\"\n\x04type\x18\x05 \x01(\x0e\x32\x12.vecmem.v1.KeyTypeH\x01\x12(\n\x05value\x18\x06 \x01(\x0b\x32\x17.vecmem.v1.CompareValueH\x01\x12(\n\x05\x66ield\x18\x07 \x01(\x0b\x32\x17.vecmem.v1.CompareFieldH\x01\x12,\n\x07integer\x18\x08 \x01(\x0b\x32\x19.vecmem.v1.CompareIntegerH\x01\x42\x08\n\x06targetB\x0b\n\tcondition\"L\n\x0e\x43ompareVersion\x12)\n\ncomparison\x18\x01 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\x0f\n\x07version\x18\x02 \x01(\x04\"H\n\x0c\x43ompareValue\x12)\n\ncomparison\x18\x01 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\r\n\x05value\x18\x02 \x01(\x0c\"W\n\x0c\x43ompareField\x12\r\n\x05\x66ield\x18\x01 \x01(\x0c\x12)\n\ncomparison\x18\x02 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\r\n\x05value\x18\x03 \x01(\x0c\"J\n\x0e\x43ompareInteger\x12)\n\ncomparison\x18\x01 \x01(\x0e\x32\x15.vecmem.v1.Comparison\x12\r\n\x05value\x18\x02 \x01(\x03\"\xd7\x01\n\x0fTransactionStep\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x14.vecmem.v1.OperationH\x00\x12*\n\x06upsert\x18\x02 \x01(\x0b\x32\x18.vecmem.v1.UpsertRequestH\x00\x12*\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x18.vecmem.v1.DeleteRequestH\x00\x12\x39\n\x0eupdate_payload\x18\x04 \x01(\x0b\x32\x1f.vecmem.v1.UpdatePayloadRequestH\x00\x42\x06\n\x04kind\"\xb5\x01\n\rCommitRequest\x12#\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x12.vecmem.v1.Compare\x12(\n\x04then\x18\x02 \x03(\x0b\x32\x1a.vecmem.v1.TransactionStep\x12-\n\totherwise\x18\x03 \x03(\x0b\x32\x1a.vecmem.v1.TransactionStep\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"\xe6\x01\n\x15TransactionStepResult\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1a.vecmem.v1.OperationResultH\x00\x12+\n\x06upsert\x18\x02 \x01(\x0b\x32\x19.vecmem.v1.UpsertResponseH\x00\x12+\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x19.vecmem.v1.DeleteResponseH\x00\x12:\n\x0eupdate_payload\x18\x04 \x01(\x0b\x32 .vecmem.v1.UpdatePayloadResponseH\x00\x42\x06\n\x04kind\"\x81\x01\n\x0e\x43ommitResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x31\n\x07results\x18\x03 \x03(\x0b\x32 .vecmem.v1.TransactionStepResult*\xc4\x01\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPARISON_EQUAL\x10\x01\x12\x18\n\x14\x43OMPARISON_NOT_EQUAL\x10\x02\x12\x13\n\x0f\x43OMPARISON_LESS\x10\x03\x12\x1c\n\x18\x43OMPARISON_LESS_OR_EQUAL\x10\x04\x12\x16\n\x12\x43OMPARISON_GREATER\x10\x05\x12\x1f\n\x1b\x43OMPARISON_GREATER_OR_EQUAL\x10\x06\x32S\n\x12TransactionService\x12=\n\x06\x43ommit\x12\x18.vecmem.v1.CommitRequest\x1a\x19.vecmem.v1.CommitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecmem.v1.transactions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPARISON']._serialized_start=1598
-  _globals['_COMPARISON']._serialized_end=1794
-  _globals['_POINTREFERENCE']._serialized_start=139
-  _globals['_POINTREFERENCE']._serialized_end=187
-  _globals['_COMPARE']._serialized_start=190
-  _globals['_COMPARE']._serialized_end=511
-  _globals['_COMPAREVERSION']._serialized_start=513
-  _globals['_COMPAREVERSION']._serialized_end=589
-  _globals['_COMPAREVALUE']._serialized_start=591
-  _globals['_COMPAREVALUE']._serialized_end=663
-  _globals['_COMPAREFIELD']._serialized_start=665
-  _globals['_COMPAREFIELD']._serialized_end=752
-  _globals['_COMPAREINTEGER']._serialized_start=754
-  _globals['_COMPAREINTEGER']._serialized_end=828
-  _globals['_TRANSACTIONSTEP']._serialized_start=831
-  _globals['_TRANSACTIONSTEP']._serialized_end=1046
-  _globals['_COMMITREQUEST']._serialized_start=1049
-  _globals['_COMMITREQUEST']._serialized_end=1230
-  _globals['_TRANSACTIONSTEPRESULT']._serialized_start=1233
-  _globals['_TRANSACTIONSTEPRESULT']._serialized_end=1463
-  _globals['_COMMITRESPONSE']._serialized_start=1466
-  _globals['_COMMITRESPONSE']._serialized_end=1595
-  _globals['_TRANSACTIONSERVICE']._serialized_start=1796
-  _globals['_TRANSACTIONSERVICE']._serialized_end=1879
+  _globals['_COMPARISON']._serialized_start=1548
+  _globals['_COMPARISON']._serialized_end=1744
+  _globals['_COMPARE']._serialized_start=140
+  _globals['_COMPARE']._serialized_end=461
+  _globals['_COMPAREVERSION']._serialized_start=463
+  _globals['_COMPAREVERSION']._serialized_end=539
+  _globals['_COMPAREVALUE']._serialized_start=541
+  _globals['_COMPAREVALUE']._serialized_end=613
+  _globals['_COMPAREFIELD']._serialized_start=615
+  _globals['_COMPAREFIELD']._serialized_end=702
+  _globals['_COMPAREINTEGER']._serialized_start=704
+  _globals['_COMPAREINTEGER']._serialized_end=778
+  _globals['_TRANSACTIONSTEP']._serialized_start=781
+  _globals['_TRANSACTIONSTEP']._serialized_end=996
+  _globals['_COMMITREQUEST']._serialized_start=999
+  _globals['_COMMITREQUEST']._serialized_end=1180
+  _globals['_TRANSACTIONSTEPRESULT']._serialized_start=1183
+  _globals['_TRANSACTIONSTEPRESULT']._serialized_end=1413
+  _globals['_COMMITRESPONSE']._serialized_start=1416
+  _globals['_COMMITRESPONSE']._serialized_end=1545
+  _globals['_TRANSACTIONSERVICE']._serialized_start=1746
+  _globals['_TRANSACTIONSERVICE']._serialized_end=1829
 # @@protoc_insertion_point(module_scope)

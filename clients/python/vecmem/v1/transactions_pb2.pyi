@@ -64,32 +64,6 @@ COMPARISON_GREATER_OR_EQUAL: Comparison.ValueType  # 6
 Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
 @_typing.final
-class PointReference(_message.Message):
-    """PointReference names a point."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    COLLECTION_FIELD_NUMBER: _builtins.int
-    ID_FIELD_NUMBER: _builtins.int
-    collection: _builtins.str
-    """Its collection."""
-    id: _builtins.str
-    """Its id, 1 to 512 bytes of UTF-8."""
-    def __init__(
-        self,
-        *,
-        collection: _builtins.str = ...,
-        id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "id", b"id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PointReference: _TypeAlias = PointReference  # noqa: Y015
-
-@_typing.final
 class Compare(_message.Message):
     """Compare is one condition of a transaction."""
 
@@ -110,7 +84,7 @@ class Compare(_message.Message):
     type: _keys_pb2.KeyType.ValueType
     """The type of the key's value; does not hold for a key that is not there."""
     @_builtins.property
-    def point(self) -> Global___PointReference:
+    def point(self) -> _points_pb2.PointReference:
         """A point. Only `exists` and `version` apply to it."""
 
     @_builtins.property
@@ -133,7 +107,7 @@ class Compare(_message.Message):
         self,
         *,
         key: _builtins.bytes = ...,
-        point: Global___PointReference | None = ...,
+        point: _points_pb2.PointReference | None = ...,
         exists: _builtins.bool = ...,
         version: Global___CompareVersion | None = ...,
         type: _keys_pb2.KeyType.ValueType = ...,

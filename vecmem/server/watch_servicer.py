@@ -1,0 +1,218 @@
+"""WatchService: see proto/vecmem/v1/watch.proto for what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from vecmem import limits
+from vecmem.errors import (
+    ChangesNotRetainedError,
+    InvalidArgumentError,
+    LimitExceededError,
+    NotFoundError,
+    ShuttingDownError,
+    located,
+)
+from vecmem.server import calls
+from vecmem.server.calls import Context, server_streaming
+from vecmem.store.change_content import add_content
+from vecmem.store.changes import POINT, Change, ChangeKind, RecordChanges
+from vecmem.store.keyspace.operation import check_key
+from vecmem.store.shard import Shard
+from vecmem.store.v1 import command_pb2
+from vecmem.store.watching import Watched, Watcher
+from vecmem.v1 import keys_pb2, watch_pb2_grpc
+from vecmem.v1 import watch_pb2 as api
+
+HEARTBEAT_MS_MIN = 100
+HEARTBEAT_MS_MAX = 600_000
+HEARTBEAT_MS_DEFAULT = 10_000
+RESPONSE_CHANGES_MAX = 1_000
+RESPONSE_BYTES_MAX = 4 * 1024 * 1024
+"""Of content; a change that has more by itself comes alone."""
+STEP_CHANGES = 256
+"""Changes looked at between two looks at the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    watched: Watched
+    names: dict[int, str]
+    """Of the collections, by uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Behind `change_count` changes of a record; 0: behind all of them."""
+
+    sequence: int
+    change_count: int = 0
+
+
+class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
+    """The change feed of one shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    @server_streaming
+    async def Watch(self, request: api.WatchRequest, context: Context) -> AsyncIterator[api.WatchResponse]:
+        """See the proto."""
+        targets = self._targets(request)
+        heartbeat_seconds = _heartbeat_ms(request) / 1e3
+        place = self._start(request)
+        # Of a record that was told in part the rest is to come.
+        watcher = self._shard.changes.watch(targets.watched, place.sequence - bool(place.change_count))
+        try:
+            records = watcher.records()
+            yield self._response([], place)
+            told_at = time.monotonic()
+            while True:
+                for record in records:
+                    skipped = place.change_count if record.sequence == place.sequence else 0
+                    async for changes, place in self._told(record, skipped, targets, with_content=request.with_content):
+                        yield self._response(changes, place)
+                        told_at = time.monotonic()
+                    place = _Place(record.sequence)
+                if not records:
+                    # All that was applied has been looked through.
+                    place = _Place(max(place.sequence, self._shard.applied_sequence))
+                    await _arrival(watcher, told_at + heartbeat_seconds - time.monotonic())
+                if self._shard.ending:
+                    raise ShuttingDownError("the server is about to end")
+                if time.monotonic() - told_at >= heartbeat_seconds:
+                    yield self._response([], place)
+                    told_at = time.monotonic()
+                records = watcher.records()
+        finally:
+            self._shard.changes.forget(watcher)
+
+    def _response(self, changes: list[api.Change], place: _Place) -> api.WatchResponse:
+        return api.WatchResponse(
+            header=calls.header(self._shard, self._shard.applied_sequence),
+            changes=changes,
+            position=api.ChangePosition(sequence=place.sequence, change_count=place.change_count),
+        )
+
+    def _targets(self, request: api.WatchRequest) -> _Targets:
+        """What is watched. Raises InvalidArgumentError, LimitExceededError, CollectionNotFoundError, with the path of the field."""
+        if not request.targets:
+            raise InvalidArgumentError("names nothing to watch", field="targets")
+        if len(request.targets) > limits.WATCH_TARGETS_MAX:
+            raise LimitExceededError(
+                f"{len(request.targets)} targets, more than {limits.WATCH_TARGETS_MAX}", field="targets"
+            )
+        keys: set[bytes] = set()
+        prefixes: dict[bytes, None] = {}
+        names: dict[int, str] = {}
+        for index, target in enumerate(request.targets):
+            path = f"targets[{index}]"
+            match target.WhichOneof("kind"):
+                case "key":
+                    check_key(target.key, f"{path}.key")
+                    keys.add(target.key)
+                case "key_prefix":
+                    if target.key_prefix:
+                        check_key(target.key_prefix, f"{path}.key_prefix")
+                    prefixes[target.key_prefix] = None
+                case "collection":
+                    try:
+                        names[self._shard.state.collection(target.collection).uid] = target.collection
+                    except NotFoundError as error:
+                        raise located(error, f"{path}.collection") from error
+                case _:
+                    raise InvalidArgumentError("is of a kind that this version does not know", field=f"{path}.kind")
+        return _Targets(Watched(frozenset(keys), tuple(prefixes), frozenset(names)), names)
+
+    def _start(self, request: api.WatchRequest) -> _Place:
+        """Where to begin. Raises PositionAheadError."""
+        match request.WhichOneof("start"):
+            case "after":
+                self._shard.at_least(request.after.sequence)
+                return _Place(request.after.sequence, request.after.change_count if request.after.sequence else 0)
+            case "earliest" if request.earliest:
+                return _Place(self._shard.state.changes.complete_after)
+            case _:
+                return _Place(self._shard.applied_sequence)
+
+    async def _told(
+        self, record: RecordChanges, skipped: int, targets: _Targets, *, with_content: bool
+    ) -> AsyncIterator[tuple[list[api.Change], _Place]]:
+        """What is told of a record behind its first `skipped` changes, in parts, each with the place behind it."""
+        pause = calls.Pause()
+        part: list[api.Change] = []
+        part_bytes = 0
+        command: command_pb2.Command | None = None
+        count = 0
+        for count, change in enumerate(record.changes(), start=1):
+            if count % STEP_CHANGES == 0:
+                await pause.when_due()
+            if count <= skipped or not targets.watched.has(change):
+                continue
+            told = _message(record, change, targets.names)
+            if with_content:
+                if command is None:
+                    command = await self._command(record.sequence)
+                add_content(told, change, command)
+            size_bytes = told.ByteSize()
+            if part and (len(part) == RESPONSE_CHANGES_MAX or part_bytes + size_bytes > RESPONSE_BYTES_MAX):
+                yield part, _Place(record.sequence, count - 1)
+                part, part_bytes = [], 0
+            part.append(told)
+            part_bytes += size_bytes
+        if part:
+            yield part, _Place(record.sequence)
+
+    async def _command(self, sequence: int) -> command_pb2.Command:
+        """The command of a record. Raises ChangesNotRetainedError where the log has been trimmed."""
+
+        def read() -> command_pb2.Command:
+            [entry] = self._shard.log.read(sequence, sequence + 1)
+            return command_pb2.Command.FromString(entry.record.payload)
+
+        try:
+            return await asyncio.to_thread(read)
+        except NotFoundError as error:
+            first = self._shard.log.first_sequence
+            raise ChangesNotRetainedError(
+                f"the log has dropped record {sequence}, whose content was asked for; it begins with {first}",
+                first_sequence=str(first),
+            ) from error
+
+
+def _message(record: RecordChanges, change: Change, names: dict[int, str]) -> api.Change:
+    told = api.Change(
+        sequence=record.sequence, time_unix_ms=record.time_unix_ms, kind=api.ChangeKind.ValueType(change.kind)
+    )
+    if change.holder != POINT:
+        told.key = change.name
+        told.version = change.number
+        told.key_type = keys_pb2.KeyType.ValueType(change.holder)
+    elif change.name:
+        told.point.collection, told.point.id = names[change.number], change.name.decode()
+        told.version = record.sequence if change.kind == ChangeKind.WRITTEN else 0
+    else:
+        told.collection = names[change.number]
+    return told
+
+
+def _heartbeat_ms(request: api.WatchRequest) -> int:
+    if not request.heartbeat_ms:
+        return HEARTBEAT_MS_DEFAULT
+    if not HEARTBEAT_MS_MIN <= request.heartbeat_ms <= HEARTBEAT_MS_MAX:
+        raise InvalidArgumentError(
+            f"{request.heartbeat_ms} is not within {HEARTBEAT_MS_MIN} to {HEARTBEAT_MS_MAX}", field="heartbeat_ms"
+        )
+    return request.heartbeat_ms
+
+
+async def _arrival(watcher: Watcher, timeout_seconds: float) -> None:
+    """Return when something of interest has come, or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
+        async with asyncio.timeout(max(0.0, timeout_seconds)):
+            await watcher.arrived.wait()
