@@ -143,7 +143,7 @@ class ConsumerInfo:
     consumer: bytes
     pending_count: int
     seen_at: datetime | None
-    """When it was made, or last read or claimed."""
+    """When it was made, or last got something or asked for what is pending."""
     active_at: datetime | None
     """When it last got something; None: never."""
 

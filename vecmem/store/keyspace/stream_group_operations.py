@@ -174,6 +174,9 @@ def _read(
         chosen, response.more = _choose_pending(value, group, request, room)
     else:
         chosen, response.more = _choose_new(value, group, room)
+        if not chosen:
+            # Those who wait for entries are told of every change of the stream: their asking must not be one.
+            return
     moment.spend(room.size_bytes, "count")
     old_group_bytes, now = group.size_bytes, moment.time_unix_ms
     consumer = group.consumer(request.consumer, now)
@@ -279,7 +282,7 @@ def _claim(
             continue
         if old is None and not request.force:
             continue
-        if old is not None and request.min_idle_ms and now - old.delivered_at_unix_ms < request.min_idle_ms:
+        if old is not None and _is_young(old, request, now):
             continue
         count = _claimed_count(request, old)
         if request.HasField("delivery_count"):
@@ -287,6 +290,11 @@ def _claim(
         new = pending[entry_id] = Pending(request.consumer, delivered_at, count)
         claimed.append((entry_id, () if request.only_ids else fields, new))
     _finish_claim(keyspace, request, response, (value, group), claimed, list(deleted), moment)
+
+
+def _is_young(pending: Pending, request: Claiming, now_unix_ms: int) -> bool:
+    """Whether a claim is to leave an entry because it was delivered only just now."""
+    return request.min_idle_ms > max(0, now_unix_ms - pending.delivered_at_unix_ms)
 
 
 def _claimed_count(request: Claiming, old: Pending | None) -> int:
@@ -349,7 +357,7 @@ def _auto_claim(
             break
         looks_left -= 1
         fields, old = value.entries.get(entry_id), group.pending[entry_id]
-        if fields is not None and now - old.delivered_at_unix_ms < request.min_idle_ms:
+        if fields is not None and _is_young(old, request, now):
             continue
         returned = () if fields is None or request.only_ids else fields
         if not room.take(returned):

@@ -1795,7 +1795,7 @@ class StreamConsumer(_message.Message):
     pending_count: _builtins.int
     """Entries that were delivered to it and not acknowledged."""
     seen_at_unix_ms: _builtins.int
-    """When it was made, or last read or claimed, milliseconds since the Unix epoch."""
+    """When it was made, or last got something or asked for what is pending, milliseconds since the Unix epoch."""
     active_at_unix_ms: _builtins.int
     """When it last got something; 0: never."""
     def __init__(

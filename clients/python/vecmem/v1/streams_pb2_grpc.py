@@ -233,7 +233,7 @@ class StreamServiceServicer:
 
     def ReadStreamGroup(self, request, context):
         """ReadStreamGroup delivers entries that were never delivered to the group, or returns again what is pending at the consumer. The consumer is
-        made where it is not there. Errors: STREAM_GROUP_NOT_FOUND.
+        made where it is not there. A call that finds no new entry changes nothing, and makes no consumer. Errors: STREAM_GROUP_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,7 +248,8 @@ class StreamServiceServicer:
 
     def ClaimStreamEntries(self, request, context):
         """ClaimStreamEntries makes named entries that are pending in a group pending at a consumer. Pending ones that were removed from the stream
-        are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND.
+        are acknowledged instead. The consumer is made where it is not there and gets something. Errors: STREAM_GROUP_NOT_FOUND, and LIMIT_EXCEEDED
+        for entries of more than 40 MiB, together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,7 +70,7 @@ class StreamServiceStub:
     """
     ReadStreamGroup: _grpc.UnaryUnaryMultiCallable[_streams_pb2.ReadStreamGroupRequest, _streams_pb2.ReadStreamGroupResponse]
     """ReadStreamGroup delivers entries that were never delivered to the group, or returns again what is pending at the consumer. The consumer is
-    made where it is not there. Errors: STREAM_GROUP_NOT_FOUND.
+    made where it is not there. A call that finds no new entry changes nothing, and makes no consumer. Errors: STREAM_GROUP_NOT_FOUND.
     """
     AcknowledgeStreamEntries: _grpc.UnaryUnaryMultiCallable[_streams_pb2.AcknowledgeStreamEntriesRequest, _streams_pb2.AcknowledgeStreamEntriesResponse]
     """AcknowledgeStreamEntries ends what is pending. Entries that are not pending, and groups that are not there, are no error."""
@@ -136,7 +136,7 @@ class StreamServiceAsyncStub(StreamServiceStub):
     """
     ReadStreamGroup: _aio.UnaryUnaryMultiCallable[_streams_pb2.ReadStreamGroupRequest, _streams_pb2.ReadStreamGroupResponse]  # type: ignore[assignment]
     """ReadStreamGroup delivers entries that were never delivered to the group, or returns again what is pending at the consumer. The consumer is
-    made where it is not there. Errors: STREAM_GROUP_NOT_FOUND.
+    made where it is not there. A call that finds no new entry changes nothing, and makes no consumer. Errors: STREAM_GROUP_NOT_FOUND.
     """
     AcknowledgeStreamEntries: _aio.UnaryUnaryMultiCallable[_streams_pb2.AcknowledgeStreamEntriesRequest, _streams_pb2.AcknowledgeStreamEntriesResponse]  # type: ignore[assignment]
     """AcknowledgeStreamEntries ends what is pending. Entries that are not pending, and groups that are not there, are no error."""
@@ -271,7 +271,7 @@ class StreamServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_streams_pb2.ReadStreamGroupResponse, _abc.Awaitable[_streams_pb2.ReadStreamGroupResponse]]:
         """ReadStreamGroup delivers entries that were never delivered to the group, or returns again what is pending at the consumer. The consumer is
-        made where it is not there. Errors: STREAM_GROUP_NOT_FOUND.
+        made where it is not there. A call that finds no new entry changes nothing, and makes no consumer. Errors: STREAM_GROUP_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,556 @@
+"""Streams: what each operation does beyond what redis-server shows, what it refuses, and that a dump and a copy keep everything."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.keyspace import NOW, check_refusal, contents, do, outcome_of, refusal, reloaded
+from vecmem import limits
+from vecmem.store.keyspace import stream_entries
+from vecmem.store.keyspace.keyspace import Keyspace
+from vecmem.store.keyspace.packing import pack, unpack
+from vecmem.store.keyspace.stream_entries import ID_MAX, StreamEntries, fields_bytes
+from vecmem.store.keyspace.stream_groups import StreamGroup
+from vecmem.store.keyspace.stream_value import StreamValue
+
+SEQUENCE_MAX = 2**64 - 1
+FIELDS = [{"field": b"f", "value": b"v"}]
+
+
+def sid(time: int, sequence: int = 0) -> dict[str, int]:
+    return {"time_unix_ms": time, "sequence": sequence}
+
+
+def parts(found: Any) -> tuple[int, int]:
+    return found.time_unix_ms, found.sequence
+
+
+def append(keyspace: Keyspace, *, key: bytes = b"s", now: int = NOW, **fields: Any) -> tuple[int, int]:
+    response = do(keyspace, "append_stream_entry", key=key, now=now, **{"fields": FIELDS, **fields})
+    return parts(response.id)
+
+
+def filled(count: int = 5, group: bytes = b"g") -> Keyspace:
+    """A stream `s` of entries 1-0, 2-0 and so on, with a group."""
+    keyspace = Keyspace()
+    for time in range(1, count + 1):
+        append(keyspace, explicit_id=sid(time))
+    do(keyspace, "create_stream_group", key=b"s", group=group, create_stream=True)
+    return keyspace
+
+
+def read(keyspace: Keyspace, consumer: bytes = b"ada", *, now: int = NOW, **fields: Any) -> Any:
+    return do(keyspace, "read_stream_group", key=b"s", group=b"g", consumer=consumer, now=now, **fields)
+
+
+def times(response: Any) -> list[int]:
+    return [entry.id.time_unix_ms for entry in response.entries]
+
+
+def pending(keyspace: Keyspace, *, now: int = NOW, **fields: Any) -> list[tuple[int, bytes, int, int]]:
+    found = do(keyspace, "list_stream_pending", key=b"s", group=b"g", now=now, **fields).entries
+    return [(one.id.time_unix_ms, one.consumer, one.idle_ms, one.delivery_count) for one in found]
+
+
+# -- ids --------------------------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_made_of_the_time_and_only_grow() -> None:
+    keyspace = Keyspace()
+    assert append(keyspace, now=50) == (50, 0)
+    assert append(keyspace, now=50) == (50, 1)
+    assert append(keyspace, now=51) == (51, 0)
+    assert append(keyspace, explicit_id=sid(90, 7), now=52) == (90, 7)
+    assert append(keyspace, now=53) == (90, 8), "time goes on from the last id"
+    assert append(keyspace, id_time_unix_ms=90, now=53) == (90, 9)
+    assert append(keyspace, id_time_unix_ms=91, now=53) == (91, 0)
+    assert append(keyspace, explicit_id=sid(91, SEQUENCE_MAX)) == (91, SEQUENCE_MAX)
+    assert append(keyspace, now=91) == (92, 0), "a time whose sequences are used up is followed by the next"
+    assert append(keyspace, id_time_unix_ms=0, key=b"other") == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("new", "field"),
+    [
+        ({"explicit_id": sid(5, 4)}, "explicit_id"),
+        ({"explicit_id": sid(5, 3)}, "explicit_id"),
+        ({"explicit_id": sid(4, SEQUENCE_MAX)}, "explicit_id"),
+        ({"id_time_unix_ms": 4}, "id_time_unix_ms"),
+    ],
+)
+def test_an_id_that_is_not_greater_is_refused(new: dict[str, Any], field: str) -> None:
+    keyspace = Keyspace()
+    append(keyspace, explicit_id=sid(5, 4))
+    assert refusal(keyspace, "append_stream_entry", key=b"s", fields=FIELDS, **new) == ("STREAM_ID_TOO_SMALL", field)
+    error = outcome_of(keyspace, "append_stream_entry", key=b"s", fields=FIELDS, **new).error
+    assert error.metadata["last_id"] == "5-4"
+    assert "5-4" in error.message
+
+
+def test_when_all_ids_are_used_up_nothing_can_be_appended() -> None:
+    keyspace = Keyspace()
+    append(keyspace, explicit_id=sid(SEQUENCE_MAX, SEQUENCE_MAX))
+    for new in ({}, {"id_time_unix_ms": SEQUENCE_MAX}):
+        found = refusal(keyspace, "append_stream_entry", key=b"s", fields=FIELDS, **new)
+        assert found[0] == "STREAM_ID_TOO_SMALL"
+    do(keyspace, "create_stream_group", key=b"s", group=b"g")
+    assert times(read(keyspace)) == [SEQUENCE_MAX]
+    assert times(read(keyspace)) == []
+
+
+# -- entries ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_without_entries_stays_and_counts_none() -> None:
+    keyspace = filled(3)
+    found = do(keyspace, "trim_stream", key=b"s", trim={"max_length": 0})
+    assert (found.trimmed_count, found.entry_count) == (3, 0)
+    described = do(keyspace, "describe_stream", key=b"s")
+    assert (described.exists, described.entry_count, described.appended_count) == (True, 0, 3)
+    assert parts(described.last_id) == (3, 0)
+    assert not described.HasField("first_entry_id")
+    assert do(keyspace, "describe_key", key=b"s").size == 0
+    assert do(keyspace, "check_keys", keys=[b"s"]).existing == [True]
+    assert not do(keyspace, "describe_stream", key=b"none").exists
+    reloaded(keyspace)
+
+
+def test_nothing_is_made_where_there_has_to_be_a_stream() -> None:
+    keyspace = Keyspace()
+    response = do(keyspace, "append_stream_entry", key=b"s", fields=FIELDS, only_if_exists=True)
+    assert not response.HasField("id")
+    assert keyspace.values == {}
+
+
+def test_changes_that_change_nothing_leave_the_version() -> None:
+    keyspace = filled(3)
+    before = contents(keyspace)
+    do(keyspace, "delete_stream_entries", key=b"s", ids=[sid(9)])
+    do(keyspace, "trim_stream", key=b"s", trim={"max_length": 3})
+    do(keyspace, "trim_stream", key=b"s", trim={"min_id": sid(1)})
+    do(keyspace, "acknowledge_stream_entries", key=b"s", group=b"g", ids=[sid(1)])
+    do(keyspace, "delete_stream_group", key=b"s", group=b"none")
+    do(keyspace, "delete_stream_consumer", key=b"s", group=b"g", consumer=b"none")
+    do(keyspace, "claim_stream_entries", key=b"s", group=b"g", consumer=b"ada", ids=[sid(1)])
+    do(keyspace, "auto_claim_stream_entries", key=b"s", group=b"g", consumer=b"ada")
+    do(keyspace, "set_stream_group_position", key=b"s", group=b"g", at_end=True)
+    changed = contents(keyspace)
+    assert changed != before
+    assert times(read(keyspace, b"somebody")) == []
+    assert contents(keyspace) == changed, (
+        "who finds nothing new leaves no trace, or those who wait would wake one another"
+    )
+
+
+def test_bounds_beyond_all_ids_select_nothing() -> None:
+    keyspace = filled(2)
+    append(keyspace, explicit_id=sid(SEQUENCE_MAX, SEQUENCE_MAX))
+    for bounds in ({"maximum": {"id": sid(0), "exclusive": True}},
+                   {"minimum": {"id": sid(SEQUENCE_MAX, SEQUENCE_MAX), "exclusive": True}},
+                   {"minimum": {"id": sid(2)}, "maximum": {"id": sid(1)}}):  # fmt: skip
+        for reverse in (False, True):
+            assert times(do(keyspace, "get_stream_range", key=b"s", range=bounds, reverse=reverse)) == []
+
+
+def test_large_entries_come_in_several_replies() -> None:
+    keyspace = Keyspace()
+    large = [{"field": b"f", "value": bytes(15 * 1024 * 1024)}]
+    for time in (1, 2, 3):
+        append(keyspace, fields=large, explicit_id=sid(time))
+    append(keyspace, key=b"{s}", explicit_id=sid(7))
+    do(keyspace, "create_stream_group", key=b"s", group=b"g")
+    page = do(keyspace, "get_stream_range", key=b"s")
+    assert (times(page), page.more) == ([1, 2], True)
+    page = do(keyspace, "get_stream_range", key=b"s", range={"minimum": {"id": sid(2), "exclusive": True}})
+    assert (times(page), page.more) == ([3], False)
+    page = do(keyspace, "get_stream_range", key=b"s", reverse=True)
+    assert (times(page), page.more) == ([3, 2], True)
+    page = read(keyspace)
+    assert (times(page), page.more) == ([1, 2], True)
+    page = read(keyspace, pending_after=sid(0))
+    assert (times(page), page.more) == ([1, 2], False)
+    page = do(keyspace, "auto_claim_stream_entries", key=b"s", group=b"g", consumer=b"bob")
+    assert (times(page), page.HasField("next_start")) == ([1, 2], False)
+    assert times(read(keyspace)) == [3]
+    page = do(keyspace, "auto_claim_stream_entries", key=b"s", group=b"g", consumer=b"bob")
+    assert (times(page), parts(page.next_start)) == ([1, 2], (3, 0))
+    page = do(keyspace, "auto_claim_stream_entries", key=b"s", group=b"g", consumer=b"bob", only_ids=True)
+    assert (times(page), page.HasField("next_start")) == ([1, 2, 3], False)
+    ids = [sid(1), sid(2), sid(3)]
+    fields: dict[str, Any] = {"key": b"s", "group": b"g", "consumer": b"bob", "ids": ids}
+    assert refusal(keyspace, "claim_stream_entries", **fields) == ("LIMIT_EXCEEDED", "ids")
+
+
+def test_one_large_entry_always_fits() -> None:
+    keyspace = Keyspace()
+    each = limits.STREAM_ENTRY_BYTES_MAX // limits.MEMBERS_PER_REQUEST_MAX
+    many = [{"field": b"", "value": bytes(each)}] * limits.MEMBERS_PER_REQUEST_MAX
+    append(keyspace, fields=many, explicit_id=sid(1))
+    append(keyspace, explicit_id=sid(2))
+    do(keyspace, "create_stream_group", key=b"s", group=b"g")
+    page = read(keyspace)
+    assert (times(page), page.more) == ([1], True)
+    assert (times(read(keyspace)), times(read(keyspace))) == ([2], [])
+
+
+def test_many_streams_share_the_room_of_one_reply() -> None:
+    keyspace = Keyspace()
+    for key in (b"{s}1", b"{s}2"):
+        for time in range(1, 5):
+            append(keyspace, key=key, explicit_id=sid(time))
+    positions = [{"key": b"{s}1"}, {"key": b"{s}none", "after": sid(3)}, {"key": b"{s}2", "after": sid(2)}]
+    first, none, second = do(keyspace, "read_streams", positions=positions, count=2).streams
+    assert (times(first), first.more, parts(first.after)) == ([1, 2], True, (2, 0))
+    assert (times(none), none.more, parts(none.after)) == ([], False, (3, 0))
+    assert (times(second), second.more, parts(second.after)) == ([3, 4], False, (4, 0))
+    with patch.object(limits, "STREAM_ENTRIES_PER_REPLY_MAX", 5):
+        first, _, second = do(keyspace, "read_streams", positions=positions[:1] * 2 + [{"key": b"{s}2"}]).streams
+        assert (times(first), first.more, times(second), second.more) == ([1, 2, 3, 4], False, [], True)
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------------
+
+
+def test_each_entry_goes_to_one_consumer_until_it_is_acknowledged() -> None:
+    keyspace = filled(5)
+    assert times(read(keyspace, b"ada", count=2)) == [1, 2]
+    found = read(keyspace, b"bob", count=2, now=NOW + 5)
+    assert (times(found), found.more) == ([3, 4], True)
+    assert [entry.delivery_count for entry in found.entries] == [1, 1]
+    assert pending(keyspace, now=NOW + 10) == [
+        (1, b"ada", 10, 1),
+        (2, b"ada", 10, 1),
+        (3, b"bob", 5, 1),
+        (4, b"bob", 5, 1),
+    ]
+    assert pending(keyspace, now=NOW + 10, min_idle_ms=6) == [(1, b"ada", 10, 1), (2, b"ada", 10, 1)]
+    response = do(keyspace, "acknowledge_stream_entries", key=b"s", group=b"g", ids=[sid(2), sid(2), sid(5), sid(3)])
+    assert response.acknowledged == [True, False, False, True]
+    assert [row[0] for row in pending(keyspace)] == [1, 4]
+    group = do(keyspace, "describe_stream_group", key=b"s", group=b"g").group
+    assert (group.lag, group.consumer_count, group.pending_count) == (1, 2, 2)
+    assert (parts(group.first_pending_id), parts(group.last_pending_id)) == ((1, 0), (4, 0))
+    reloaded(keyspace)
+
+
+def test_what_was_removed_while_pending_comes_without_fields_and_can_be_acknowledged() -> None:
+    keyspace = filled(3)
+    read(keyspace)
+    do(keyspace, "delete_stream_entries", key=b"s", ids=[sid(2)])
+    found = read(keyspace, pending_after=sid(0), now=NOW + 1)
+    assert [
+        (times(found)[place], entry.deleted, entry.delivery_count) for place, entry in enumerate(found.entries)
+    ] == [
+        (1, False, 2),
+        (2, True, 1),
+        (3, False, 2),
+    ]
+    assert not found.entries[1].fields
+    assert do(keyspace, "acknowledge_stream_entries", key=b"s", group=b"g", ids=[sid(2)]).acknowledged == [True]
+    do(keyspace, "trim_stream", key=b"s", trim={"min_id": sid(3)})
+    found = do(keyspace, "auto_claim_stream_entries", key=b"s", group=b"g", consumer=b"bob")
+    assert (list(map(parts, found.deleted_ids)), times(found)) == ([(1, 0)], [3])
+    do(keyspace, "trim_stream", key=b"s", trim={"max_length": 0})
+    found = do(keyspace, "claim_stream_entries", key=b"s", group=b"g", consumer=b"cem", ids=[sid(3), sid(3), sid(1)])
+    assert (list(map(parts, found.deleted_ids)), times(found)) == ([(3, 0)], [])
+    assert pending(keyspace) == []
+
+
+def test_claims_go_by_how_long_nothing_was_heard() -> None:
+    keyspace = filled(4)
+    read(keyspace, count=2)
+    read(keyspace, count=2, now=NOW + 100)
+    fields: dict[str, Any] = {"key": b"s", "group": b"g", "consumer": b"bob", "min_idle_ms": 150}
+    found = do(keyspace, "auto_claim_stream_entries", now=NOW + 150, count=1, **fields)
+    assert (times(found), parts(found.next_start)) == ([1], (2, 0))
+    found = do(keyspace, "auto_claim_stream_entries", now=NOW + 150, start=found.next_start, **fields)
+    assert (times(found), found.HasField("next_start")) == ([2], False)
+    assert [entry.delivery_count for entry in found.entries] == [2]
+    ids = [sid(time) for time in (1, 2, 3, 4)]
+    assert times(do(keyspace, "claim_stream_entries", now=NOW + 249, ids=ids, **fields)) == []
+    assert times(do(keyspace, "claim_stream_entries", now=NOW + 250, ids=ids, **fields)) == [3, 4]
+    assert [row[1:] for row in pending(keyspace, now=NOW + 250)] == [(b"bob", 100, 2)] * 2 + [(b"bob", 0, 2)] * 2
+    found = do(keyspace, "claim_stream_entries", now=NOW, ids=ids[:1], delivered_at_unix_ms=NOW + 900, key=b"s",
+               group=b"g", consumer=b"ada", delivery_count=SEQUENCE_MAX)  # fmt: skip
+    assert pending(keyspace)[0] == (1, b"ada", 0, SEQUENCE_MAX)
+    assert read(keyspace, pending_after=sid(0)).entries[0].delivery_count == SEQUENCE_MAX, "more is not counted"
+
+
+def test_an_automatic_claim_looks_at_ten_times_as_many() -> None:
+    keyspace = filled(30)
+    read(keyspace, now=NOW + 100)
+    fields: dict[str, Any] = {"key": b"s", "group": b"g", "consumer": b"bob", "min_idle_ms": 50, "count": 2}
+    found = do(keyspace, "auto_claim_stream_entries", now=NOW + 100, **fields)
+    assert (times(found), parts(found.next_start)) == ([], (21, 0))
+    assert not do(keyspace, "auto_claim_stream_entries", now=NOW + 100, start=sid(21), **fields).HasField("next_start")
+
+
+def test_groups_and_consumers_are_listed_by_pages() -> None:
+    keyspace = Keyspace()
+    names = [b"%d" % number for number in range(1_200)]
+    for name in names:
+        do(keyspace, "create_stream_group", key=b"s", group=name, create_stream=True)
+        do(keyspace, "create_stream_consumer", key=b"s", group=b"0", consumer=name, now=NOW + int(name))
+    for kind, field in (("list_stream_groups", "groups"), ("list_stream_consumers", "consumers")):
+        found: list[bytes] = []
+        token = ""
+        more = {"group": b"0"} if field == "consumers" else {}
+        while True:
+            page = do(keyspace, kind, key=b"s", page_size=500, page_token=token, **more)
+            found += [one.consumer if more else one.group for one in getattr(page, field)]
+            token = page.next_page_token
+            if not token:
+                break
+        assert found == sorted(names)
+    page = do(keyspace, "list_stream_consumers", key=b"s", group=b"0", page_size=1)
+    wrong = {"key": b"s", "group": b"1", "page_token": page.next_page_token}
+    assert check_refusal("list_stream_consumers", **wrong) == ("INVALID_PAGE_TOKEN", "page_token")
+    assert (page.consumers[0].seen_at_unix_ms, page.consumers[0].active_at_unix_ms) == (NOW, 0)
+    assert do(keyspace, "list_stream_groups", key=b"none").groups == []
+    do(keyspace, "delete_stream_consumer", key=b"s", group=b"0", consumer=b"7")
+    do(keyspace, "delete_stream_group", key=b"s", group=b"7")
+    reloaded(keyspace)
+
+
+def test_a_consumer_that_goes_takes_what_is_pending_with_it() -> None:
+    keyspace = filled(3)
+    read(keyspace, count=2)
+    read(keyspace, b"bob")
+    found = do(keyspace, "delete_stream_consumer", key=b"s", group=b"g", consumer=b"ada")
+    assert (found.deleted, found.pending_count) == (True, 2)
+    assert pending(keyspace) == [(3, b"bob", 0, 1)]
+    found = do(keyspace, "delete_stream_group", key=b"s", group=b"g")
+    assert (found.deleted, found.pending_count) == (True, 1)
+    assert refusal(keyspace, "list_stream_pending", key=b"s", group=b"g") == ("STREAM_GROUP_NOT_FOUND", "group")
+    reloaded(keyspace)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------------
+
+LONG = bytes(1_025)
+NAMED = {"key": b"s", "group": b"g", "consumer": b"c"}
+ONE = {"ids": [sid(1)]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "reason", "field"),
+    [
+        ("append_stream_entry", {"fields": FIELDS}, "INVALID_KEY", "key"),
+        ("append_stream_entry", {"key": b"s"}, "INVALID_ARGUMENT", "fields"),
+        ("append_stream_entry", {"key": b"s", "fields": FIELDS * 1_025}, "LIMIT_EXCEEDED", "fields"),
+        ("append_stream_entry", {"key": b"s", "fields": [{"field": LONG}]}, "LIMIT_EXCEEDED", "fields[0].field"),
+        (
+            "append_stream_entry",
+            {"key": b"s", "fields": [{"field": b"f", "value": bytes(limits.STREAM_ENTRY_BYTES_MAX)}]},
+            "LIMIT_EXCEEDED",
+            "fields",
+        ),
+        ("append_stream_entry", {"key": b"s", "fields": FIELDS, "explicit_id": sid(0)}, "INVALID_ARGUMENT", "explicit_id"),
+        ("append_stream_entry", {"key": b"s", "fields": FIELDS, "trim": {}}, "INVALID_ARGUMENT", "trim"),
+        ("trim_stream", {"key": b"s"}, "INVALID_ARGUMENT", "trim"),
+        ("get_stream_range", {"key": b"s", "limit": 10_001}, "LIMIT_EXCEEDED", "limit"),
+        ("get_stream_range", {"key": b"s", "range": {"minimum": {}}}, "INVALID_ARGUMENT", "range.minimum.id"),
+        ("delete_stream_entries", {"key": b"s"}, "INVALID_ARGUMENT", "ids"),
+        ("delete_stream_entries", {"key": b"s", "ids": [sid(1)] * 1_025}, "LIMIT_EXCEEDED", "ids"),
+        ("read_streams", {}, "INVALID_ARGUMENT", "positions"),
+        ("read_streams", {"positions": [{"key": b"s"}] * 1_025}, "LIMIT_EXCEEDED", "positions"),
+        ("read_streams", {"positions": [{"key": b"s"}, {}]}, "INVALID_KEY", "positions[1].key"),
+        ("read_streams", {"positions": [{"key": b"s"}, {"key": b"t"}]}, "CROSS_SLOT", "positions"),
+        ("read_streams", {"positions": [{"key": b"s"}], "count": 10_001}, "LIMIT_EXCEEDED", "count"),
+        ("create_stream_group", {"key": b"s"}, "INVALID_ARGUMENT", "group"),
+        ("create_stream_group", {"key": b"s", "group": LONG}, "LIMIT_EXCEEDED", "group"),
+        ("set_stream_group_position", {"group": b"g"}, "INVALID_KEY", "key"),
+        ("delete_stream_group", {"key": b"s"}, "INVALID_ARGUMENT", "group"),
+        ("create_stream_consumer", {"key": b"s", "group": b"g"}, "INVALID_ARGUMENT", "consumer"),
+        ("delete_stream_consumer", {"key": b"s", "group": b"g", "consumer": LONG}, "LIMIT_EXCEEDED", "consumer"),
+        ("read_stream_group", {"key": b"s", "group": b"g"}, "INVALID_ARGUMENT", "consumer"),
+        ("read_stream_group", {**NAMED, "count": 10_001}, "LIMIT_EXCEEDED", "count"),
+        ("acknowledge_stream_entries", {"key": b"s", "group": b"g"}, "INVALID_ARGUMENT", "ids"),
+        ("claim_stream_entries", {**NAMED}, "INVALID_ARGUMENT", "ids"),
+        ("claim_stream_entries", {**NAMED, **ONE, "min_idle_ms": -1}, "INVALID_ARGUMENT", "min_idle_ms"),
+        ("claim_stream_entries", {**NAMED, **ONE, "idle_ms": 2**53 + 1}, "INVALID_ARGUMENT", "idle_ms"),
+        ("claim_stream_entries", {**NAMED, **ONE, "delivered_at_unix_ms": -1}, "INVALID_ARGUMENT", "delivered_at_unix_ms"),
+        ("auto_claim_stream_entries", {**NAMED, "min_idle_ms": -1}, "INVALID_ARGUMENT", "min_idle_ms"),
+        ("auto_claim_stream_entries", {**NAMED, "count": 10_001}, "LIMIT_EXCEEDED", "count"),
+        ("list_stream_pending", {"key": b"s", "group": b"g", "consumer": LONG}, "LIMIT_EXCEEDED", "consumer"),
+        ("list_stream_pending", {**NAMED, "range": {"maximum": {}}}, "INVALID_ARGUMENT", "range.maximum.id"),
+        ("list_stream_pending", {**NAMED, "min_idle_ms": -1}, "INVALID_ARGUMENT", "min_idle_ms"),
+        ("list_stream_pending", {**NAMED, "count": 10_001}, "LIMIT_EXCEEDED", "count"),
+        ("list_stream_groups", {"key": b"s", "page_size": 10_001}, "LIMIT_EXCEEDED", "page_size"),
+        ("list_stream_groups", {"key": b"s", "page_token": "no"}, "INVALID_PAGE_TOKEN", "page_token"),
+        ("list_stream_consumers", {"key": b"s", "group": b"g", "page_size": 10_001}, "LIMIT_EXCEEDED", "page_size"),
+        ("list_stream_consumers", {"key": b"s", "group": b"g", "page_token": "no"}, "INVALID_PAGE_TOKEN", "page_token"),
+        ("describe_stream_group", {"key": b"s"}, "INVALID_ARGUMENT", "group"),
+        ("describe_stream", {}, "INVALID_KEY", "key"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_whatever_the_state_is_refused(
+    kind: str, fields: dict[str, Any], reason: str, field: str
+) -> None:
+    assert check_refusal(kind, **fields) == (reason, field)
+
+
+EVERY = [
+    ("append_stream_entry", {"fields": FIELDS}),
+    ("get_stream_range", {}),
+    ("describe_stream", {}),
+    ("delete_stream_entries", ONE),
+    ("trim_stream", {"trim": {"max_length": 0}}),
+    ("create_stream_group", {"group": b"g", "create_stream": True}),
+    ("list_stream_groups", {}),
+    ("delete_stream_group", {"group": b"g"}),
+    ("acknowledge_stream_entries", {"group": b"g", **ONE}),
+]
+WITH_GROUP: list[tuple[str, dict[str, Any]]] = [
+    ("set_stream_group_position", {}),
+    ("create_stream_consumer", {"consumer": b"c"}),
+    ("delete_stream_consumer", {"consumer": b"c"}),
+    ("read_stream_group", {"consumer": b"c"}),
+    ("claim_stream_entries", {"consumer": b"c", **ONE}),
+    ("auto_claim_stream_entries", {"consumer": b"c"}),
+    ("list_stream_pending", {}),
+    ("describe_stream_group", {}),
+    ("list_stream_consumers", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), [*EVERY, *((kind, {"group": b"g", **rest}) for kind, rest in WITH_GROUP)])
+def test_another_type_is_refused(kind: str, fields: dict[str, Any]) -> None:
+    keyspace = Keyspace()
+    do(keyspace, "set_string", key=b"s", value=b"v")
+    assert refusal(keyspace, kind, key=b"s", **fields) == ("WRONG_TYPE", "key")
+
+
+def test_another_type_among_several_is_named() -> None:
+    keyspace = filled(1)
+    do(keyspace, "set_string", key=b"{s}2", value=b"v")
+    positions = [{"key": b"s"}, {"key": b"{s}2"}]
+    assert refusal(keyspace, "read_streams", positions=positions) == ("WRONG_TYPE", "positions[1].key")
+
+
+@pytest.mark.parametrize(("kind", "fields"), WITH_GROUP)
+@pytest.mark.parametrize("key", [b"s", b"none"])
+def test_a_group_that_is_not_there_is_refused(kind: str, fields: dict[str, Any], key: bytes) -> None:
+    keyspace = filled(1, group=b"another")
+    assert refusal(keyspace, kind, key=key, group=b"g", **fields) == ("STREAM_GROUP_NOT_FOUND", "group")
+
+
+def test_groups_are_made_once_and_where_there_is_a_stream() -> None:
+    keyspace = filled(1)
+    assert refusal(keyspace, "create_stream_group", key=b"s", group=b"g") == ("STREAM_GROUP_EXISTS", "group")
+    assert refusal(keyspace, "create_stream_group", key=b"none", group=b"g") == ("KEY_NOT_FOUND", "key")
+
+
+def test_what_the_writes_of_one_record_return_is_bounded() -> None:
+    keyspace = filled(2)
+    outcome = outcome_of(keyspace, "read_stream_group", key=b"s", group=b"g", consumer=b"c")
+    assert not outcome.HasField("error")
+    with patch.object(limits, "STREAM_ENTRY_REPLY_BYTES", limits.RESULT_BYTES_MAX + 1):
+        fields: dict[str, Any] = {"key": b"s", "group": b"g", "consumer": b"c"}
+        assert refusal(keyspace, "read_stream_group", pending_after=sid(0), **fields) == ("LIMIT_EXCEEDED", "count")
+        assert refusal(keyspace, "auto_claim_stream_entries", **fields) == ("LIMIT_EXCEEDED", "count")
+        assert refusal(keyspace, "claim_stream_entries", **fields, **ONE) == ("LIMIT_EXCEEDED", "ids")
+
+
+# -- what holds them --------------------------------------------------------------------------------------------------------
+
+STEPS = st.one_of(
+    st.tuples(st.just("append"), st.integers(1, 9)),
+    st.tuples(st.just("remove"), st.integers(0, 60)),
+    st.tuples(st.just("remove_first"), st.integers(0, 9)),
+)
+
+
+@given(st.lists(STEPS, max_size=60), st.integers(0, 70), st.integers(0, 70))
+def test_blocks_hold_what_a_dictionary_does(steps: list[tuple[str, int]], minimum: int, maximum: int) -> None:
+    with patch.object(stream_entries, "BLOCK_ENTRIES", 4):
+        entries, model, last = StreamEntries(), dict[int, tuple[bytes, ...]](), 0
+        for kind, number in steps:
+            if kind == "append":
+                last += number
+                model[last] = (b"f", bytes(number))
+                entries.append(last, model[last])
+            elif kind == "remove":
+                assert entries.remove(number) == (model.pop(number, None) is not None)
+            else:
+                count = min(number, len(model))
+                entries.remove_first(count)
+                for entry_id in list(model)[:count]:
+                    del model[entry_id]
+            assert entries.size_bytes == sum(map(fields_bytes, model.values()))
+            assert len(entries) == len(model)
+        assert list(entries.forward()) == list(model.items())
+        assert list(entries.backward()) == list(reversed(model.items()))
+        within = [(entry_id, model[entry_id]) for entry_id in model if minimum <= entry_id <= maximum]
+        assert list(entries.forward(minimum, maximum)) == within
+        assert list(entries.backward(minimum, maximum)) == within[::-1]
+        count_after = entries.counter_after()
+        for entry_id in (*model, minimum, maximum, ID_MAX):
+            assert entries.get(entry_id) == model.get(entry_id)
+            assert (entry_id in entries) == (entry_id in model)
+            assert entries.count_before(entry_id) == sum(one < entry_id for one in model)
+            assert count_after(entry_id) == sum(one > entry_id for one in model)
+        assert (entries.first_id, entries.last_id) == (min(model, default=None), max(model, default=None))
+
+
+def test_a_copy_equals_and_changes_by_itself() -> None:
+    keyspace = filled(2_000)
+    for consumer in (b"ada", b"bob"):
+        read(keyspace, consumer, count=300)
+    value = keyspace.values[b"s"]
+    assert isinstance(value, StreamValue)
+    copied = value.copy()
+    assert copied == value
+    assert copied.size_bytes == value.size_bytes
+    before = value.dump()
+    copied.append(5_000 << 64, (b"f", b"v"))
+    copied.delete(1_500 << 64)
+    copied.trim(700)
+    copied.groups[b"g"].acknowledge(1 << 64)
+    copied.groups[b"g"].remove_consumer(b"bob")
+    copied.groups[b"g"].consumer(b"cem", NOW)
+    copied.add_group(b"new", StreamGroup(0))
+    assert value.dump() == before != copied.dump()
+    assert set(value.groups) == {b"g"}
+    assert StreamValue.load(copied.dump()).dump() == copied.dump()
+
+
+def test_damage_is_noticed() -> None:
+    keyspace = filled(3)
+    read(keyspace)
+    append(keyspace, explicit_id=sid(9), fields=FIELDS * 2)
+    dumped = keyspace.values[b"s"].dump()  # type: ignore[union-attr]
+    assert StreamValue.load(dumped).dump() == dumped
+    blobs = unpack(dumped)
+    group = unpack(blobs[5])
+    ids, counts = blobs[2], blobs[3]
+    for place, damaged in (
+        (0, b""),
+        (0, blobs[0][:16] + bytes(1)),
+        (0, bytes(32)),
+        (1, bytes(8)),
+        (1, bytes(16)),
+        (2, ids[16:32] + ids[:16] + ids[32:]),
+        (2, ids[:-16]),
+        (2, bytes(16) + ids[16:]),
+        (3, counts[:-1]),
+        (3, (3).to_bytes(4, "little") * 2 + counts[8:]),
+        (5, b""),
+        (5, pack(group[:1])[:-1]),
+        (5, pack([*group, b"ada", *group[2:]])),
+        (5, pack([group[0], group[1], b"", group[3]])),
+        (5, pack([*group[:3], group[3][32:64] + group[3][:32]])),
+        (5, pack([*group, b"bob", *group[2:]])),
+        (5, pack([b"", *group[1:]])),
+    ):
+        with pytest.raises(ValueError, match=r".+"):
+            StreamValue.load(pack([*blobs[:place], damaged, *blobs[place + 1 :]]))
+    twice = [*blobs[:1], (4).to_bytes(8, "little") + (2).to_bytes(8, "little"), *blobs[2:6], *blobs[4:]]
+    for damaged in (pack(blobs[:-1]), pack([*blobs, b""]), pack(blobs[:3]), pack([]), dumped[:-1], pack(twice)):
+        with pytest.raises(ValueError, match=r".+"):
+            StreamValue.load(damaged)
