@@ -10,6 +10,7 @@ import vecmem_client
 from tests.support.client_blocks import LONG, SECONDS_MAX, block, done, until, work_of
 from vecmem_client import (
     AsyncClient,
+    AsyncLock,
     LockHeldError,
     LockLostError,
     TokenBucket,
@@ -194,3 +195,20 @@ async def test_a_lease_is_given_up_where_the_server_is_gone(make_client, own_ser
     with pytest.raises(UnavailableError):
         await lock.release()
     own_server.start()
+
+
+async def test_an_acquisition_that_is_cancelled_leaves_the_lock_free(server, key):
+    async with AsyncClient(server.address) as client:
+        for number in range(30):
+            acquiring = asyncio.create_task(AsyncLock(client, key, lease_seconds=LONG).acquire())
+            # From before the request is sent until after the reply has come.
+            await asyncio.sleep(number * 0.0001)
+            acquiring.cancel()
+            try:
+                await acquiring
+            except asyncio.CancelledError:
+                lock = AsyncLock(client, key, lease_seconds=LONG, wait_seconds=0)
+                await lock.acquire()
+                await lock.release()
+            else:
+                await client.run(keys.delete([key]))

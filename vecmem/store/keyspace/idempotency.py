@@ -18,7 +18,7 @@ from vecmem.store.keyspace.packing import pack, unpack
 from vecmem.v1 import idempotency_pb2 as api
 from vecmem.v1 import keys_pb2
 
-RECORD_BYTES: Final = 200
+RECORD_BYTES: Final = 110
 """About what a record takes beyond any container, the fingerprint and the result."""
 ATTEMPT_MAX: Final = 2**32 - 1
 """It is counted no further."""

@@ -17,7 +17,7 @@ from vecmem.store.keyspace.operation import Moment, check_member, check_request_
 from vecmem.v1 import keys_pb2
 from vecmem.v1 import locks_pb2 as api
 
-LOCK_BYTES: Final = 150
+LOCK_BYTES: Final = 70
 """About what a lock takes beyond any container and the owner's own bytes."""
 _LOCK: Final = struct.Struct("<Qqq")
 

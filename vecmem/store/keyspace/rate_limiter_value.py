@@ -18,9 +18,9 @@ from vecmem import limits
 from vecmem.store.keyspace.container import CONTAINER_BYTES, Container
 from vecmem.v1 import keys_pb2
 
-BUCKET_BYTES: Final = 300
+BUCKET_BYTES: Final = 140
 """About what a bucket takes."""
-WINDOW_BYTES: Final = 500
+WINDOW_BYTES: Final = 250
 """About what a window without grants takes."""
 GRANT_BYTES: Final = 16
 """What a grant takes."""

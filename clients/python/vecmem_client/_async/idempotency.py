@@ -89,9 +89,12 @@ class AsyncIdempotency:
         background = Background(keep, self._lease_seconds / 3)
         try:
             result = as_bytes(await work())
-        except Exception:
+        except Exception as error:
             await background.stop()
-            await self._client.run(idempotency.abandon(key, token))
+            try:
+                await self._client.run(idempotency.abandon(key, token))
+            except VecmemClientError as failure:
+                error.add_note(f"and it could not be abandoned, so that others wait for its lease: {failure}")
             raise
         except BaseException:
             # Nobody knows how far it came: its lease says when another may begin.

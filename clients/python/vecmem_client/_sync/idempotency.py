@@ -90,9 +90,12 @@ class Idempotency:
         background = Background(keep, self._lease_seconds / 3)
         try:
             result = as_bytes(work())
-        except Exception:
+        except Exception as error:
             background.stop()
-            self._client.run(idempotency.abandon(key, token))
+            try:
+                self._client.run(idempotency.abandon(key, token))
+            except VecmemClientError as failure:
+                error.add_note(f"and it could not be abandoned, so that others wait for its lease: {failure}")
             raise
         except BaseException:
             # Nobody knows how far it came: its lease says when another may begin.

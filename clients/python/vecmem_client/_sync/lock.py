@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import uuid
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vecmem_client._operations import Operation
     from vecmem_client._sync.client import Client
-    from vecmem_client.locks import LockHolder
+    from vecmem_client.locks import LockAcquisition, LockHolder
 
+UNDO_SECONDS = 5.0
+"""How long an interrupted acquisition may take to be undone."""
 POLL_SECONDS = 0.1
 """How often at least who waits for a lock looks whether it was released; with jitter, up to half as long."""
 
@@ -36,8 +40,8 @@ class Lock:
     the end of the block. What the lock protects is safe in any case if it refuses writes with a smaller `fencing_token` than it has seen:
     the tokens of a lock only grow.
 
-    `wait_seconds` is how long to wait for another holder; None: as long as it takes; 0: not at all. An object is one holder, not to be
-    shared: the holder of a lock that acquires it again waits for itself.
+    `wait_seconds` is how long to wait for another holder; None: as long as it takes; 0: not at all. There is no order among those who
+    wait. An object is one holder, not to be shared, and not to be acquired twice.
     """
 
     def __init__(
@@ -94,7 +98,14 @@ class Lock:
         owner = uuid.uuid4().bytes
         while True:
             sent_at = time.monotonic()
-            acquisition = self._client.run(locks.acquire(self._key, owner, self._lease_seconds))
+            operation = locks.acquire(self._key, owner, self._lease_seconds)
+            try:
+                acquisition = self._client.run(operation)
+            except Exception:
+                raise
+            except BaseException:
+                self._undo(operation, owner)
+                raise
             if acquisition.acquired:
                 break
             self._wait_until_free(acquisition.holder, deadline)
@@ -155,6 +166,17 @@ class Lock:
             # Again soon, until the lease has ended.
             return min(self._lease_seconds / 10, self.remaining_seconds) if self.held else None
         return self._lease_seconds / 3
+
+    def _undo(self, operation: Operation[LockAcquisition], owner: bytes) -> None:
+        """Release what an acquisition that was interrupted may have got; otherwise it would be nobody's until its lease ends.
+
+        Whether it got the lock is known once it is asked for again, behind the first time in the order of the log.
+        """
+        with contextlib.suppress(VecmemClientError):
+            acquisition = self._client.run(operation, timeout_seconds=UNDO_SECONDS)
+            if acquisition.acquired:
+                release = locks.release(self._key, owner, acquisition.fencing_token)
+                self._client.run(release, timeout_seconds=UNDO_SECONDS)
 
     def _wait_until_free(self, holder: LockHolder, deadline: float | None) -> None:
         """Wait, looking now and then, until nobody holds the lock. Raises LockHeldError."""
