@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.store.stream_histories import draw_stream_operation
 from tests.store.support import DIMENSION, Command, apply, create, dump, entries, nearest
 from vecmem import limits
 from vecmem.log import checkpoints
@@ -148,6 +149,9 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "increment",
         "lowest",
         "weigh",
+        "stream",
+        "stream",
+        "stream",
         "enqueue",
         "enqueue",
         "receive",
@@ -222,6 +226,8 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
             operation.enqueue_messages.key = key
             for delay_ms in draw(st.lists(st.sampled_from([0, 1, 50]), min_size=1, max_size=3)):
                 operation.enqueue_messages.messages.add(body=b"m", delay_ms=delay_ms)
+        case "stream":
+            draw_stream_operation(draw, operation, key)
         case "receive":
             operation.receive_messages.key, operation.receive_messages.count = key, 2
             operation.receive_messages.visibility_timeout_ms = draw(st.sampled_from([1, 50]))
