@@ -188,7 +188,8 @@ def test_a_feed_goes_on_where_another_one_ended(api, key):
         sequences = [run(api.channel, *(set_(key + b"%d" % place) for place in range(3))) for _ in range(3)]
         everything = feed.changes(9)
         end = feed.position
-    assert [change.sequence for change in everything] == [one for one in sequences for _ in range(3)]
+    places = [(change.sequence, change.change_count) for change in everything]
+    assert places == [(one, count) for one in sequences for count in (1, 2, 3)]
     for behind, change_count in itertools.product(sequences, [1, 2, 0]):
         after = watch_pb2.ChangePosition(sequence=behind, change_count=change_count)
         told_before = 3 * sequences.index(behind) + (change_count or 3)

@@ -154,6 +154,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             if count <= skipped or not targets.watched.has(change):
                 continue
             told = _message(record, change, targets.names)
+            told.change_count = count
             if with_content:
                 if command is None:
                     command = await self._command(record.sequence)

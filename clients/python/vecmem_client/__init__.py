@@ -23,6 +23,7 @@ from vecmem_client._async.lock import AsyncLock
 from vecmem_client._async.queue import AsyncQueue
 from vecmem_client._async.rate_limiter import AsyncRateLimiter
 from vecmem_client._async.session_store import AsyncSessionStore
+from vecmem_client._async.watch import AsyncWatch
 from vecmem_client._block_errors import (
     LockHeldError,
     LockLostError,
@@ -91,6 +92,7 @@ from vecmem_client._sync.lock import Lock
 from vecmem_client._sync.queue import Queue
 from vecmem_client._sync.rate_limiter import RateLimiter
 from vecmem_client._sync.session_store import SessionStore
+from vecmem_client._sync.watch import Watch
 from vecmem_client._types import (
     BulkResult,
     CheckpointInfo,
@@ -124,6 +126,7 @@ from vecmem_client._types import (
 from vecmem_client._values import PayloadLike
 from vecmem_client._vectors import VectorLike
 from vecmem_client.rate_limiters import SlidingWindow, TokenBucket
+from vecmem_client.watching import Change, ChangeKind, ChangePosition
 
 __all__ = [
     "AsyncClient",
@@ -134,9 +137,13 @@ __all__ = [
     "AsyncQueue",
     "AsyncRateLimiter",
     "AsyncSessionStore",
+    "AsyncWatch",
     "BulkProgress",
     "BulkResult",
     "CallCancelledError",
+    "Change",
+    "ChangeKind",
+    "ChangePosition",
     "ChangesNotRetainedError",
     "CheckpointError",
     "CheckpointInfo",
@@ -228,6 +235,7 @@ __all__ = [
     "VectorStats",
     "VersionConflict",
     "VersionConflictError",
+    "Watch",
     "WorkInProgressError",
     "WorkLostError",
     "WorkMismatchError",

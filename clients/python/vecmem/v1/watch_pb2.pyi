@@ -179,6 +179,7 @@ class Change(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CHANGE_COUNT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     POINT_FIELD_NUMBER: _builtins.int
@@ -192,6 +193,8 @@ class Change(_message.Message):
     """Sequence of the record. Changes of one transaction, or of one pipeline, have the same."""
     time_unix_ms: _builtins.int
     """Time of the record, milliseconds since the Unix epoch."""
+    change_count: _builtins.int
+    """How many changes of that record there are up to and with this one: with `sequence` the ChangePosition behind it."""
     kind: Global___ChangeKind.ValueType
     """What became of it."""
     key: _builtins.bytes
@@ -223,6 +226,7 @@ class Change(_message.Message):
         *,
         sequence: _builtins.int = ...,
         time_unix_ms: _builtins.int = ...,
+        change_count: _builtins.int = ...,
         kind: Global___ChangeKind.ValueType = ...,
         key: _builtins.bytes = ...,
         point: _points_pb2.PointReference | None = ...,
@@ -235,7 +239,7 @@ class Change(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "content", b"content", "key", b"key", "operation", b"operation", "payload_update", b"payload_update", "point", b"point", "subject", b"subject", "written_point", b"written_point"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "content", b"content", "key", b"key", "key_type", b"key_type", "kind", b"kind", "operation", b"operation", "payload_update", b"payload_update", "point", b"point", "sequence", b"sequence", "subject", b"subject", "time_unix_ms", b"time_unix_ms", "version", b"version", "written_point", b"written_point"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "collection", b"collection", "content", b"content", "key", b"key", "key_type", b"key_type", "kind", b"kind", "operation", b"operation", "payload_update", b"payload_update", "point", b"point", "sequence", b"sequence", "subject", b"subject", "time_unix_ms", b"time_unix_ms", "version", b"version", "written_point", b"written_point"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["operation", "written_point", "payload_update"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015

@@ -8,6 +8,7 @@ from vecmem_client._async.collections import CollectionMethods
 from vecmem_client._async.keyspace import KeyspaceMethods
 from vecmem_client._async.points import PointMethods
 from vecmem_client._async.transactions import TransactionMethods
+from vecmem_client._async.watch import WatchMethods
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods):
+class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as

@@ -62,6 +62,12 @@ class Transport:
         channel = self._open()
         return Stream(channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)())
 
+    async def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
+        """Begin a stream of replies to one request."""
+        channel = self._open()
+        call = channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        return Reading(call(request))
+
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
@@ -129,4 +135,34 @@ class Stream(Generic[ReplyT]):
 
     async def close(self) -> None:
         """End the call if it has not ended."""
+        self._call.cancel()
+
+
+class Reading(Generic[ReplyT]):
+    """A stream of replies. Who does not read holds the server back."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._next: asyncio.Task[Any] | None = None
+
+    async def receive(self, timeout_seconds: float) -> ReplyT | None:
+        """Return the next reply, None at the end, also at one by `close`. Raises grpc.RpcError, and TimeoutError after that long.
+
+        After a TimeoutError it goes on.
+        """
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._call.read())
+        # Not under a timeout itself: that would cancel the call.
+        await asyncio.wait([self._next], timeout=timeout_seconds)
+        if not self._next.done():
+            raise TimeoutError
+        reading, self._next = self._next, None
+        try:
+            reply = reading.result()
+        except asyncio.CancelledError:
+            return None
+        return None if reply is grpc.aio.EOF else reply
+
+    async def close(self) -> None:
+        """End the call if it has not ended; a `receive` under way returns."""
         self._call.cancel()

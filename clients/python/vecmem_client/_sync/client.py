@@ -9,6 +9,7 @@ from vecmem_client._sync.collections import CollectionMethods
 from vecmem_client._sync.keyspace import KeyspaceMethods
 from vecmem_client._sync.points import PointMethods
 from vecmem_client._sync.transactions import TransactionMethods
+from vecmem_client._sync.watch import WatchMethods
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods):
+class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -53,6 +54,12 @@ class Transport:
         return Stream(
             self._channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         )
+
+    def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
+        """Begin a stream of replies to one request."""
+        self.check_usable()
+        call = self._channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        return Reading(call(request))
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -114,5 +121,55 @@ class Stream(Generic[ReplyT]):
                 self._incoming.put(reply)
         except grpc.RpcError as error:
             self._incoming.put(error)
+        else:
+            self._incoming.put(None)
+
+
+READ_AHEAD = 2
+"""Replies taken from a stream before they are asked for."""
+
+
+class Reading(Generic[ReplyT]):
+    """A stream of replies. Who does not read holds the server back.
+
+    A thread reads them, so that `receive` can give up after a while.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._incoming: queue.Queue[ReplyT | grpc.RpcError | None] = queue.Queue(READ_AHEAD)
+        self._closed = threading.Event()
+        self._pump = threading.Thread(target=self._receive_all, name="vecmem-replies", daemon=True)
+        self._pump.start()
+
+    def receive(self, timeout_seconds: float) -> ReplyT | None:
+        """Return the next reply, None at the end, also at one by `close`. Raises grpc.RpcError, and TimeoutError after that long.
+
+        After a TimeoutError it goes on.
+        """
+        try:
+            reply = self._incoming.get(timeout=timeout_seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(reply, grpc.RpcError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """End the call if it has not ended, and the thread; a `receive` under way returns."""
+        self._closed.set()
+        self._call.cancel()
+        while self._pump.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._incoming.get(timeout=0.01)
+        with contextlib.suppress(queue.Full):
+            self._incoming.put_nowait(None)
+
+    def _receive_all(self) -> None:
+        try:
+            for reply in self._call:
+                self._incoming.put(reply)
+        except grpc.RpcError as error:
+            self._incoming.put(None if self._closed.is_set() else error)
         else:
             self._incoming.put(None)

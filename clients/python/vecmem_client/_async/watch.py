@@ -1,0 +1,164 @@
+"""The change feed as an iterator."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import grpc
+
+from vecmem_client import _methods
+from vecmem_client._async.base import Base
+from vecmem_client._errors import UnavailableError, VecmemClientError, error_from_rpc
+from vecmem_client.watching import change_of, position_of, request_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from vecmem.v1 import common_pb2, watch_pb2
+    from vecmem_client._async.transport import Reading, Transport
+    from vecmem_client._operations import BytesLike
+    from vecmem_client._retry import RetryPolicy
+    from vecmem_client.watching import Change, ChangePosition
+
+HEARTBEATS_MISSED_MAX = 3
+"""Silences of so many heartbeats mean that the connection is lost without anybody saying so."""
+
+
+class AsyncWatch:
+    """Changes, one after the other, without end; made by `watch`. To be closed, or used in a `with` statement.
+
+    After a lost connection it goes on where it was, by itself: no change is left out or told twice. Raises VecmemClientError:
+    ChangesNotRetainedError where it was too slow, and whatever the request was refused for.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        retry: RetryPolicy,
+        request: watch_pb2.WatchRequest,
+        note_position: Callable[[common_pb2.ResponseHeader], None],
+    ) -> None:
+        self.position: ChangePosition | None = None
+        """Behind the last change that was given out, or further where nothing of interest came since. None: nothing was heard yet."""
+        self._transport = transport
+        self._retry = retry
+        self._request = request
+        self._note_position = note_position
+        self._silence_seconds_max = HEARTBEATS_MISSED_MAX * (request.heartbeat_ms or 10_000) / 1e3
+        self._reading: Reading[watch_pb2.WatchResponse] | None = None
+        self._changes: deque[watch_pb2.Change] = deque()
+        self._behind_all: ChangePosition | None = None
+        self._attempts = 0
+        self._closed = False
+
+    async def started(self) -> ChangePosition:
+        """Return when the server watches: whatever changes from then on will be told; returns the position that begins there."""
+        while self.position is None:
+            await self._hear()
+        return self.position
+
+    async def __anext__(self) -> Change:
+        while not self._changes:
+            if self._closed:
+                raise StopAsyncIteration
+            await self._hear()
+        change = change_of(self._changes.popleft())
+        self.position = change.position if self._changes else self._behind_all
+        return change
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def close(self) -> None:
+        """End the feed. Closing twice is fine."""
+        self._closed = True
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await reading.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _hear(self) -> None:
+        """Take one response; where the connection is lost wait and begin anew."""
+        try:
+            response = await self._receive()
+        except VecmemClientError as failure:
+            await self._hang_up()
+            self._attempts += 1
+            wait_seconds = None
+            if failure.code is grpc.StatusCode.UNAVAILABLE:
+                wait_seconds = self._retry.wait_seconds(self._attempts, float("inf"))
+            if wait_seconds is None:
+                raise
+            await self._transport.sleep(wait_seconds)
+            return
+        if response is None:
+            return
+        self._attempts = 0
+        self._note_position(response.header)
+        self._changes.extend(response.changes)
+        self._behind_all = position_of(response.position)
+        # A new call begins behind everything that was received.
+        self._request.after.CopyFrom(response.position)
+        if not self._changes:
+            self.position = self._behind_all
+
+    async def _receive(self) -> watch_pb2.WatchResponse | None:
+        reading = self._reading
+        if reading is None:
+            reading = await self._transport.open_reading(_methods.WATCH, self._request.SerializeToString())
+            self._reading = reading
+        try:
+            response = await reading.receive(self._silence_seconds_max)
+        except TimeoutError:
+            raise UnavailableError(f"nothing came from the server for {self._silence_seconds_max:g} s") from None
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        if response is None and not self._closed:
+            raise UnavailableError("the server ended the feed")
+        return response
+
+    async def _hang_up(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await reading.close()
+
+
+class WatchMethods(Base):
+    """WatchService."""
+
+    def watch(
+        self,
+        *,
+        keys: Iterable[BytesLike] = (),
+        prefixes: Iterable[BytesLike] = (),
+        collections: Iterable[str] = (),
+        after: ChangePosition | None = None,
+        earliest: bool = False,
+        with_content: bool = False,
+        heartbeat_seconds: float = 10.0,
+    ) -> AsyncWatch:
+        """Watch keys, all keys with a prefix (empty: all), and the points of collections; the call begins with the first step.
+
+        From `after` on, from the `earliest` change that is retained, or from now. Iterate over what is returned; its `position` after a
+        change is where to go on. `with_content` tells what did each change. Nothing more than a heartbeat late is lost unnoticed.
+        """
+        request = request_of(
+            keys,
+            prefixes,
+            collections,
+            after,
+            earliest=earliest,
+            with_content=with_content,
+            heartbeat_seconds=heartbeat_seconds,
+        )
+        return AsyncWatch(self._transport, self._retry, request, self._note_position)
