@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -212,3 +213,37 @@ async def test_an_acquisition_that_is_cancelled_leaves_the_lock_free(server, key
                 await lock.release()
             else:
                 await client.run(keys.delete([key]))
+
+
+async def test_holders_exclude_each_other_through_kills(make_client, own_server):
+    client = make_client(own_server.address)
+    inside, tokens = [], []
+    killed = asyncio.Event()
+
+    async def hold(name):
+        while not killed.is_set():
+            lock = block(client, "Lock", "l", lease_seconds=4)
+            try:
+                tokens.append(await lock.acquire())
+            except UnavailableError:
+                continue
+            assert inside == []
+            inside.append(name)
+            await asyncio.sleep(0.01)
+            inside.remove(name)
+            # Where the server is gone the lease ends by itself.
+            with contextlib.suppress(UnavailableError, LockLostError):
+                await lock.release()
+
+    async with asyncio.TaskGroup() as group:
+        for name in range(3):
+            group.create_task(hold(name))
+        for _ in range(2):
+            count = len(tokens)
+            await until(lambda count=count: len(tokens) > count + 5)
+            await asyncio.to_thread(own_server.kill)
+            await asyncio.to_thread(own_server.start)
+        count = len(tokens)
+        await until(lambda: len(tokens) > count + 5)
+        killed.set()
+    assert tokens == sorted(set(tokens))

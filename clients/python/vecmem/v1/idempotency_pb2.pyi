@@ -68,7 +68,9 @@ class BeginIdempotentRequest(_message.Message):
     lease_ms: _builtins.int
     """How long the worker may take until it is taken for dead, milliseconds, 1 to 2^53."""
     retention_ms: _builtins.int
-    """How long the record is kept, milliseconds, 1 to 2^53: from the beginning on, for the lease at least, and from the completion on."""
+    """How long the record is kept after a worker has started (and for its lease at least), and then again after it has completed: milliseconds,
+    1 to 2^53.
+    """
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
