@@ -8,12 +8,12 @@ import random
 import pytest
 
 from tests.store.support import shard_at
-from vecmem.clock import ManualClock
-from vecmem.errors import LimitExceededError, WrongTypeError
+from vecmem.clock import ManualClock, SystemClock
+from vecmem.errors import InvalidArgumentError, LimitExceededError, StreamGroupNotFoundError, WrongTypeError
 from vecmem.server.keyspace_servicer import _Servicer
 from vecmem.server.waiting import Lines
 from vecmem.store.shard import Shard
-from vecmem.v1 import keys_pb2, lists_pb2, sorted_sets_pb2, strings_pb2
+from vecmem.v1 import keys_pb2, lists_pb2, queues_pb2, sorted_sets_pb2, streams_pb2, strings_pb2
 
 LEFT, RIGHT = lists_pb2.LIST_END_LEFT, lists_pb2.LIST_END_RIGHT
 LONG_MS = 60_000
@@ -216,4 +216,90 @@ async def test_every_item_goes_to_one_of_many_who_wait(tmp_path):
             if task.get_coro().__qualname__ == "_Servicer.run":
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        server.at_rest()
+
+
+async def append(server, key, value=b"v"):
+    request = streams_pb2.AppendStreamEntryRequest(key=key)
+    request.fields.add(field=b"f", value=value)
+    return await server.servicer.run("append_stream_entry", request)
+
+
+def read_group(server, group, consumer, **rest):
+    request = streams_pb2.ReadStreamGroupRequest(
+        key=b"{k}s", group=group, consumer=consumer, count=1, wait_ms=LONG_MS, **rest
+    )
+    return asyncio.create_task(server.servicer.run("read_stream_group", request))
+
+
+async def test_readers_of_streams_wait_all_and_consumers_of_a_group_in_turn(server):
+    first = await append(server, b"{k}s")
+    for group in (b"g", b"h"):
+        request = streams_pb2.CreateStreamGroupRequest(key=b"{k}s", group=group, at_end=True)
+        await server.servicer.run("create_stream_group", request)
+    position = streams_pb2.StreamPosition(key=b"{k}s", after=first.id)
+    read = streams_pb2.ReadStreamsRequest(positions=[position, {"key": b"{k}none"}], wait_ms=LONG_MS)
+    readers = [asyncio.create_task(server.servicer.run("read_streams", read)) for _ in range(2)]
+    await server.waiting(2)
+    consumers = []
+    for number, group in enumerate([b"g", b"g", b"h"], start=1):
+        consumers.append(read_group(server, group, b"c%d" % number))
+        await server.waiting(2 + number)
+    second = await append(server, b"{k}s")
+    for reader in readers:
+        reply = await reader
+        assert [len(found.entries) for found in reply.streams] == [1, 0]
+        assert reply.streams[0].entries[0].id == second.id
+    # One of each group: groups do not take from each other.
+    assert [(await consumers[place]).entries[0].id for place in (0, 2)] == [second.id, second.id]
+    assert not consumers[1].done()
+    third = await append(server, b"{k}s")
+    assert (await consumers[1]).entries[0].id == third.id
+    with pytest.raises(StreamGroupNotFoundError):
+        await read_group(server, b"none", b"c")
+    with pytest.raises(InvalidArgumentError) as refused:
+        await read_group(server, b"g", b"c", pending_after=streams_pb2.StreamId())
+    assert refused.value.metadata["field"] == "wait_ms"
+    server.at_rest()
+
+
+async def test_a_group_that_is_deleted_ends_the_wait(server):
+    await append(server, b"{k}s")
+    create = streams_pb2.CreateStreamGroupRequest(key=b"{k}s", group=b"g", at_end=True)
+    await server.servicer.run("create_stream_group", create)
+    waiting = read_group(server, b"g", b"c")
+    await server.waiting(1)
+    delete = streams_pb2.DeleteStreamGroupRequest(key=b"{k}s", group=b"g")
+    await server.servicer.run("delete_stream_group", delete)
+    with pytest.raises(StreamGroupNotFoundError):
+        await waiting
+    server.at_rest()
+
+
+async def test_messages_are_waited_for_until_they_are_due(tmp_path):
+    async with shard_at(tmp_path, clock=SystemClock()) as shard:
+        server = Server(shard)
+
+        def receive(**rest):
+            request = queues_pb2.ReceiveMessagesRequest(
+                key=b"q", visibility_timeout_ms=LONG_MS, wait_ms=LONG_MS, **rest
+            )
+            return asyncio.create_task(server.servicer.run("receive_messages", request))
+
+        async def enqueue(body, delay_ms=0):
+            request = queues_pb2.EnqueueMessagesRequest(key=b"q", messages=[{"body": body, "delay_ms": delay_ms}])
+            await server.servicer.run("enqueue_messages", request)
+
+        first = receive()
+        await server.waiting(1)
+        second = receive()
+        await server.waiting(2)
+        await enqueue(b"later", delay_ms=30)
+        await enqueue(b"now")
+        assert [message.body for message in (await first).messages] == [b"now"]
+        assert not second.done()
+        # Nothing is written when it becomes due: time alone brings it.
+        assert [message.body for message in (await second).messages] == [b"later"]
+        # Four records for all of it: nobody tried in vain.
+        assert shard.applied_sequence == 4
         server.at_rest()

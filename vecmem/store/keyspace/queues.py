@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExceededError
-from vecmem.store.keyspace.keyspace import Keyspace
-from vecmem.store.keyspace.operation import Moment, check_request_key, check_value, reads, writes
+from vecmem.store.keyspace.keyspace import NEVER, Keyspace
+from vecmem.store.keyspace.operation import Moment, Waits, check_request_key, check_value, check_wait, reads, writes
 from vecmem.store.keyspace.paging import decode_bytes_token, encode_bytes_token
 from vecmem.store.keyspace.queue_value import DEAD, HELD, WAITING, Message, Place, QueueValue
 from vecmem.store.validation import request_fingerprint
@@ -73,6 +73,16 @@ def _check_receive(request: api.ReceiveMessagesRequest) -> None:
     check_request_key(request)
     _check_count_max(request.count, "count")
     _check_time(request.visibility_timeout_ms, "visibility_timeout_ms", minimum=1)
+    check_wait(request)
+
+
+def _is_due(keyspace: Keyspace, request: api.ReceiveMessagesRequest, moment: Moment) -> bool:
+    return NEVER < _next_due_unix_ms(keyspace, request, moment) <= moment.time_unix_ms
+
+
+def _next_due_unix_ms(keyspace: Keyspace, request: api.ReceiveMessagesRequest, moment: Moment) -> int:
+    value = _find(keyspace, request, moment)
+    return NEVER if value is None else value.next_due_unix_ms()
 
 
 def _receive(
@@ -329,7 +339,11 @@ def _describe(
 
 OPERATIONS = {
     "enqueue_messages": writes(_check_enqueue, _enqueue),
-    "receive_messages": writes(_check_receive, _receive),
+    "receive_messages": writes(
+        _check_receive,
+        _receive,
+        Waits(lambda response: bool(response.messages), _is_due, due_unix_ms=_next_due_unix_ms),
+    ),
     "acknowledge_messages": writes(_check_receipts, _acknowledge),
     "extend_messages": writes(_check_extend, _extend),
     "release_messages": writes(_check_release, _release),

@@ -16,7 +16,7 @@ from vecmem.errors import (
     StreamGroupNotFoundError,
 )
 from vecmem.store.keyspace.keyspace import Keyspace, shown
-from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, writes
+from vecmem.store.keyspace.operation import Moment, Waits, check_member, check_request_key, check_wait, writes
 from vecmem.store.keyspace.stream_entries import Fields, number_of, write_id
 from vecmem.store.keyspace.stream_groups import Pending, StreamGroup
 from vecmem.store.keyspace.stream_value import NO_ID, StreamValue
@@ -162,6 +162,15 @@ def _delete_consumer(
 def _check_read(request: api.ReadStreamGroupRequest) -> None:
     _check_consumer(request)
     check_count(request.count)
+    check_wait(request)
+    if request.wait_ms and request.HasField("pending_after"):
+        raise InvalidArgumentError("only new entries can be waited for", field="wait_ms")
+
+
+def _has_new(keyspace: Keyspace, request: api.ReadStreamGroupRequest, moment: Moment) -> bool:
+    """Whether there is a new entry. Raises WrongTypeError, StreamGroupNotFoundError."""
+    value, group = find_group(keyspace, request, moment)
+    return value.entries.last_id is not None and value.entries.last_id > group.last_delivered_id
 
 
 def _read(
@@ -378,7 +387,9 @@ OPERATIONS = {
     "delete_stream_group": writes(check_group, _delete_group),
     "create_stream_consumer": writes(_check_consumer, _create_consumer),
     "delete_stream_consumer": writes(_check_consumer, _delete_consumer),
-    "read_stream_group": writes(_check_read, _read),
+    "read_stream_group": writes(
+        _check_read, _read, Waits(lambda response: bool(response.entries), _has_new, lambda request: request.group)
+    ),
     "acknowledge_stream_entries": writes(_check_acknowledge, _acknowledge),
     "claim_stream_entries": writes(_check_claim, _claim),
     "auto_claim_stream_entries": writes(_check_auto_claim, _auto_claim),

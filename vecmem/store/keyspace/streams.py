@@ -11,11 +11,13 @@ from vecmem import limits
 from vecmem.errors import InvalidArgumentError, LimitExceededError, StreamIdTooSmallError
 from vecmem.store.keyspace.operation import (
     Moment,
+    Waits,
     check_key,
     check_member,
     check_member_count,
     check_request_key,
     check_slot,
+    check_wait,
     reads,
     writes,
 )
@@ -262,6 +264,7 @@ def _check_read(request: api.ReadStreamsRequest) -> None:
         check_key(position.key, f"positions[{index}].key")
     check_slot([position.key for position in request.positions], "positions")
     check_count(request.count)
+    check_wait(request)
 
 
 def _read(
@@ -291,5 +294,7 @@ OPERATIONS = {
     "describe_stream": reads(check_request_key, _describe),
     "delete_stream_entries": writes(_check_delete, _delete),
     "trim_stream": writes(_check_trim_request, _trim),
-    "read_streams": reads(_check_read, _read),
+    "read_streams": reads(
+        _check_read, _read, Waits(lambda response: any(found.entries for found in response.streams), lambda *_: True)
+    ),
 }

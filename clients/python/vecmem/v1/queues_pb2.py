@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from vecmem.v1 import common_pb2 as vecmem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vecmem/v1/queues.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\"P\n\x0fNewQueueMessage\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\x08\x64\x65lay_ms\x18\x02 \x01(\x03H\x00\x12\x14\n\nat_unix_ms\x18\x03 \x01(\x03H\x00\x42\x05\n\x03\x64ue\"5\n\x0eMessageReceipt\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x0f\n\x07receipt\x18\x02 \x01(\x04\"{\n\x16\x45nqueueMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12,\n\x08messages\x18\x02 \x03(\x0b\x32\x1a.vecmem.v1.NewQueueMessage\x12&\n\x05write\x18\x03 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"Y\n\x17\x45nqueueMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\"\x93\x01\n\x16ReceiveMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x1d\n\x15visibility_timeout_ms\x18\x03 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x04 \x01(\r\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"\x92\x01\n\x10\x44\x65liveredMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x0f\n\x07receipt\x18\x02 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x16\n\x0e\x64\x65livery_count\x18\x04 \x01(\r\x12\x1b\n\x13\x65nqueued_at_unix_ms\x18\x05 \x01(\x03\x12\x16\n\x0e\x64ue_at_unix_ms\x18\x06 \x01(\x03\"\xb7\x01\n\x17ReceiveMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12-\n\x08messages\x18\x02 \x03(\x0b\x32\x1b.vecmem.v1.DeliveredMessage\x12\x12\n\ndead_count\x18\x03 \x01(\r\x12\x1b\n\x0enext_due_in_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_next_due_in_ms\"~\n\x1a\x41\x63knowledgeMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x08receipts\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.MessageReceipt\x12&\n\x05write\x18\x03 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"^\n\x1b\x41\x63knowledgeMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x08\"\x98\x01\n\x15\x45xtendMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x08receipts\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.MessageReceipt\x12\x1d\n\x15visibility_timeout_ms\x18\x03 \x01(\x03\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"U\n\x16\x45xtendMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08\x65xtended\x18\x02 \x03(\x08\"\x8c\x01\n\x16ReleaseMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x08receipts\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.MessageReceipt\x12\x10\n\x08\x64\x65lay_ms\x18\x03 \x01(\x03\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"V\n\x17ReleaseMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08released\x18\x02 \x03(\x08\"a\n\x15RemoveMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\x12&\n\x05write\x18\x03 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"Z\n\x16RemoveMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x15\n\rremoved_count\x18\x02 \x01(\x04\"\x83\x01\n\x16RedriveMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x10\n\x08\x64\x65lay_ms\x18\x04 \x01(\x03\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"p\n\x17RedriveMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x16\n\x0eredriven_count\x18\x02 \x01(\x04\x12\x12\n\ndead_count\x18\x03 \x01(\x04\"\x9c\x01\n\x13PeekMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.vecmem.v1.QueueMessageState\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\x12$\n\x04read\x18\x05 \x01(\x0b\x32\x16.vecmem.v1.ReadOptions\"\xab\x01\n\rPeekedMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.vecmem.v1.QueueMessageState\x12\x16\n\x0e\x64\x65livery_count\x18\x04 \x01(\r\x12\x1b\n\x13\x65nqueued_at_unix_ms\x18\x05 \x01(\x03\x12\x16\n\x0e\x64ue_at_unix_ms\x18\x06 \x01(\x03\"\x86\x01\n\x14PeekMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.vecmem.v1.PeekedMessage\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"I\n\x14\x44\x65scribeQueueRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12$\n\x04read\x18\x02 \x01(\x0b\x32\x16.vecmem.v1.ReadOptions\"\xb5\x01\n\x15\x44\x65scribeQueueResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x13\n\x0bready_count\x18\x02 \x01(\x04\x12\x15\n\rdelayed_count\x18\x03 \x01(\x04\x12\x17\n\x0fin_flight_count\x18\x04 \x01(\x04\x12\x12\n\ndead_count\x18\x05 \x01(\x04\x12\x18\n\x10next_due_unix_ms\x18\x06 \x01(\x03*\xb9\x01\n\x11QueueMessageState\x12#\n\x1fQUEUE_MESSAGE_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19QUEUE_MESSAGE_STATE_READY\x10\x01\x12\x1f\n\x1bQUEUE_MESSAGE_STATE_DELAYED\x10\x02\x12!\n\x1dQUEUE_MESSAGE_STATE_IN_FLIGHT\x10\x03\x12\x1c\n\x18QUEUE_MESSAGE_STATE_DEAD\x10\x04\x32\xaf\x06\n\x0cQueueService\x12X\n\x0f\x45nqueueMessages\x12!.vecmem.v1.EnqueueMessagesRequest\x1a\".vecmem.v1.EnqueueMessagesResponse\x12X\n\x0fReceiveMessages\x12!.vecmem.v1.ReceiveMessagesRequest\x1a\".vecmem.v1.ReceiveMessagesResponse\x12\x64\n\x13\x41\x63knowledgeMessages\x12%.vecmem.v1.AcknowledgeMessagesRequest\x1a&.vecmem.v1.AcknowledgeMessagesResponse\x12U\n\x0e\x45xtendMessages\x12 .vecmem.v1.ExtendMessagesRequest\x1a!.vecmem.v1.ExtendMessagesResponse\x12X\n\x0fReleaseMessages\x12!.vecmem.v1.ReleaseMessagesRequest\x1a\".vecmem.v1.ReleaseMessagesResponse\x12U\n\x0eRemoveMessages\x12 .vecmem.v1.RemoveMessagesRequest\x1a!.vecmem.v1.RemoveMessagesResponse\x12X\n\x0fRedriveMessages\x12!.vecmem.v1.RedriveMessagesRequest\x1a\".vecmem.v1.RedriveMessagesResponse\x12O\n\x0cPeekMessages\x12\x1e.vecmem.v1.PeekMessagesRequest\x1a\x1f.vecmem.v1.PeekMessagesResponse\x12R\n\rDescribeQueue\x12\x1f.vecmem.v1.DescribeQueueRequest\x1a .vecmem.v1.DescribeQueueResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vecmem/v1/queues.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\"P\n\x0fNewQueueMessage\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\x08\x64\x65lay_ms\x18\x02 \x01(\x03H\x00\x12\x14\n\nat_unix_ms\x18\x03 \x01(\x03H\x00\x42\x05\n\x03\x64ue\"5\n\x0eMessageReceipt\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x0f\n\x07receipt\x18\x02 \x01(\x04\"{\n\x16\x45nqueueMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12,\n\x08messages\x18\x02 \x03(\x0b\x32\x1a.vecmem.v1.NewQueueMessage\x12&\n\x05write\x18\x03 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"Y\n\x17\x45nqueueMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\"\xa4\x01\n\x16ReceiveMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x1d\n\x15visibility_timeout_ms\x18\x03 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x04 \x01(\r\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\x12\x0f\n\x07wait_ms\x18\x06 \x01(\r\"\x92\x01\n\x10\x44\x65liveredMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x0f\n\x07receipt\x18\x02 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x16\n\x0e\x64\x65livery_count\x18\x04 \x01(\r\x12\x1b\n\x13\x65nqueued_at_unix_ms\x18\x05 \x01(\x03\x12\x16\n\x0e\x64ue_at_unix_ms\x18\x06 \x01(\x03\"\xb7\x01\n\x17ReceiveMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12-\n\x08messages\x18\x02 \x03(\x0b\x32\x1b.vecmem.v1.DeliveredMessage\x12\x12\n\ndead_count\x18\x03 \x01(\r\x12\x1b\n\x0enext_due_in_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_next_due_in_ms\"~\n\x1a\x41\x63knowledgeMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x08receipts\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.MessageReceipt\x12&\n\x05write\x18\x03 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"^\n\x1b\x41\x63knowledgeMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x08\"\x98\x01\n\x15\x45xtendMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x08receipts\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.MessageReceipt\x12\x1d\n\x15visibility_timeout_ms\x18\x03 \x01(\x03\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"U\n\x16\x45xtendMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08\x65xtended\x18\x02 \x03(\x08\"\x8c\x01\n\x16ReleaseMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x08receipts\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.MessageReceipt\x12\x10\n\x08\x64\x65lay_ms\x18\x03 \x01(\x03\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"V\n\x17ReleaseMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08released\x18\x02 \x03(\x08\"a\n\x15RemoveMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\x12&\n\x05write\x18\x03 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"Z\n\x16RemoveMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x15\n\rremoved_count\x18\x02 \x01(\x04\"\x83\x01\n\x16RedriveMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x10\n\x08\x64\x65lay_ms\x18\x04 \x01(\x03\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"p\n\x17RedriveMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x16\n\x0eredriven_count\x18\x02 \x01(\x04\x12\x12\n\ndead_count\x18\x03 \x01(\x04\"\x9c\x01\n\x13PeekMessagesRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.vecmem.v1.QueueMessageState\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\x12$\n\x04read\x18\x05 \x01(\x0b\x32\x16.vecmem.v1.ReadOptions\"\xab\x01\n\rPeekedMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.vecmem.v1.QueueMessageState\x12\x16\n\x0e\x64\x65livery_count\x18\x04 \x01(\r\x12\x1b\n\x13\x65nqueued_at_unix_ms\x18\x05 \x01(\x03\x12\x16\n\x0e\x64ue_at_unix_ms\x18\x06 \x01(\x03\"\x86\x01\n\x14PeekMessagesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.vecmem.v1.PeekedMessage\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"I\n\x14\x44\x65scribeQueueRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12$\n\x04read\x18\x02 \x01(\x0b\x32\x16.vecmem.v1.ReadOptions\"\xb5\x01\n\x15\x44\x65scribeQueueResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x13\n\x0bready_count\x18\x02 \x01(\x04\x12\x15\n\rdelayed_count\x18\x03 \x01(\x04\x12\x17\n\x0fin_flight_count\x18\x04 \x01(\x04\x12\x12\n\ndead_count\x18\x05 \x01(\x04\x12\x18\n\x10next_due_unix_ms\x18\x06 \x01(\x03*\xb9\x01\n\x11QueueMessageState\x12#\n\x1fQUEUE_MESSAGE_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19QUEUE_MESSAGE_STATE_READY\x10\x01\x12\x1f\n\x1bQUEUE_MESSAGE_STATE_DELAYED\x10\x02\x12!\n\x1dQUEUE_MESSAGE_STATE_IN_FLIGHT\x10\x03\x12\x1c\n\x18QUEUE_MESSAGE_STATE_DEAD\x10\x04\x32\xaf\x06\n\x0cQueueService\x12X\n\x0f\x45nqueueMessages\x12!.vecmem.v1.EnqueueMessagesRequest\x1a\".vecmem.v1.EnqueueMessagesResponse\x12X\n\x0fReceiveMessages\x12!.vecmem.v1.ReceiveMessagesRequest\x1a\".vecmem.v1.ReceiveMessagesResponse\x12\x64\n\x13\x41\x63knowledgeMessages\x12%.vecmem.v1.AcknowledgeMessagesRequest\x1a&.vecmem.v1.AcknowledgeMessagesResponse\x12U\n\x0e\x45xtendMessages\x12 .vecmem.v1.ExtendMessagesRequest\x1a!.vecmem.v1.ExtendMessagesResponse\x12X\n\x0fReleaseMessages\x12!.vecmem.v1.ReleaseMessagesRequest\x1a\".vecmem.v1.ReleaseMessagesResponse\x12U\n\x0eRemoveMessages\x12 .vecmem.v1.RemoveMessagesRequest\x1a!.vecmem.v1.RemoveMessagesResponse\x12X\n\x0fRedriveMessages\x12!.vecmem.v1.RedriveMessagesRequest\x1a\".vecmem.v1.RedriveMessagesResponse\x12O\n\x0cPeekMessages\x12\x1e.vecmem.v1.PeekMessagesRequest\x1a\x1f.vecmem.v1.PeekMessagesResponse\x12R\n\rDescribeQueue\x12\x1f.vecmem.v1.DescribeQueueRequest\x1a .vecmem.v1.DescribeQueueResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecmem.v1.queues_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUEUEMESSAGESTATE']._serialized_start=2765
-  _globals['_QUEUEMESSAGESTATE']._serialized_end=2950
+  _globals['_QUEUEMESSAGESTATE']._serialized_start=2782
+  _globals['_QUEUEMESSAGESTATE']._serialized_end=2967
   _globals['_NEWQUEUEMESSAGE']._serialized_start=61
   _globals['_NEWQUEUEMESSAGE']._serialized_end=141
   _globals['_MESSAGERECEIPT']._serialized_start=143
@@ -43,41 +43,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENQUEUEMESSAGESRESPONSE']._serialized_start=323
   _globals['_ENQUEUEMESSAGESRESPONSE']._serialized_end=412
   _globals['_RECEIVEMESSAGESREQUEST']._serialized_start=415
-  _globals['_RECEIVEMESSAGESREQUEST']._serialized_end=562
-  _globals['_DELIVEREDMESSAGE']._serialized_start=565
-  _globals['_DELIVEREDMESSAGE']._serialized_end=711
-  _globals['_RECEIVEMESSAGESRESPONSE']._serialized_start=714
-  _globals['_RECEIVEMESSAGESRESPONSE']._serialized_end=897
-  _globals['_ACKNOWLEDGEMESSAGESREQUEST']._serialized_start=899
-  _globals['_ACKNOWLEDGEMESSAGESREQUEST']._serialized_end=1025
-  _globals['_ACKNOWLEDGEMESSAGESRESPONSE']._serialized_start=1027
-  _globals['_ACKNOWLEDGEMESSAGESRESPONSE']._serialized_end=1121
-  _globals['_EXTENDMESSAGESREQUEST']._serialized_start=1124
-  _globals['_EXTENDMESSAGESREQUEST']._serialized_end=1276
-  _globals['_EXTENDMESSAGESRESPONSE']._serialized_start=1278
-  _globals['_EXTENDMESSAGESRESPONSE']._serialized_end=1363
-  _globals['_RELEASEMESSAGESREQUEST']._serialized_start=1366
-  _globals['_RELEASEMESSAGESREQUEST']._serialized_end=1506
-  _globals['_RELEASEMESSAGESRESPONSE']._serialized_start=1508
-  _globals['_RELEASEMESSAGESRESPONSE']._serialized_end=1594
-  _globals['_REMOVEMESSAGESREQUEST']._serialized_start=1596
-  _globals['_REMOVEMESSAGESREQUEST']._serialized_end=1693
-  _globals['_REMOVEMESSAGESRESPONSE']._serialized_start=1695
-  _globals['_REMOVEMESSAGESRESPONSE']._serialized_end=1785
-  _globals['_REDRIVEMESSAGESREQUEST']._serialized_start=1788
-  _globals['_REDRIVEMESSAGESREQUEST']._serialized_end=1919
-  _globals['_REDRIVEMESSAGESRESPONSE']._serialized_start=1921
-  _globals['_REDRIVEMESSAGESRESPONSE']._serialized_end=2033
-  _globals['_PEEKMESSAGESREQUEST']._serialized_start=2036
-  _globals['_PEEKMESSAGESREQUEST']._serialized_end=2192
-  _globals['_PEEKEDMESSAGE']._serialized_start=2195
-  _globals['_PEEKEDMESSAGE']._serialized_end=2366
-  _globals['_PEEKMESSAGESRESPONSE']._serialized_start=2369
-  _globals['_PEEKMESSAGESRESPONSE']._serialized_end=2503
-  _globals['_DESCRIBEQUEUEREQUEST']._serialized_start=2505
-  _globals['_DESCRIBEQUEUEREQUEST']._serialized_end=2578
-  _globals['_DESCRIBEQUEUERESPONSE']._serialized_start=2581
-  _globals['_DESCRIBEQUEUERESPONSE']._serialized_end=2762
-  _globals['_QUEUESERVICE']._serialized_start=2953
-  _globals['_QUEUESERVICE']._serialized_end=3768
+  _globals['_RECEIVEMESSAGESREQUEST']._serialized_end=579
+  _globals['_DELIVEREDMESSAGE']._serialized_start=582
+  _globals['_DELIVEREDMESSAGE']._serialized_end=728
+  _globals['_RECEIVEMESSAGESRESPONSE']._serialized_start=731
+  _globals['_RECEIVEMESSAGESRESPONSE']._serialized_end=914
+  _globals['_ACKNOWLEDGEMESSAGESREQUEST']._serialized_start=916
+  _globals['_ACKNOWLEDGEMESSAGESREQUEST']._serialized_end=1042
+  _globals['_ACKNOWLEDGEMESSAGESRESPONSE']._serialized_start=1044
+  _globals['_ACKNOWLEDGEMESSAGESRESPONSE']._serialized_end=1138
+  _globals['_EXTENDMESSAGESREQUEST']._serialized_start=1141
+  _globals['_EXTENDMESSAGESREQUEST']._serialized_end=1293
+  _globals['_EXTENDMESSAGESRESPONSE']._serialized_start=1295
+  _globals['_EXTENDMESSAGESRESPONSE']._serialized_end=1380
+  _globals['_RELEASEMESSAGESREQUEST']._serialized_start=1383
+  _globals['_RELEASEMESSAGESREQUEST']._serialized_end=1523
+  _globals['_RELEASEMESSAGESRESPONSE']._serialized_start=1525
+  _globals['_RELEASEMESSAGESRESPONSE']._serialized_end=1611
+  _globals['_REMOVEMESSAGESREQUEST']._serialized_start=1613
+  _globals['_REMOVEMESSAGESREQUEST']._serialized_end=1710
+  _globals['_REMOVEMESSAGESRESPONSE']._serialized_start=1712
+  _globals['_REMOVEMESSAGESRESPONSE']._serialized_end=1802
+  _globals['_REDRIVEMESSAGESREQUEST']._serialized_start=1805
+  _globals['_REDRIVEMESSAGESREQUEST']._serialized_end=1936
+  _globals['_REDRIVEMESSAGESRESPONSE']._serialized_start=1938
+  _globals['_REDRIVEMESSAGESRESPONSE']._serialized_end=2050
+  _globals['_PEEKMESSAGESREQUEST']._serialized_start=2053
+  _globals['_PEEKMESSAGESREQUEST']._serialized_end=2209
+  _globals['_PEEKEDMESSAGE']._serialized_start=2212
+  _globals['_PEEKEDMESSAGE']._serialized_end=2383
+  _globals['_PEEKMESSAGESRESPONSE']._serialized_start=2386
+  _globals['_PEEKMESSAGESRESPONSE']._serialized_end=2520
+  _globals['_DESCRIBEQUEUEREQUEST']._serialized_start=2522
+  _globals['_DESCRIBEQUEUEREQUEST']._serialized_end=2595
+  _globals['_DESCRIBEQUEUERESPONSE']._serialized_start=2598
+  _globals['_DESCRIBEQUEUERESPONSE']._serialized_end=2779
+  _globals['_QUEUESERVICE']._serialized_start=2970
+  _globals['_QUEUESERVICE']._serialized_end=3785
 # @@protoc_insertion_point(module_scope)

@@ -185,6 +185,7 @@ class ReceiveMessagesRequest(_message.Message):
     VISIBILITY_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     MAX_DELIVERIES_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key."""
     count: _builtins.int
@@ -194,6 +195,10 @@ class ReceiveMessagesRequest(_message.Message):
     max_deliveries: _builtins.int
     """Messages that are due and were delivered so often already are set aside as dead instead, up to 1,024 of them in one call, without
     counting as received. 0: none are.
+    """
+    wait_ms: _builtins.int
+    """How long to wait where no message is due, for one that is added or becomes due, milliseconds, at most 3,600,000; 0: not at all. Those who wait
+    are served in the order in which they came. Refused in pipelines and transactions.
     """
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
@@ -207,10 +212,11 @@ class ReceiveMessagesRequest(_message.Message):
         visibility_timeout_ms: _builtins.int = ...,
         max_deliveries: _builtins.int = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key", b"key", "max_deliveries", b"max_deliveries", "visibility_timeout_ms", b"visibility_timeout_ms", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key", b"key", "max_deliveries", b"max_deliveries", "visibility_timeout_ms", b"visibility_timeout_ms", "wait_ms", b"wait_ms", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

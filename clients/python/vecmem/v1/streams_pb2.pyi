@@ -628,8 +628,11 @@ class ReadStreamsRequest(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     READ_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """At most so many entries of each, 1 to 10,000; 0: 100. There may be fewer: those that together have more than 32 MiB are left to the next call."""
+    wait_ms: _builtins.int
+    """How long to wait for an entry behind one of the positions, milliseconds, at most 3,600,000; 0: not at all. Refused in pipelines and transactions."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]:
         """1 to 1,024 positions in streams of one slot."""
@@ -644,10 +647,11 @@ class ReadStreamsRequest(_message.Message):
         positions: _abc.Iterable[Global___StreamPosition] | None = ...,
         count: _builtins.int = ...,
         read: _common_pb2.ReadOptions | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "positions", b"positions", "read", b"read"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "positions", b"positions", "read", b"read", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1082,6 +1086,7 @@ class ReadStreamGroupRequest(_message.Message):
     NO_ACKNOWLEDGE_FIELD_NUMBER: _builtins.int
     PENDING_AFTER_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key."""
     group: _builtins.bytes
@@ -1092,6 +1097,10 @@ class ReadStreamGroupRequest(_message.Message):
     """At most so many, 1 to 10,000; 0: 100. There may be fewer: those that together have more than 32 MiB are left to the next call."""
     no_acknowledge: _builtins.bool
     """Entries are delivered without becoming pending, as if they were acknowledged at once. Of no matter beside `pending_after`."""
+    wait_ms: _builtins.int
+    """How long to wait where there is no new entry, milliseconds, at most 3,600,000; 0: not at all. Those who wait for a group are served in the
+    order in which they came. Refused beside `pending_after`, and in pipelines and transactions.
+    """
     @_builtins.property
     def pending_after(self) -> Global___StreamId:
         """Return what is pending at this consumer with greater ids, which counts as another delivery of each, rather than new entries. 0 and 0: all of
@@ -1112,10 +1121,11 @@ class ReadStreamGroupRequest(_message.Message):
         no_acknowledge: _builtins.bool = ...,
         pending_after: Global___StreamId | None = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pending_after", b"pending_after", "write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "count", b"count", "group", b"group", "key", b"key", "no_acknowledge", b"no_acknowledge", "pending_after", b"pending_after", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "count", b"count", "group", b"group", "key", b"key", "no_acknowledge", b"no_acknowledge", "pending_after", b"pending_after", "wait_ms", b"wait_ms", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
