@@ -32,6 +32,7 @@ from vecmem_client import (
     rate_limiters,
     sets,
     sorted_sets,
+    streams,
 )
 from vecmem_client import counters as counter_operations
 from vecmem_client import keys as key_operations
@@ -116,6 +117,9 @@ def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, b
         case "list":
             items = client.run(lists.get_range(key, 0, limit - 1))
             return {"index": True, "item": False}, list(enumerate(items))
+        case "stream":
+            entries = client.run(streams.get_range(key, limit=limit)).entries
+            return {"id": False, "fields": False}, [(str(each.id), each.pairs) for each in entries]
         case "delayed_queue":
             messages = client.run(queues.peek(key, page_size=limit)).messages
             if len(messages) < limit:
@@ -148,7 +152,9 @@ def _limiter(client: Client, key: str) -> tuple[object, ...]:
 
 
 def _shown(row: tuple[object, ...]) -> list[object]:
-    return [text_of(cell) if isinstance(cell, bytes) else cell for cell in row]
+    return [
+        text_of(cell) if isinstance(cell, bytes) else plain(cell) if isinstance(cell, list) else cell for cell in row
+    ]
 
 
 @keys.command("run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from vecmem_client import (
@@ -171,3 +173,19 @@ async def test_types_do_not_mix_and_mistakes_are_named(client, key):
     with pytest.raises(InvalidArgumentError) as refused:
         await client.run(streams.append(key, {}))
     assert "fields" in refused.value.metadata["field"]
+
+
+async def test_consumers_wait_for_entries(make_client, server, key):
+    """Those who wait are woken by what is appended, and find nothing when the time is up."""
+    client, other = make_client(server.address), make_client(server.address)
+    await client.run(streams.create_group(key, "g", create_stream=True))
+    assert ids(await client.run(streams.read_group(key, "g", "ada", wait_seconds=0.01))) == []
+    reading = asyncio.create_task(client.run(streams.read_group(key, "g", "ada", wait_seconds=60)))
+    behind = asyncio.create_task(other.run(streams.read({key: "0-0"}, wait_seconds=60)))
+    third = make_client(server.address)
+    appended = await third.run(streams.append(key, {"f": "v"}))
+    assert [entry.id for entry in (await reading).entries] == [appended]
+    assert [entry.id for entry in (await behind)[key.encode()].entries] == [appended]
+    assert (await client.run(streams.pending(key, "g"))).entries[0].consumer == b"ada"
+    with pytest.raises(ValueError, match="wait_seconds"):
+        streams.read_group(key, "g", "ada", wait_seconds=-1)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vecmem.v1 import streams_pb2 as api
-from vecmem_client._operations import BytesLike, Operation, as_bytes, reads, writes
+from vecmem_client._operations import BytesLike, Operation, as_bytes, as_wait_ms, reads, writes
 from vecmem_client._stream_types import (
     Claimed,
     ConsumerInfo,
@@ -167,8 +167,13 @@ def trim(key: BytesLike, *, max_length: int | None = None, min_id: IdLike | None
     return writes("trim_stream", lambda response: response.trimmed_count, key=as_bytes(key), trim=trimming)
 
 
-def read(positions: Mapping[BytesLike, IdLike | None], *, count: int = 0) -> Operation[dict[bytes, ReadEntries]]:
-    """Return entries behind a position in each of several streams of one slot, None: from the first on; `count` of each, 0: 100."""
+def read(
+    positions: Mapping[BytesLike, IdLike | None], *, count: int = 0, wait_seconds: float = 0
+) -> Operation[dict[bytes, ReadEntries]]:
+    """Return entries behind a position in each of several streams of one slot, None: from the first on; `count` of each, 0: 100.
+
+    Where there is none, wait so long, at most an hour. Who begins with `last_id` of `describe` gets what is appended from then on.
+    """
     return reads(
         "read_streams",
         lambda response: {
@@ -179,6 +184,7 @@ def read(positions: Mapping[BytesLike, IdLike | None], *, count: int = 0) -> Ope
             for key, after in positions.items()
         ],
         count=count,
+        wait_ms=as_wait_ms(wait_seconds),
     )
 
 
@@ -235,9 +241,11 @@ def read_group(
     count: int = 0,
     acknowledge: bool = False,
     pending_after: IdLike | None = None,
+    wait_seconds: float = 0,
 ) -> Operation[Entries]:
     """Return up to `count` entries, 0: 100, that the group was never delivered; they are pending at the consumer until acknowledged.
 
+    Where there is none, wait so long, at most an hour; those who wait are served in the order in which they came.
     `acknowledge`: they do not become pending.
     `pending_after`: those that are pending at the consumer behind an id instead, `"0"`: all of them.
     """
@@ -246,6 +254,7 @@ def read_group(
         entries_of,
         count=count,
         no_acknowledge=acknowledge,
+        wait_ms=as_wait_ms(wait_seconds),
         pending_after=None if pending_after is None else message_of(pending_after),
         **_names(key, group, consumer),
     )
