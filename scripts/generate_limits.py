@@ -57,7 +57,11 @@ GROUPS: dict[str, dict[str, Told]] = {
         "KEY_BYTES_MAX": Told("bytes", "a key, or a pattern for keys; at least 1", TOO_MUCH),
         "KEYS_PER_REQUEST_MAX": Told("keys", "keys that one operation names", TOO_MUCH),
         "STRING_BYTES_MAX": Told("bytes", "a string, an item of a list, or the value of a field of a hash", TOO_MUCH),
-        "MEMBER_BYTES_MAX": Told("bytes", "a member of a set or a sorted set, a field of a hash", TOO_MUCH),
+        "MEMBER_BYTES_MAX": Told(
+            "bytes",
+            "a member of a set or a sorted set, a field of a hash, the owner of a lock, a fingerprint",
+            TOO_MUCH,
+        ),
         "MEMBERS_PER_REQUEST_MAX": Told(
             "members", "members or fields that one operation names, or one pop takes", TOO_MUCH
         ),

@@ -170,6 +170,10 @@ def test_a_worker_that_is_late_completes_unless_another_has_started() -> None:
     described = do(keyspace, "describe_key", key=b"i")
     assert (described.type, described.size) == (keys_pb2.KEY_TYPE_IDEMPOTENCY_KEY, 1)
     assert complete(keyspace, first.token, now=NOW + 50)
+    before = contents(keyspace)
+    assert complete(keyspace, first.token, now=NOW + 60)
+    assert not complete(keyspace, first.token, b"another result", now=NOW + 60)
+    assert contents(keyspace) == before
     assert begin(keyspace, now=NOW + 149).result == b"result"
     second = begin(keyspace, now=NOW + 150)
     assert (second.status, second.attempt) == (STARTED, 1)

@@ -178,6 +178,25 @@ def test_promises_are_kept_through_other_definitions(
     reloaded(keyspace)
 
 
+def test_grants_of_several_definitions_stay_within_the_bound_and_all_come_back() -> None:
+    keyspace = Keyspace()
+    with mock.patch.object(limits, "RATE_LIMIT_GRANTS_MAX", 4):
+        for now in (NOW, NOW + 1, NOW + 2):
+            assert acquire(keyspace, window(3, 90), 1, now).allowed
+        for now in (NOW + 3, NOW + 20):
+            assert acquire(keyspace, window(5, 40), 1, now).allowed
+        value = keyspace.values[b"r"]
+        assert isinstance(value, RateLimiterValue)
+        assert len(value.dump()) == 21 + 16 * 4
+        remaining = [
+            do(keyspace, "get_rate_limit", key=b"r", now=NOW + passed_ms).remaining
+            for passed_ms in (39, 40, 41, 42, 45, 46, 59)
+        ]
+        # The first one comes back with the second one; that of NOW + 3 was kept as of the end of its step, NOW + 6.
+        assert remaining == [0, 0, 2, 3, 3, 4, 4]
+        assert acquire(keyspace, window(5, 40), 5, NOW + 60).allowed
+
+
 # -- what it does ----------------------------------------------------------------------------------------------------------
 
 
