@@ -31,7 +31,7 @@ def main(address: str) -> None:
 
         # At the end of the block the message is acknowledged. Where the block raises it is released: here it is due again at once. A worker
         # that dies settles nothing, and its message is due again after the visibility timeout.
-        for delivery in mails.deliveries(poll_seconds=0.1):
+        for delivery in mails.deliveries():
             try:
                 with delivery as message:
                     send(message.body.decode(), delivery_count=message.delivery_count)

@@ -21,7 +21,8 @@ from vecmem_client._errors import _Tables
 CLIENT = Path(__file__).resolve().parent.parent
 
 NAMES = {
-    "AsyncWatch", "Change", "ChangeKind", "ChangePosition", "Watch",
+    "AsyncTopic", "AsyncTopicDelivery", "AsyncWatch", "Topic", "TopicDelivery", "TopicMessage",
+    "Change", "ChangeKind", "ChangePosition", "Watch",
     "AsyncClient", "AsyncDelivery", "AsyncIdempotency", "AsyncLeaderboard", "AsyncLock", "AsyncQueue",
     "AsyncRateLimiter", "AsyncSessionStore", "BulkProgress", "BulkResult", "CallCancelledError",
     "ChangesNotRetainedError", "CheckpointError", "CheckpointInfo", "Client", "ClientClosedError", "Collection",

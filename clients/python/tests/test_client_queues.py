@@ -193,7 +193,7 @@ async def test_deliveries_wait_for_what_is_not_due_yet(server, name):
         before = (await client.server_info()).log_last_sequence
 
         async def consume() -> bytes:
-            async for delivery in queue.deliveries(poll_seconds=0.005):
+            async for delivery in queue.deliveries():
                 async with delivery as message:
                     return message.body
             raise AssertionError("it goes on for ever")
@@ -213,7 +213,7 @@ def test_deliveries_of_the_sync_client(server, name):
         queue.put_many(["good", "bad"])
         queue.put("late", delay_seconds=0.05)
         seen = []
-        for delivery in queue.deliveries(poll_seconds=0.01):
+        for delivery in queue.deliveries():
             try:
                 with delivery as message:
                     seen.append(message.body)

@@ -23,6 +23,7 @@ from vecmem_client._async.lock import AsyncLock
 from vecmem_client._async.queue import AsyncQueue
 from vecmem_client._async.rate_limiter import AsyncRateLimiter
 from vecmem_client._async.session_store import AsyncSessionStore
+from vecmem_client._async.topic import AsyncTopic, AsyncTopicDelivery
 from vecmem_client._async.watch import AsyncWatch
 from vecmem_client._block_errors import (
     LockHeldError,
@@ -92,7 +93,9 @@ from vecmem_client._sync.lock import Lock
 from vecmem_client._sync.queue import Queue
 from vecmem_client._sync.rate_limiter import RateLimiter
 from vecmem_client._sync.session_store import SessionStore
+from vecmem_client._sync.topic import Topic, TopicDelivery
 from vecmem_client._sync.watch import Watch
+from vecmem_client._topic_messages import TopicMessage
 from vecmem_client._types import (
     BulkResult,
     CheckpointInfo,
@@ -137,6 +140,8 @@ __all__ = [
     "AsyncQueue",
     "AsyncRateLimiter",
     "AsyncSessionStore",
+    "AsyncTopic",
+    "AsyncTopicDelivery",
     "AsyncWatch",
     "BulkProgress",
     "BulkResult",
@@ -222,6 +227,9 @@ __all__ = [
     "StreamGroupNotFoundError",
     "StreamIdTooSmallError",
     "TokenBucket",
+    "Topic",
+    "TopicDelivery",
+    "TopicMessage",
     "UnavailableError",
     "UnimplementedError",
     "UnknownVectorError",

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from vecmem.v1 import queues_pb2 as api
-from vecmem_client._operations import BytesLike, Operation, as_bytes, reads, writes
+from vecmem_client._operations import BytesLike, Operation, as_bytes, as_wait_ms, reads, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,9 +114,17 @@ def enqueue(
 
 
 def receive(
-    key: BytesLike, count: int = 1, *, visibility_timeout_seconds: float = 30.0, max_deliveries: int = 0
+    key: BytesLike,
+    count: int = 1,
+    *,
+    visibility_timeout_seconds: float = 30.0,
+    max_deliveries: int = 0,
+    wait_seconds: float = 0,
 ) -> Operation[Received]:
-    """Take up to so many due messages; those delivered `max_deliveries` times already are set aside instead (0: none are)."""
+    """Take up to so many due messages; wait so long, at most an hour, where none is.
+
+    Those delivered `max_deliveries` times already are set aside instead (0: none are).
+    """
     return writes(
         "receive_messages",
         _received,
@@ -124,6 +132,7 @@ def receive(
         count=count,
         visibility_timeout_ms=_milliseconds(visibility_timeout_seconds),
         max_deliveries=max_deliveries,
+        wait_ms=as_wait_ms(wait_seconds),
     )
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from vecmem_client import keys, queues
 from vecmem_client._sync.delivery import Delivery
-from vecmem_client._sync.transport import pause
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,6 +15,10 @@ if TYPE_CHECKING:
     from vecmem_client._operations import BytesLike
     from vecmem_client._sync.client import Client
     from vecmem_client.queues import Message, MessagePage, QueueDescription, Received, Redriven, State
+
+
+WAIT_SECONDS = 20.0
+"""Of one call; then another one waits."""
 
 
 class Queue:
@@ -52,9 +55,9 @@ class Queue:
         """Add 1 to 1,024 messages at once; returns their ids."""
         return self._client.run(queues.enqueue(self.name, bodies, delay_seconds=delay_seconds, due_at=due_at))
 
-    def receive(self, count: int = 1) -> list[Message]:
-        """Take up to so many messages that are due; empty: none is."""
-        return (self._receive(count)).messages
+    def receive(self, count: int = 1, *, wait_seconds: float = 0.0) -> list[Message]:
+        """Take up to so many messages that are due; wait so long, at most an hour, where none is. Empty: none came."""
+        return (self._receive(count, wait_seconds)).messages
 
     def acknowledge(self, message: Message) -> bool:
         """Remove a message that was received; returns False where it had come to somebody else since."""
@@ -82,28 +85,22 @@ class Queue:
         self,
         *,
         prefetch: int = 1,
-        poll_seconds: float = 1.0,
         release_delay_seconds: float = 0.0,
         until_empty: bool = False,
     ) -> Iterator[Delivery]:
         """Yield messages as they become due, without end; `until_empty`: until none is due.
 
         Each is to be entered, which acknowledges it at the end, or releases it where the block raises: see Delivery. `prefetch`
-        messages are taken at a time, and the visibility timeout of all of them begins to run. Where none is due, the queue is asked
-        again every `poll_seconds`, by a read, which costs the server no write.
+        messages are taken at a time, and the visibility timeout of all of them begins to run. Where none is due, the server waits for
+        one, which costs it no write.
         """
         while True:
-            received = self._receive(prefetch)
+            received = self._receive(prefetch, 0.0 if until_empty else WAIT_SECONDS)
             for message in received.messages:
                 yield Delivery(self, message, release_delay_seconds)
-            next_due = received.next_due_in_seconds
-            if received.messages or next_due == 0:
-                continue  # with nothing but dead ones set aside there may be more
-            if until_empty:
+            # With nothing but dead ones set aside there may be more.
+            if until_empty and not received.messages and received.next_due_in_seconds != 0:
                 return
-            pause(poll_seconds if next_due is None else min(next_due, poll_seconds))
-            while not (self.describe()).ready_count:
-                pause(poll_seconds)
 
     def peek(self, state: State | None = None, *, page_size: int = 0, page_token: str = "") -> MessagePage:
         """Return a page of messages without receiving them; None: all but dead ones, 0: 100 of them."""
@@ -125,12 +122,13 @@ class Queue:
         """Remove all messages, dead ones included; returns whether there were any."""
         return self._client.run(keys.delete([self.name])) > 0
 
-    def _receive(self, count: int) -> Received:
+    def _receive(self, count: int, wait_seconds: float) -> Received:
         return self._client.run(
             queues.receive(
                 self.name,
                 count,
                 visibility_timeout_seconds=self.visibility_timeout_seconds,
                 max_deliveries=self.max_deliveries,
+                wait_seconds=wait_seconds,
             )
         )
