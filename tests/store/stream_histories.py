@@ -1,4 +1,4 @@
-"""Operations on streams for random histories: all that write, refused ones included."""
+"""Operations on streams for random histories, all that write, refused ones included; and what holds of any stream."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from vecmem.store.keyspace.stream_value import StreamValue
 from vecmem.v1 import pipeline_pb2
 
 CONSUMERS = [b"ada", b"bob"]
@@ -66,6 +67,19 @@ def draw_stream_operation(draw: st.DrawFn, operation: pipeline_pb2.Operation, ke
         request.group = b"g"
     if "consumer" in request.DESCRIPTOR.fields_by_name:
         request.consumer = consumer
+
+
+def assert_consistent(value: StreamValue) -> None:
+    """All that a stream keeps twice is the same both times, and a dump keeps it."""
+    for group in value.groups.values():
+        assert list(group.ids) == sorted(group.pending)
+        held = {name: [one for one in group.ids if group.pending[one].consumer == name] for name in group.consumers}
+        assert {name: list(consumer.pending) for name, consumer in group.consumers.items()} == held
+        assert sum(map(len, held.values())) == len(group.pending)
+        assert list(group.names.after(None, group.consumers)) == sorted(group.consumers)
+    assert list(value.group_names.after(None, value.groups)) == sorted(value.groups)
+    loaded = StreamValue.load(value.dump())
+    assert (loaded.dump(), loaded.size_bytes) == (value.dump(), value.size_bytes)
 
 
 def add_ids(draw: st.DrawFn, request: Any) -> None:

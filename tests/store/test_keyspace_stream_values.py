@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.keyspace import NOW, do
+from tests.store.stream_histories import assert_consistent
+from tests.support.keyspace import NOW, contents, do
 from vecmem.store.keyspace import stream_entries
 from vecmem.store.keyspace.keyspace import Keyspace
+from vecmem.store.keyspace.operation_keys import keys_of
 from vecmem.store.keyspace.packing import pack, unpack
+from vecmem.store.keyspace.savepoint import Savepoint
 from vecmem.store.keyspace.stream_entries import ID_MAX, StreamEntries, fields_bytes
 from vecmem.store.keyspace.stream_groups import StreamGroup
 from vecmem.store.keyspace.stream_value import StreamValue
+from vecmem.v1 import streams_pb2
 
 
 def append(keyspace: Keyspace, time: int, field_count: int = 1) -> None:
@@ -38,6 +42,8 @@ def read(keyspace: Keyspace, consumer: bytes = b"ada", count: int = 100) -> None
 STEPS = st.one_of(
     st.tuples(st.just("append"), st.integers(1, 9)),
     st.tuples(st.just("remove"), st.integers(0, 60)),
+    st.tuples(st.just("remove_place"), st.integers(0, 30)),
+    st.tuples(st.just("remove_place"), st.integers(0, 30)),
     st.tuples(st.just("remove_first"), st.integers(0, 9)),
 )
 
@@ -51,6 +57,11 @@ def test_blocks_hold_what_a_dictionary_does(steps: list[tuple[str, int]], minimu
                 last += number
                 model[last] = (b"f", bytes(number))
                 entries.append(last, model[last])
+            elif kind.startswith("remove_p"):
+                if model:
+                    entry_id = list(model)[number % len(model)]
+                    assert entries.remove(entry_id)
+                    del model[entry_id]
             elif kind == "remove":
                 assert entries.remove(number) == (model.pop(number, None) is not None)
             else:
@@ -60,6 +71,8 @@ def test_blocks_hold_what_a_dictionary_does(steps: list[tuple[str, int]], minimu
                     del model[entry_id]
             assert entries.size_bytes == sum(map(fields_bytes, model.values()))
             assert len(entries) == len(model)
+            assert all(0 < len(block.ids) <= 4 for block in entries._blocks)
+            assert sum(block.size_bytes for block in entries._blocks) == entries.size_bytes
         assert list(entries.forward()) == list(model.items())
         assert list(entries.backward()) == list(reversed(model.items()))
         within = [(entry_id, model[entry_id]) for entry_id in model if minimum <= entry_id <= maximum]
@@ -74,10 +87,24 @@ def test_blocks_hold_what_a_dictionary_does(steps: list[tuple[str, int]], minimu
         assert (entries.first_id, entries.last_id) == (min(model, default=None), max(model, default=None))
 
 
+def test_blocks_that_removals_leave_small_become_one() -> None:
+    entries = StreamEntries()
+    for entry_id in range(20_000):
+        entries.append(entry_id, (b"f", b"v"))
+    for entry_id in range(20_000):
+        if entry_id % 200:
+            entries.remove(entry_id)
+    assert [entry_id for entry_id, _ in entries.forward()] == list(range(0, 20_000, 200))
+    assert len(entries._blocks) <= 2
+
+
 def test_a_copy_equals_and_changes_by_itself() -> None:
     keyspace = filled(2_000)
     for consumer in (b"ada", b"bob"):
         read(keyspace, consumer, count=300)
+    for number in range(1_100):
+        do(keyspace, "create_stream_group", key=b"s", group=b"group %d" % number)
+        do(keyspace, "create_stream_consumer", key=b"s", group=b"g", consumer=b"consumer %d" % number)
     value = keyspace.values[b"s"]
     assert isinstance(value, StreamValue)
     copied = value.copy()
@@ -87,13 +114,38 @@ def test_a_copy_equals_and_changes_by_itself() -> None:
     copied.append(5_000 << 64, (b"f", b"v"))
     copied.delete(1_500 << 64)
     copied.trim(700)
-    copied.groups[b"g"].acknowledge(1 << 64)
-    copied.groups[b"g"].remove_consumer(b"bob")
-    copied.groups[b"g"].consumer(b"cem", NOW)
+    group = copied.groups[b"g"]
+    old_group_bytes = group.size_bytes
+    group.acknowledge(1 << 64)
+    group.remove_consumer(b"bob")
+    group.consumer(b"cem", NOW)
+    copied.size_bytes += group.size_bytes - old_group_bytes
     copied.add_group(b"new", StreamGroup(0))
+    copied.remove_group(b"group 7")
     assert value.dump() == before != copied.dump()
-    assert set(value.groups) == {b"g"}
-    assert StreamValue.load(copied.dump()).dump() == copied.dump()
+    assert_consistent(value)
+    assert_consistent(copied)
+
+
+def test_a_transaction_that_is_refused_leaves_a_stream_as_it_was() -> None:
+    keyspace = filled(1_000)
+    read(keyspace)
+    before = contents(keyspace)
+    savepoint = Savepoint(keyspace)
+    savepoint.keep([b"s", b"t"])
+    read(keyspace, b"bob")
+    append(keyspace, 2_000)
+    do(keyspace, "trim_stream", key=b"s", trim={"max_length": 10})
+    do(keyspace, "auto_claim_stream_entries", key=b"s", group=b"g", consumer=b"bob")
+    do(keyspace, "create_stream_group", key=b"t", group=b"g", create_stream=True)
+    assert contents(keyspace) != before
+    savepoint.restore()
+    assert contents(keyspace) == before
+
+
+def test_the_keys_of_several_streams_are_found() -> None:
+    positions = [streams_pb2.StreamPosition(key=key) for key in (b"{s}1", b"{s}2")]
+    assert keys_of(streams_pb2.ReadStreamsRequest(positions=positions)) == [b"{s}1", b"{s}2"]
 
 
 def test_damage_is_noticed() -> None:

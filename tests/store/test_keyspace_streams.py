@@ -140,6 +140,23 @@ def test_changes_that_change_nothing_leave_the_version() -> None:
     )
 
 
+def test_bounds_may_leave_their_ids_out() -> None:
+    keyspace = filled(5)
+    read(keyspace)
+    for low_out, high_out, expected in ((False, False, [2, 3, 4]), (True, False, [3, 4]), (False, True, [2, 3])):
+        bounds = {"minimum": {"id": sid(2), "exclusive": low_out}, "maximum": {"id": sid(4), "exclusive": high_out}}
+        assert times(do(keyspace, "get_stream_range", key=b"s", range=bounds)) == expected
+        assert times(do(keyspace, "get_stream_range", key=b"s", range=bounds, reverse=True)) == expected[::-1]
+        assert [row[0] for row in pending(keyspace, range=bounds)] == expected
+
+
+def test_the_greatest_id_that_was_deleted_is_remembered() -> None:
+    keyspace = filled(5)
+    do(keyspace, "delete_stream_entries", key=b"s", ids=[sid(4), sid(2)])
+    do(keyspace, "trim_stream", key=b"s", trim={"max_length": 0})
+    assert parts(do(keyspace, "describe_stream", key=b"s").max_deleted_id) == (4, 0), "trimming does not count"
+
+
 def test_bounds_beyond_all_ids_select_nothing() -> None:
     keyspace = filled(2)
     append(keyspace, explicit_id=sid(SEQUENCE_MAX, SEQUENCE_MAX))
@@ -274,6 +291,26 @@ def test_claims_go_by_how_long_nothing_was_heard() -> None:
     assert read(keyspace, pending_after=sid(0)).entries[0].delivery_count == SEQUENCE_MAX, "more is not counted"
 
 
+def test_consumers_are_seen_when_they_get_something_or_ask_for_what_is_pending() -> None:
+    keyspace = filled(2)
+    read(keyspace, count=1, now=NOW + 1)
+    read(keyspace, pending_after=sid(9), now=NOW + 2)
+    read(keyspace, b"bob", now=NOW + 3)
+    read(keyspace, b"bob", now=NOW + 4)
+    fields: dict[str, Any] = {"key": b"s", "group": b"g", "consumer": b"cem"}
+    do(keyspace, "create_stream_consumer", now=NOW + 5, **fields)
+    do(keyspace, "create_stream_consumer", now=NOW + 6, **fields)
+    do(keyspace, "claim_stream_entries", ids=[sid(2)], now=NOW + 7, **fields)
+    do(keyspace, "auto_claim_stream_entries", min_idle_ms=10_000, now=NOW + 8, **fields)
+    found = do(keyspace, "list_stream_consumers", key=b"s", group=b"g").consumers
+    assert [(one.consumer, one.pending_count, one.seen_at_unix_ms, one.active_at_unix_ms) for one in found] == [
+        (b"ada", 1, NOW + 2, NOW + 1),
+        (b"bob", 0, NOW + 3, NOW + 3),
+        (b"cem", 1, NOW + 7, NOW + 7),
+    ]
+    reloaded(keyspace)
+
+
 def test_an_automatic_claim_looks_at_ten_times_as_many() -> None:
     keyspace = filled(30)
     read(keyspace, now=NOW + 100)
@@ -307,6 +344,9 @@ def test_groups_and_consumers_are_listed_by_pages() -> None:
     assert do(keyspace, "list_stream_groups", key=b"none").groups == []
     do(keyspace, "delete_stream_consumer", key=b"s", group=b"0", consumer=b"7")
     do(keyspace, "delete_stream_group", key=b"s", group=b"7")
+    consumers = do(keyspace, "list_stream_consumers", key=b"s", group=b"0", page_size=10_000).consumers
+    groups = do(keyspace, "list_stream_groups", key=b"s", page_size=10_000).groups
+    assert [one.consumer for one in consumers] == [one.group for one in groups] == sorted(set(names) - {b"7"})
     reloaded(keyspace)
 
 

@@ -7,9 +7,10 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.store.stream_histories import draw_stream_operation
+from tests.store.stream_histories import assert_consistent, draw_stream_operation
 from tests.store.support import Command, apply, dump, entries
 from tests.store.test_replay import plain_prefix, through_an_image
+from vecmem.store.keyspace.stream_value import StreamValue
 from vecmem.store.state_machine import StateMachine
 
 KEYS = [b"{k}0", b"{k}1"]
@@ -42,4 +43,8 @@ def test_a_replay_gives_the_same_streams(commands: list[Command], rng: random.Ra
     for entry, expected in zip(log[cut:], results[cut:], strict=True):
         assert apply(from_image, entry) == expected
     assert dump(from_image) == dump(plain)
+    for state in (plain, from_image):
+        for value in state.keyspace.values.values():
+            assert isinstance(value, StreamValue)
+            assert_consistent(value)
     assert from_image.keyspace.memory_bytes == plain.keyspace.memory_bytes

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 GROUP_BYTES: Final = 700
 """About what a group takes without consumers: its tables."""
-CONSUMER_BYTES: Final = 500
-PENDING_BYTES: Final = 290
+CONSUMER_BYTES: Final = 400
+PENDING_BYTES: Final = 190
 """About what a pending entry takes: an object, its numbers, and places in a table and two orders."""
 NEVER_ACTIVE: Final = 0
 
