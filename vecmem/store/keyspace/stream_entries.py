@@ -58,17 +58,15 @@ class _Block:
         self.size_bytes = 0
 
 
-def _last_id(block: _Block) -> int:
-    return block.ids[-1]
-
-
 class StreamEntries:
     """Entries in order of their ids. No block is empty."""
 
-    __slots__ = ("_blocks", "_length", "size_bytes")
+    __slots__ = ("_blocks", "_bounds", "_length", "size_bytes")
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
+        self._bounds: list[int] = []
+        """Of each block the greatest id that it has had: no less than its last one, and less than the first one of the next."""
         self._length = 0
         self.size_bytes = 0
         """About what they take."""
@@ -90,7 +88,9 @@ class StreamEntries:
         """Add an entry whose id is greater than all others."""
         if not self._blocks or len(self._blocks[-1].ids) >= BLOCK_ENTRIES:
             self._blocks.append(_Block())
+            self._bounds.append(entry_id)
         block = self._blocks[-1]
+        self._bounds[-1] = entry_id
         block.ids.append(entry_id)
         block.fields.append(fields)
         self._length += 1
@@ -119,7 +119,7 @@ class StreamEntries:
         self.size_bytes -= size_bytes
         self._length -= 1
         if not block.ids:
-            del self._blocks[at]
+            del self._blocks[at], self._bounds[at]
         else:
             self._merge(at)
             self._merge(at - 1)
@@ -135,7 +135,7 @@ class StreamEntries:
             count -= len(block.ids)
             self.size_bytes -= block.size_bytes
             whole_count += 1
-        del self._blocks[:whole_count]
+        del self._blocks[:whole_count], self._bounds[:whole_count]
         if count:
             block = self._blocks[0]
             size_bytes = sum(map(fields_bytes, islice(block.fields, count)))
@@ -159,14 +159,14 @@ class StreamEntries:
             left[at] = left[at + 1] + len(self._blocks[at].ids)
 
         def count(entry_id: int) -> int:
-            at = bisect_right(self._blocks, entry_id, key=_last_id)
+            at = bisect_right(self._bounds, entry_id)
             return left[at] - (bisect_right(self._blocks[at].ids, entry_id) if at < len(self._blocks) else 0)
 
         return count
 
     def forward(self, minimum: int = 0, maximum: int = ID_MAX) -> Iterator[tuple[int, Fields]]:
         """Entries with ids from one to another, both inclusive."""
-        at = bisect_left(self._blocks, minimum, key=_last_id)
+        at = bisect_left(self._bounds, minimum)
         start = bisect_left(self._blocks[at].ids, minimum) if at < len(self._blocks) else 0
         while at < len(self._blocks):
             block = self._blocks[at]
@@ -179,7 +179,7 @@ class StreamEntries:
 
     def backward(self, minimum: int = 0, maximum: int = ID_MAX) -> Iterator[tuple[int, Fields]]:
         """The same, the last one first."""
-        at = min(bisect_left(self._blocks, maximum, key=_last_id), len(self._blocks) - 1)
+        at = min(bisect_left(self._bounds, maximum), len(self._blocks) - 1)
         while at >= 0:
             block = self._blocks[at]
             start = 0 if block.ids[0] >= minimum else bisect_left(block.ids, minimum)
@@ -197,17 +197,18 @@ class StreamEntries:
             twin = _Block()
             twin.ids, twin.fields, twin.size_bytes = block.ids.copy(), block.fields.copy(), block.size_bytes
             copied._blocks.append(twin)
+        copied._bounds = self._bounds.copy()
         copied._length, copied.size_bytes = self._length, self.size_bytes
         return copied
 
     def _place_of(self, entry_id: int) -> tuple[int, int] | None:
         """Block and place within it."""
-        at = bisect_left(self._blocks, entry_id, key=_last_id)
+        at = bisect_left(self._bounds, entry_id)
         if at == len(self._blocks):
             return None
         ids = self._blocks[at].ids
         index = bisect_left(ids, entry_id)
-        return (at, index) if ids[index] == entry_id else None
+        return (at, index) if index < len(ids) and ids[index] == entry_id else None
 
     def _merge(self, at: int) -> None:
         """Make one block of two neighbours that removals have left small: otherwise a block might be left for each entry."""
@@ -218,4 +219,5 @@ class StreamEntries:
             block.ids += behind.ids
             block.fields += behind.fields
             block.size_bytes += behind.size_bytes
-            del self._blocks[at + 1]
+            # The bound that goes is the lower one.
+            del self._blocks[at + 1], self._bounds[at]

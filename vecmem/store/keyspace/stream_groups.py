@@ -87,7 +87,11 @@ class StreamGroup:
         self._name_bytes -= len(name)
         for entry_id in consumer.pending:
             del self.pending[entry_id]
-            self.ids.remove(entry_id)
+        if len(consumer.pending) > len(self.pending):
+            self.ids = SortedList(self.pending)
+        else:
+            for entry_id in consumer.pending:
+                self.ids.remove(entry_id)
         return len(consumer.pending)
 
     def deliver(self, entry_id: int, pending: Pending) -> None:
