@@ -20,7 +20,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.crash.key_workload import KeyWriter
+from tests.crash.key_workload import COLLECTION, KeyWriter, create_collection
 from tests.crash.workload import Connection, Operation, Traffic, Writer
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
@@ -69,7 +69,7 @@ class Loop:
                 writer.check(connection)
             for key_writer in self.key_writers:
                 key_writer.check(connection)
-            assert connection.names() == {name for writer in self.writers for name in writer.state}
+            assert connection.names() == {COLLECTION, *(name for writer in self.writers for name in writer.state)}
 
     def _kill_writing(self, _: Connection) -> None:
         time.sleep(self.rng.uniform(0.01, 0.8))
@@ -118,6 +118,8 @@ def _names(directory: Path) -> list[str]:
 def run_loop(loop: Loop, rounds: int) -> None:
     loop.server.start()
     try:
+        with Connection(loop.server.address) as connection:
+            create_collection(connection)
         for number in range(rounds):
             try:
                 loop.round()
@@ -194,6 +196,7 @@ def test_the_check_notices_keys_that_are_half_there_twice_or_lost(
     server, _ = grown
     writer = KeyWriter(7, seed=3)
     with Connection(server.address) as connection:
+        create_collection(connection)
         other = KeyWriter(7, seed=4)
         writer.step(connection)
         pending = writer._next_pipeline()
