@@ -65,6 +65,11 @@ GROUPS: dict[str, dict[str, Told]] = {
         "MEMBERS_PER_REQUEST_MAX": Told(
             "members", "members or fields that one operation names, or one pop takes", TOO_MUCH
         ),
+        "CHANNELS_PER_SUBSCRIPTION_MAX": Told("channels", "and patterns of one subscription", TOO_MUCH),
+        "MESSAGES_PER_PUBLICATION_MAX": Told("messages", "of one publication", TOO_MUCH),
+        "CHANNEL_MESSAGE_BYTES_MAX": Told("bytes", "of a message to a channel", TOO_MUCH),
+        "SUBSCRIBER_MESSAGES_MAX": Told("messages", "that wait for a subscriber", "SLOW_CONSUMER"),
+        "SUBSCRIBER_BYTES_MAX": Told("bytes", "of messages that wait for a subscriber", "SLOW_CONSUMER"),
         "WATCH_TARGETS_MAX": Told("targets", "of one change feed", TOO_MUCH),
         "WAIT_MS_MAX": Told("ms", "for which a call waits for something to take", TOO_MUCH),
         "TRANSACTION_COMPARISONS_MAX": Told("comparisons", "of one transaction", TOO_MUCH),

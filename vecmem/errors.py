@@ -30,6 +30,7 @@
     ├── PositionAheadError           the log has not reached the position asked for
     ├── ChangesNotRetainedError      changes so old are kept no longer
     ├── OverloadedError              too much at once: slow down
+    ├── SlowConsumerError            a subscriber that was too slow missed messages
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
     │   └── ShuttingDownError
@@ -251,6 +252,12 @@ class OverloadedError(VecmemError):
     """A queue is full."""
 
     reason = "OVERLOADED"
+
+
+class SlowConsumerError(VecmemError):
+    """A subscriber has not read its messages for too long, and further ones found no room. `missed_count`: how many."""
+
+    reason = "SLOW_CONSUMER"
 
 
 class UnavailableError(VecmemError):

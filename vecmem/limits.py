@@ -46,6 +46,13 @@ MEMBERS_PER_REQUEST_MAX: Final = 1_024
 """Members or fields that one operation names."""
 STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
+CHANNELS_PER_SUBSCRIPTION_MAX: Final = 1_024
+"""Channels and patterns."""
+MESSAGES_PER_PUBLICATION_MAX: Final = 1_024
+CHANNEL_MESSAGE_BYTES_MAX: Final = 1024 * 1024
+SUBSCRIBER_MESSAGES_MAX: Final = 10_000
+SUBSCRIBER_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of messages that a subscriber has not read; one that is further behind is cut off with SLOW_CONSUMER."""
 WATCH_TARGETS_MAX: Final = 1_024
 WAIT_MS_MAX: Final = 60 * 60 * 1_000
 """How long a call waits for something to take."""

@@ -29,6 +29,7 @@ from vecmem.clock import Clock, SystemClock
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
+from vecmem.server.channel_servicer import ChannelServicer
 from vecmem.server.collection_servicer import CollectionServicer
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicers
@@ -42,6 +43,8 @@ from vecmem.store.shard import Shard
 from vecmem.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    channels_pb2,
+    channels_pb2_grpc,
     collections_pb2,
     collections_pb2_grpc,
     points_pb2,
@@ -105,6 +108,7 @@ async def _serve(
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
             transactions_pb2_grpc.add_TransactionServiceServicer_to_server(TransactionServicer(shard), methods)
             watch_pb2_grpc.add_WatchServiceServicer_to_server(WatchServicer(shard), methods)
+            channels_pb2_grpc.add_ChannelServiceServicer_to_server(ChannelServicer(shard), methods)
             add_keyspace_servicers(shard, methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
@@ -113,6 +117,7 @@ async def _serve(
                     (points_pb2, "PointService"),
                     (transactions_pb2, "TransactionService"),
                     (watch_pb2, "WatchService"),
+                    (channels_pb2, "ChannelService"),
                     (admin_pb2, "AdminService"),
                 )
             ]

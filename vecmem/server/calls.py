@@ -29,6 +29,9 @@ Prepared = command_pb2.Command | command_pb2.CommandResult
 """A write before it is durable: what to log, or the first result of a request that came again."""
 Build = Callable[[command_pb2.Command], Iterator[None] | None]
 """Checks a request and fills its command, at once or in steps."""
+HEARTBEAT_MS_MIN = 100
+HEARTBEAT_MS_MAX = 600_000
+HEARTBEAT_MS_DEFAULT = 10_000
 S = TypeVar("S")
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -189,6 +192,25 @@ async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
 async def commit(shard: Shard, prepared: Prepared, observer: Observer | None = None) -> command_pb2.CommandResult:
     """The second half of `write`. Commands come into the log in the order in which the calls of this begin."""
     return prepared if isinstance(prepared, command_pb2.CommandResult) else await shard.write(prepared, observer)
+
+
+def heartbeat_ms(request: Any) -> int:
+    """How long a stream may be silent. Raises InvalidArgumentError."""
+    if not request.heartbeat_ms:
+        return HEARTBEAT_MS_DEFAULT
+    if not HEARTBEAT_MS_MIN <= request.heartbeat_ms <= HEARTBEAT_MS_MAX:
+        raise InvalidArgumentError(
+            f"{request.heartbeat_ms} is not within {HEARTBEAT_MS_MIN} to {HEARTBEAT_MS_MAX}", field="heartbeat_ms"
+        )
+    return int(request.heartbeat_ms)
+
+
+async def arrival(arrived: asyncio.Event, timeout_seconds: float) -> None:
+    """Return when something has come, or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
+        async with asyncio.timeout(max(0.0, timeout_seconds)):
+            await arrived.wait()
 
 
 async def run_in_slices(steps: Iterator[None]) -> None:

@@ -6,13 +6,13 @@ one at a time, so that each try but those that others overtake finds something; 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from vecmem.errors import ShuttingDownError
+from vecmem.server.calls import arrival
 from vecmem.store.keyspace.keyspace import NEVER
 from vecmem.store.keyspace.operation import Moment, Operation
 from vecmem.store.keyspace.operation_keys import keys_of
@@ -87,9 +87,6 @@ async def wait_for(
                 if due_unix_ms != NEVER:
                     due_seconds = (due_unix_ms - shard.now_unix_ms()) / 1e3
                     remaining = min(remaining, max(due_seconds, DUE_SECONDS_MIN))
-                with contextlib.suppress(TimeoutError):
-                    # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
-                    async with asyncio.timeout(remaining):
-                        await watcher.arrived.wait()
+                await arrival(watcher.arrived, remaining)
     finally:
         shard.changes.forget(watcher)

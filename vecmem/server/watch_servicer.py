@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,19 +17,16 @@ from vecmem.errors import (
     located,
 )
 from vecmem.server import calls
-from vecmem.server.calls import Context, server_streaming
+from vecmem.server.calls import Context, arrival, heartbeat_ms, server_streaming
 from vecmem.store.change_content import add_content
 from vecmem.store.changes import POINT, Change, ChangeKind, RecordChanges
 from vecmem.store.keyspace.operation import check_key
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
-from vecmem.store.watching import Watched, Watcher
+from vecmem.store.watching import Watched
 from vecmem.v1 import keys_pb2, watch_pb2_grpc
 from vecmem.v1 import watch_pb2 as api
 
-HEARTBEAT_MS_MIN = 100
-HEARTBEAT_MS_MAX = 600_000
-HEARTBEAT_MS_DEFAULT = 10_000
 RESPONSE_CHANGES_MAX = 1_000
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 """Of content; a change that has more by itself comes alone."""
@@ -63,7 +59,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
     async def Watch(self, request: api.WatchRequest, context: Context) -> AsyncIterator[api.WatchResponse]:
         """See the proto."""
         targets = self._targets(request)
-        heartbeat_seconds = _heartbeat_ms(request) / 1e3
+        heartbeat_seconds = heartbeat_ms(request) / 1e3
         place = self._start(request)
         # Of a record that was told in part the rest is to come.
         watcher = self._shard.changes.watch(targets.watched, place.sequence - bool(place.change_count))
@@ -81,7 +77,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
                 if not records:
                     # All that was applied has been looked through.
                     place = _Place(max(place.sequence, self._shard.applied_sequence))
-                    await _arrival(watcher, told_at + heartbeat_seconds - time.monotonic())
+                    await arrival(watcher.arrived, told_at + heartbeat_seconds - time.monotonic())
                 if self._shard.ending:
                     raise ShuttingDownError("the server is about to end")
                 if time.monotonic() - told_at >= heartbeat_seconds:
@@ -199,21 +195,3 @@ def _message(record: RecordChanges, change: Change, names: dict[int, str]) -> ap
     else:
         told.collection = names[change.number]
     return told
-
-
-def _heartbeat_ms(request: api.WatchRequest) -> int:
-    if not request.heartbeat_ms:
-        return HEARTBEAT_MS_DEFAULT
-    if not HEARTBEAT_MS_MIN <= request.heartbeat_ms <= HEARTBEAT_MS_MAX:
-        raise InvalidArgumentError(
-            f"{request.heartbeat_ms} is not within {HEARTBEAT_MS_MIN} to {HEARTBEAT_MS_MAX}", field="heartbeat_ms"
-        )
-    return request.heartbeat_ms
-
-
-async def _arrival(watcher: Watcher, timeout_seconds: float) -> None:
-    """Return when something of interest has come, or the time is over."""
-    with contextlib.suppress(TimeoutError):
-        # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
-        async with asyncio.timeout(max(0.0, timeout_seconds)):
-            await watcher.arrived.wait()

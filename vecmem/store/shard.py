@@ -32,6 +32,7 @@ from vecmem.index.vector_index import VectorIndex
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
 from vecmem.log.group_commit import SLICE_SECONDS, GroupCommit
 from vecmem.log.record import Record
+from vecmem.store.channels import Channels
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
 from vecmem.store.collection import Collection
 from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
@@ -81,6 +82,7 @@ class Shard:
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes)
         self.state.listener = self.changes.told
+        self.channels = Channels()
         self.ending = False
         """Set when the node is about to end: calls that wait for something end with ShuttingDownError."""
         self._settings = settings
@@ -417,6 +419,7 @@ class Shard:
         """Let calls that wait for something end, which would hold up the end of the node."""
         self.ending = True
         self.changes.wake_all()
+        self.channels.wake_all()
 
     async def close(self) -> None:
         """Answer all writes taken, take a last checkpoint if so configured, and close the log."""

@@ -15,6 +15,7 @@ from vecmem_client import (
     strings,
     transactions,
 )
+from vecmem_client._async.channels import AsyncSubscription
 from vecmem_client._async.client import AsyncClient
 from vecmem_client._async.delivery import AsyncDelivery
 from vecmem_client._async.idempotency import AsyncIdempotency
@@ -33,6 +34,7 @@ from vecmem_client._block_errors import (
     WorkLostError,
     WorkMismatchError,
 )
+from vecmem_client._channel_messages import ChannelMessage
 from vecmem_client._errors import (
     CallCancelledError,
     ChangesNotRetainedError,
@@ -68,6 +70,7 @@ from vecmem_client._errors import (
     RequestIdReusedError,
     ResourceExhaustedError,
     ShuttingDownError,
+    SlowConsumerError,
     StreamGroupExistsError,
     StreamGroupNotFoundError,
     StreamIdTooSmallError,
@@ -85,6 +88,7 @@ from vecmem_client._filters import Condition, Field, FilterLike, all_of, any_of,
 from vecmem_client._operations import Operation
 from vecmem_client._progress import BulkProgress, ProgressBar
 from vecmem_client._retry import RetryPolicy
+from vecmem_client._sync.channels import Subscription
 from vecmem_client._sync.client import Client
 from vecmem_client._sync.delivery import Delivery
 from vecmem_client._sync.idempotency import Idempotency
@@ -140,6 +144,7 @@ __all__ = [
     "AsyncQueue",
     "AsyncRateLimiter",
     "AsyncSessionStore",
+    "AsyncSubscription",
     "AsyncTopic",
     "AsyncTopicDelivery",
     "AsyncWatch",
@@ -150,6 +155,7 @@ __all__ = [
     "ChangeKind",
     "ChangePosition",
     "ChangesNotRetainedError",
+    "ChannelMessage",
     "CheckpointError",
     "CheckpointInfo",
     "Client",
@@ -221,11 +227,13 @@ __all__ = [
     "SessionStore",
     "ShuttingDownError",
     "SlidingWindow",
+    "SlowConsumerError",
     "Storage",
     "StoredPoint",
     "StreamGroupExistsError",
     "StreamGroupNotFoundError",
     "StreamIdTooSmallError",
+    "Subscription",
     "TokenBucket",
     "Topic",
     "TopicDelivery",

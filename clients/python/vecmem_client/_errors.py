@@ -30,6 +30,7 @@ VecmemClientError
 ├── PositionAheadError           `min_position` lies beyond the end of the log
 ├── ChangesNotRetainedError      changes so old are kept no longer
 ├── ResourceExhaustedError       gRPC itself refused, for instance a reply over 64 MiB
+│   ├── SlowConsumerError        a subscriber that was too slow missed messages
 │   └── OverloadedError          too much at once: slow down
 ├── UnavailableError             not now; the client has already retried
 │   ├── WritesStoppedError       the server takes no writes until it has restarted; reads go on
@@ -278,6 +279,12 @@ class ResourceExhaustedError(VecmemClientError):
 
     reason = "RESOURCE_EXHAUSTED"
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class SlowConsumerError(ResourceExhaustedError):
+    """The subscriber has not read its messages for too long. `metadata` names the `missed_count`."""
+
+    reason = "SLOW_CONSUMER"
 
 
 class OverloadedError(ResourceExhaustedError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from vecmem.v1 import admin_pb2, collections_pb2, pipeline_pb2, points_pb2, transactions_pb2, watch_pb2
+from vecmem.v1 import admin_pb2, channels_pb2, collections_pb2, pipeline_pb2, points_pb2, transactions_pb2, watch_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +80,10 @@ SCROLL = Method(_POINTS + "Scroll", points_pb2.ScrollResponse.FromString)
 PIPELINE = Method("/vecmem.v1.PipelineService/Pipeline", pipeline_pb2.PipelineResponse.FromString)
 COMMIT = Method("/vecmem.v1.TransactionService/Commit", transactions_pb2.CommitResponse.FromString)
 WATCH = Method("/vecmem.v1.WatchService/Watch", watch_pb2.WatchResponse.FromString)
+_CHANNELS = "/vecmem.v1.ChannelService/"
+PUBLISH = Method(_CHANNELS + "Publish", channels_pb2.PublishResponse.FromString)
+SUBSCRIBE = Method(_CHANNELS + "Subscribe", channels_pb2.SubscribeResponse.FromString)
+LIST_CHANNELS = Method(_CHANNELS + "ListChannels", channels_pb2.ListChannelsResponse.FromString)
 COUNT = Method(_POINTS + "Count", points_pb2.CountResponse.FromString)
 SERVER_INFO = Method(_ADMIN + "GetServerInfo", admin_pb2.GetServerInfoResponse.FromString)
 CREATE_CHECKPOINT = Method(_ADMIN + "CreateCheckpoint", admin_pb2.CreateCheckpointResponse.FromString)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from vecmem.v1 import keys_pb2, watch_pb2
 from vecmem_client import _replies
-from vecmem_client._operations import BytesLike, as_bytes
+from vecmem_client._channel_messages import names
 from vecmem_client._requests import strings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vecmem.v1 import pipeline_pb2, points_pb2
+    from vecmem_client._operations import BytesLike
     from vecmem_client._types import StoredPoint
 
 
@@ -83,10 +84,8 @@ def request_of(
     if earliest and after is not None:
         raise ValueError("give one of after and earliest")
     request = watch_pb2.WatchRequest(with_content=with_content, heartbeat_ms=round(heartbeat_seconds * 1e3))
-    request.targets.extend(watch_pb2.WatchTarget(key=as_bytes(key)) for key in _several(keys, "keys"))
-    request.targets.extend(
-        watch_pb2.WatchTarget(key_prefix=as_bytes(prefix)) for prefix in _several(prefixes, "prefixes")
-    )
+    request.targets.extend(watch_pb2.WatchTarget(key=key) for key in names(keys, "keys"))
+    request.targets.extend(watch_pb2.WatchTarget(key_prefix=prefix) for prefix in names(prefixes, "prefixes"))
     request.targets.extend(watch_pb2.WatchTarget(collection=name) for name in strings(collections, "collections"))
     if not request.targets:
         raise ValueError("there is nothing to watch: give keys, prefixes or collections")
@@ -131,9 +130,3 @@ _KINDS = {
     watch_pb2.CHANGE_KIND_COLLECTION_CHANGED: ChangeKind.COLLECTION_CHANGED,
     watch_pb2.CHANGE_KIND_COLLECTION_DELETED: ChangeKind.COLLECTION_DELETED,
 }
-
-
-def _several(values: Iterable[BytesLike], name: str) -> Iterable[BytesLike]:
-    if isinstance(values, bytes | str):
-        raise TypeError(f"{name} takes several, not one")
-    return values

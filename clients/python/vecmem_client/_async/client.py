@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vecmem_client._async.channels import ChannelMethods
 from vecmem_client._async.collections import CollectionMethods
 from vecmem_client._async.keyspace import KeyspaceMethods
 from vecmem_client._async.points import PointMethods
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods):
+class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods, ChannelMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as

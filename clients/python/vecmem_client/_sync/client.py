@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vecmem_client._sync.channels import ChannelMethods
 from vecmem_client._sync.collections import CollectionMethods
 from vecmem_client._sync.keyspace import KeyspaceMethods
 from vecmem_client._sync.points import PointMethods
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vecmem_client._retry import RetryPolicy
 
 
-class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods):
+class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods, ChannelMethods):
     """A connection to a vecmem server.
 
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as

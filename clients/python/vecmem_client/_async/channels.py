@@ -1,0 +1,170 @@
+"""Publishing to channels, and listening to them."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import grpc
+
+from vecmem.v1 import channels_pb2
+from vecmem_client import _methods
+from vecmem_client._async.base import Base
+from vecmem_client._channel_messages import ChannelMessage, names
+from vecmem_client._errors import UnavailableError, VecmemClientError, error_from_rpc
+from vecmem_client._operations import as_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from vecmem_client._async.transport import Reading, Transport
+    from vecmem_client._operations import BytesLike
+    from vecmem_client._retry import RetryPolicy
+
+HEARTBEATS_MISSED_MAX = 3
+"""Silences of so many heartbeats mean that the connection is lost without anybody saying so."""
+
+
+class AsyncSubscription:
+    """Messages, one after the other, without end; made by `subscribe`. To be closed, or used in a `with` statement.
+
+    Raises VecmemClientError: SlowConsumerError where it was too slow, and UnavailableError when the connection is lost, for what is
+    published meanwhile is missed. With `reconnect` it subscribes again instead, and counts that in `gap_count`.
+    """
+
+    def __init__(
+        self, transport: Transport, retry: RetryPolicy, request: channels_pb2.SubscribeRequest, *, reconnect: bool
+    ) -> None:
+        self.gap_count = 0
+        """How often messages may have been missed, because the connection was lost for a while."""
+        self._transport = transport
+        self._retry = retry
+        self._request = request
+        self._reconnect = reconnect
+        self._silence_seconds_max = HEARTBEATS_MISSED_MAX * (request.heartbeat_ms or 10_000) / 1e3
+        self._reading: Reading[channels_pb2.SubscribeResponse] | None = None
+        self._messages: deque[channels_pb2.ChannelMessage] = deque()
+        self._started = False
+        self._attempts = 0
+        self._closed = False
+
+    async def started(self) -> None:
+        """Return when the server listens: what is published from then on will come."""
+        while not self._started:
+            await self._hear()
+
+    async def __anext__(self) -> ChannelMessage:
+        while not self._messages:
+            if self._closed:
+                raise StopAsyncIteration
+            await self._hear()
+        message = self._messages.popleft()
+        return ChannelMessage(message.channel, message.message)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def close(self) -> None:
+        """End the subscription. Closing twice is fine."""
+        self._closed = True
+        await self._hang_up()
+
+    async def __aenter__(self) -> Self:
+        await self.started()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _hear(self) -> None:
+        """Take one response; where the connection is lost wait and begin anew, if that is wanted."""
+        try:
+            response = await self._receive()
+        except VecmemClientError as failure:
+            await self._hang_up()
+            self._attempts += 1
+            wait_seconds = None
+            if failure.code is grpc.StatusCode.UNAVAILABLE and (self._reconnect or not self._started):
+                wait_seconds = self._retry.wait_seconds(self._attempts, float("inf"))
+            if wait_seconds is None:
+                raise
+            if self._started and self._attempts == 1:
+                self.gap_count += 1
+            await self._transport.sleep(wait_seconds)
+            return
+        if response is not None:
+            self._attempts = 0
+            self._started = True
+            self._messages.extend(response.messages)
+
+    async def _receive(self) -> channels_pb2.SubscribeResponse | None:
+        reading = self._reading
+        if reading is None:
+            reading = await self._transport.open_reading(_methods.SUBSCRIBE, self._request.SerializeToString())
+            self._reading = reading
+        try:
+            response = await reading.receive(self._silence_seconds_max)
+        except TimeoutError:
+            raise UnavailableError(f"nothing came from the server for {self._silence_seconds_max:g} s") from None
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        if response is None and not self._closed:
+            raise UnavailableError("the server ended the subscription")
+        return response
+
+    async def _hang_up(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await reading.close()
+
+
+class ChannelMethods(Base):
+    """ChannelService."""
+
+    async def publish(self, channel: BytesLike, *messages: BytesLike, timeout_seconds: float | None = None) -> int:
+        """Send 1 to 1,024 messages to whoever listens to a channel now; returns how many subscribers there are.
+
+        Nothing is kept, and a call that fails is not repeated: its messages may have been sent. Topics keep messages.
+        """
+        request = channels_pb2.PublishRequest(
+            channel=as_bytes(channel), messages=[as_bytes(message) for message in messages]
+        )
+        reply = await self._call(_methods.PUBLISH, request, timeout_seconds, retriable=False)
+        return reply.subscriber_count
+
+    def subscribe(
+        self,
+        *channels: BytesLike,
+        patterns: Iterable[BytesLike] = (),
+        reconnect: bool = False,
+        heartbeat_seconds: float = 10.0,
+    ) -> AsyncSubscription:
+        """Listen to channels, and to all whose names match a pattern (`*` any bytes, `?` one byte, `[a-c]`).
+
+        Iterate over what is returned. It listens from `started` on, or from the beginning of a `with` statement.
+        """
+        request = channels_pb2.SubscribeRequest(
+            channels=[as_bytes(channel) for channel in channels],
+            patterns=names(patterns, "patterns"),
+            heartbeat_ms=round(heartbeat_seconds * 1e3),
+        )
+        return AsyncSubscription(self._transport, self._retry, request, reconnect=reconnect)
+
+    async def list_channels(
+        self,
+        pattern: BytesLike = b"",
+        *,
+        after: BytesLike = b"",
+        page_size: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> dict[bytes, int]:
+        """Return channels that somebody is subscribed to by name, in order behind `after`, and how many are; 0: 100 of them."""
+        request = channels_pb2.ListChannelsRequest(
+            pattern=as_bytes(pattern), after=as_bytes(after), page_size=page_size
+        )
+        reply = await self._call(_methods.LIST_CHANNELS, request, timeout_seconds)
+        return {found.channel: found.subscriber_count for found in reply.channels}
