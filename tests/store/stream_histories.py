@@ -78,6 +78,7 @@ def assert_consistent(value: StreamValue) -> None:
         assert sum(map(len, held.values())) == len(group.pending)
         assert list(group.names.after(None, group.consumers)) == sorted(group.consumers)
     assert list(value.group_names.after(None, value.groups)) == sorted(value.groups)
+    assert all(value.entries.get(entry_id) == fields for entry_id, fields in value.entries.forward())
     loaded = StreamValue.load(value.dump())
     assert (loaded.dump(), loaded.size_bytes) == (value.dump(), value.size_bytes)
 

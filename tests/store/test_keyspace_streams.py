@@ -10,6 +10,7 @@ import pytest
 from tests.store.stream_support import FIELDS, SEQUENCE_MAX, append, filled, parts, pending, read, sid, times
 from tests.support.keyspace import NOW, check_refusal, contents, do, outcome_of, refusal, reloaded
 from vecmem import limits
+from vecmem.store.keyspace import stream_group_listings
 from vecmem.store.keyspace.keyspace import Keyspace
 
 # -- ids --------------------------------------------------------------------------------------------------------------------
@@ -348,3 +349,15 @@ def test_a_consumer_that_goes_takes_what_is_pending_with_it() -> None:
     assert (found.deleted, found.pending_count) == (True, 1)
     assert refusal(keyspace, "list_stream_pending", key=b"s", group=b"g") == ("STREAM_GROUP_NOT_FOUND", "group")
     reloaded(keyspace)
+
+
+def test_a_page_of_what_is_pending_ends_where_looking_takes_long() -> None:
+    keyspace = filled(5)
+    read(keyspace, count=4)
+    read(keyspace, now=NOW - 100)
+    with patch.object(stream_group_listings, "PAGE_LOOKS_MAX", 3):
+        found = do(keyspace, "list_stream_pending", key=b"s", group=b"g", min_idle_ms=50)
+        assert (times(found), parts(found.next_start)) == ([], (4, 0))
+        bounds = {"minimum": {"id": found.next_start}}
+        found = do(keyspace, "list_stream_pending", key=b"s", group=b"g", min_idle_ms=50, range=bounds)
+        assert (times(found), found.HasField("next_start")) == ([5], False)
