@@ -13,6 +13,7 @@ import click
 import grpc
 
 from vecmem.cli.collections import collections
+from vecmem.cli.feeds import commit, publish, subscribe, watch
 from vecmem.cli.importing import import_points
 from vecmem.cli.inspection import checkpoint, info, verify
 from vecmem.cli.keyspace import counters, keys, strings
@@ -51,6 +52,8 @@ def vecmem(context: click.Context, *, address: str, as_json: bool, progress: boo
 
 
 for command in (serve, collections, import_points, query, get, scroll, count, delete, info, verify, checkpoint):
+    vecmem.add_command(command)
+for command in (watch, subscribe, publish, commit):
     vecmem.add_command(command)
 for group in (keys, strings, counters):
     vecmem.add_command(group)

@@ -73,6 +73,11 @@ class Session:
         for table in tables:
             console.print(table, soft_wrap=isinstance(table, str), markup=False, crop=False)
 
+    def write_line(self, document: object, line: str) -> None:
+        """Write one part of a result that goes on: at once, so that whoever reads a pipe has it."""
+        click.echo(json.dumps(plain(document), ensure_ascii=False) if self.as_json else line)
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """Tell people something beside the result."""
         if not self.as_json:

@@ -12,7 +12,7 @@ from vecmem.server.calls import Context, arrival, heartbeat_ms, server_streaming
 from vecmem.store.keyspace.operation import check_key
 from vecmem.store.shard import Shard
 from vecmem.v1 import channels_pb2 as api
-from vecmem.v1 import channels_pb2_grpc
+from vecmem.v1 import channels_pb2_grpc, common_pb2
 
 RESPONSE_BYTES_MAX = 1024 * 1024
 """Of messages; one that has more by itself comes alone."""
@@ -93,7 +93,7 @@ class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
             pattern_subscriber_count=self._channels.pattern_subscriber_count,
         )
 
-    def _header(self) -> api.common__pb2.ResponseHeader:
+    def _header(self) -> common_pb2.ResponseHeader:
         return calls.header(self._shard, self._shard.applied_sequence)
 
 
