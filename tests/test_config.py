@@ -47,6 +47,8 @@ def test_every_setting_is_read_from_the_environment_in_its_type():
         "allow_remote": ("Yes", True),
         "grace_seconds": ("2.5", 2.5),
         "checkpoint_on_exit": ("off", False),
+        "memory_limit_bytes": ("1000000", 1_000_000),
+        "eviction_policy": ("lru", "lru"),
         "log_level": ("debug", "debug"),
         "checkpoint_log_bytes": ("4096", 4096),
         "checkpoint_idle_seconds": ("1", 1.0),

@@ -27,6 +27,7 @@ them, and a crash test the place to die at (vecmem.log.failpoints)."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 GRPC_ENGINES: Final = ("auto", "grpcio", "native")
+EVICTION_POLICIES: Final = ("none", "volatile-ttl", "volatile-lru", "lru")
 
 _SERVICE_LINK: Final = re.compile(r"VECMEM_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """Kubernetes puts these into every pod beside a service named `vecmem`; they are nobody's settings."""
@@ -92,6 +93,27 @@ class Settings:
         metadata=_about(
             "Take a checkpoint after the drain at SIGTERM. Costs the time to write it at exit; saves replay and graph "
             "building at the next start.",
+            group="behaviour",
+        ),
+    )
+    memory_limit_bytes: int = field(
+        default=0,
+        metadata=_about(
+            "What keys and collections may take together, as the server estimates it. At the limit whatever could make "
+            "them grow is refused with MEMORY_LIMIT_EXCEEDED, unless eviction_policy finds keys to remove. Leave room: "
+            "the process takes a few hundred MiB beside them, and more while it loads or builds graphs. 0: no limit.",
+            minimum=0,
+            group="behaviour",
+        ),
+    )
+    eviction_policy: str = field(
+        default="none",
+        metadata=_about(
+            "Which keys go when memory_limit_bytes is reached; points never do. none: no key, writes are refused. "
+            "volatile-ttl: of those that expire the ones that do first. volatile-lru: of those that expire the ones "
+            "used longest ago. lru: of all keys the ones used longest ago. What was used when is estimated from a "
+            "sample, and forgotten by a restart.",
+            choices=EVICTION_POLICIES,
             group="behaviour",
         ),
     )

@@ -30,6 +30,7 @@
     ├── PositionAheadError           the log has not reached the position asked for
     ├── ChangesNotRetainedError      changes so old are kept no longer
     ├── OverloadedError              too much at once: slow down
+    ├── MemoryLimitError             there is no room for more data
     ├── SlowConsumerError            a subscriber that was too slow missed messages
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
@@ -252,6 +253,12 @@ class OverloadedError(VecmemError):
     """A queue is full."""
 
     reason = "OVERLOADED"
+
+
+class MemoryLimitError(VecmemError):
+    """The data takes as much memory as it may. `used_bytes` and `limit_bytes` tell how much that is."""
+
+    reason = "MEMORY_LIMIT_EXCEEDED"
 
 
 class SlowConsumerError(VecmemError):

@@ -62,6 +62,8 @@ def histories(draw: st.DrawFn) -> list[Command]:
                     "keys",
                     "keys",
                     "sweep",
+                    "evict",
+                    "commit",
                 ]
             )
         )
@@ -100,6 +102,19 @@ def histories(draw: st.DrawFn) -> list[Command]:
                     command.run_operations.operations.add().CopyFrom(draw(key_operations(now)))
             case "sweep":
                 command.expire_keys.keys.extend(draw(st.lists(st.sampled_from(KEYS), min_size=1)))
+            case "evict":
+                command.evict_keys.keys.extend(draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=2)))
+            case "commit":
+                for branch in (command.commit_transaction.then, command.commit_transaction.otherwise):
+                    for _ in range(draw(st.integers(0, 3))):
+                        branch.add().operation.CopyFrom(draw(key_operations(now)))
+                        branch[-1].operation.request_id = ""
+                    if draw(st.booleans()):
+                        removed = branch.add().delete_points
+                        removed.collection_uid = uid
+                        removed.ids.ids.extend(draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=2)))
+                compared = command.commit_transaction.compare.add().compare
+                compared.key, compared.exists = draw(st.sampled_from(KEYS)), draw(st.booleans())
             case "configure":
                 command.update_collection.collection_uid = uid
                 command.update_collection.config.CopyFrom(commands[uid - 1].create_collection.config)

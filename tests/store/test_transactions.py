@@ -134,7 +134,7 @@ def test_steps_on_keys_are_all_done_or_none(
 def test_keys_and_points_change_together() -> None:
     store = Store(create("a", flat=True))
     request = api.CommitRequest(
-        compare=[api.Compare(point=api.PointReference(collection="a", id="{u}1"), exists=False)],
+        compare=[api.Compare(point=points_pb2.PointReference(collection="a", id="{u}1"), exists=False)],
         then=[
             upsert("{u}1", "{u}2"),
             step("add_integer", key=b"{u}count", delta=2),
@@ -253,10 +253,15 @@ EQUAL, NOT_EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL = range(1, 7)
         (compare_key(b"{u}h", field=api.CompareField(field=b"f", comparison=GREATER, value=b"v")), False),
         (compare_key(b"{u}h", field=api.CompareField(field=b"g", comparison=NOT_EQUAL, value=b"v")), False),
         (compare_key(b"{u}none", field=api.CompareField(field=b"f", value=b"v")), False),
-        (api.Compare(point=api.PointReference(collection="a", id="{u}1"), exists=True), True),
-        (api.Compare(point=api.PointReference(collection="a", id="{u}2"), exists=True), False),
-        (api.Compare(point=api.PointReference(collection="a", id="{u}1"), version=api.CompareVersion(version=2)), True),
-        (api.Compare(point=api.PointReference(collection="a", id="{u}2"), version=api.CompareVersion()), True),
+        (api.Compare(point=points_pb2.PointReference(collection="a", id="{u}1"), exists=True), True),
+        (api.Compare(point=points_pb2.PointReference(collection="a", id="{u}2"), exists=True), False),
+        (
+            api.Compare(
+                point=points_pb2.PointReference(collection="a", id="{u}1"), version=api.CompareVersion(version=2)
+            ),
+            True,
+        ),
+        (api.Compare(point=points_pb2.PointReference(collection="a", id="{u}2"), version=api.CompareVersion()), True),
     ],
 )
 def test_comparisons(compare: api.Compare, holds: bool) -> None:

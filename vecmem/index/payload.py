@@ -297,6 +297,11 @@ class PayloadTable:
         """Whether every declared column has all rows."""
         return all(self._columns[path].built_rows >= len(self._payloads) for path in self._declared)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all payloads, without columns."""
+        return self._payload_bytes
+
     def get(self, row: int) -> bytes:
         """The payload of a row; empty if it has none."""
         return self._payloads[row] if row < len(self._payloads) else b""

@@ -161,10 +161,10 @@ async def begin_read(shard: Shard, read: common_pb2.ReadOptions, name: str) -> t
 
 
 async def write(
-    shard: Shard, request: Any, build: Build, observer: Observer | None = None
+    shard: Shard, request: Any, build: Build, observer: Observer | None = None, *, grows: bool = False
 ) -> command_pb2.CommandResult:
     """Answer a repeated request from memory; else check it with `build`, which fills the command, and make it durable."""
-    return await commit(shard, await prepare(shard, request, build), observer)
+    return await commit(shard, await prepare(shard, request, build, grows=grows), observer)
 
 
 def is_repeated(shard: Shard, request: Any) -> bool:
@@ -173,8 +173,11 @@ def is_repeated(shard: Shard, request: Any) -> bool:
     return bool(request_id) and shard.repeated(request_id, request_fingerprint(request)) is not None
 
 
-async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
-    """The first half of `write`: the result of a repeated request, or the command to make durable. Raises for a bad one."""
+async def prepare(shard: Shard, request: Any, build: Build, *, grows: bool = False) -> Prepared:
+    """The first half of `write`: the result of a repeated request, or the command to make durable. Raises for a bad one.
+
+    `grows`: it may make the data grow. Raises MemoryLimitError where there is no room for that.
+    """
     request_id = request.write.request_id
     command = command_pb2.Command(request_id=request_id)
     if request_id:
@@ -186,6 +189,8 @@ async def prepare(shard: Shard, request: Any, build: Build) -> Prepared:
     steps = build(command)
     if steps is not None:
         await run_in_slices(steps)
+    if grows and shard.memory.limit_bytes:
+        await shard.memory.make_room()
     return command
 
 

@@ -42,7 +42,7 @@ class CollectionServicer(collections_pb2_grpc.CollectionServiceServicer):
             command.create_collection.name = request.name
             command.create_collection.config.CopyFrom(configuration.complete_config(request.config))
 
-        result = await calls.write(self._shard, request, build)
+        result = await calls.write(self._shard, request, build, grows=True)
         return api.CreateCollectionResponse(
             header=calls.header(self._shard, result.sequence), collection=self._by_uid(result.sequence, request.name)
         )

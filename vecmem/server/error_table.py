@@ -28,6 +28,7 @@ CODES: tuple[tuple[type[errors.VecmemError], grpc.StatusCode], ...] = (
     (errors.PositionAheadError, grpc.StatusCode.OUT_OF_RANGE),
     (errors.ChangesNotRetainedError, grpc.StatusCode.OUT_OF_RANGE),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.MemoryLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.SlowConsumerError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),

@@ -14,12 +14,13 @@ import grpc
 from google.protobuf.message_factory import GetMessageClass
 
 from vecmem import limits
-from vecmem.errors import InvalidArgumentError, LimitExceededError, VecmemError
+from vecmem.errors import InvalidArgumentError, LimitExceededError, MemoryLimitError, VecmemError
 from vecmem.server import calls
 from vecmem.server.calls import Context, unary
 from vecmem.server.error_table import error_message
 from vecmem.server.waiting import Lines, wait_for
 from vecmem.store.keyspace.operation import Moment, Operation
+from vecmem.store.keyspace.operation_keys import keys_of
 from vecmem.store.keyspace.operations import OPERATIONS
 from vecmem.store.pipeline import Pipeline
 from vecmem.store.shard import Shard
@@ -120,6 +121,8 @@ class _Servicer:
         operation = OPERATIONS[kind]
         operation.check(request)
         _ = self._shard.state.keyspace  # raises where it is damaged, before anything is logged
+        if self._shard.memory.tracks_use:
+            self._shard.memory.touch(keys_of(request))
         if operation.waits is not None and request.wait_ms:
             return await self._wait(kind, operation, request)
         if operation.writes:
@@ -161,7 +164,7 @@ class _Servicer:
             logged.SetInParent()
             command.run_operations.waits = waits
 
-        result = await calls.write(self._shard, request, build)
+        result = await calls.write(self._shard, request, build, grows=OPERATIONS[kind].grows)
         [outcome] = result.operation_results
         if outcome.HasField("error"):
             raise _error(outcome.error)
@@ -188,8 +191,11 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
             )
         sequence = calls.check_position(self._shard, request.read)
         # Raises where the keys are damaged, before anything is logged.
-        pipeline = Pipeline(self._shard.state.keyspace, request.operations)
-        await calls.run_in_slices(pipeline.check())
+        state = self._shard.state
+        pipeline = Pipeline(state.keyspace, request.operations, state.deduplication)
+        await calls.run_in_slices(pipeline.check(await self._refusal(request)))
+        if self._shard.memory.tracks_use:
+            self._shard.memory.touch(pipeline.keys())
         if pipeline.writes:
             result = await calls.write(self._shard, request, pipeline.fill, pipeline.observe)
             await calls.run_in_slices(pipeline.take(result.operation_results))
@@ -201,6 +207,18 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
                 outcome.error.CopyFrom(error_message(_error(outcome.error)))
         response.header.CopyFrom(calls.header(self._shard, max(sequence, self._shard.applied_sequence)))
         return response
+
+    async def _refusal(self, request: pipeline_pb2.PipelineRequest) -> MemoryLimitError | None:
+        """Why no operation may make the data grow now; None: they may. What was done before is answered whatever there is room for."""
+        if not self._shard.memory.limit_bytes or calls.is_repeated(self._shard, request):
+            return None
+        if not any((kind := one.WhichOneof("kind")) and OPERATIONS[kind].grows for one in request.operations):
+            return None
+        try:
+            await self._shard.memory.make_room()
+        except MemoryLimitError as error:
+            return error
+        return None
 
     async def _read_rest(self, rest: Iterator[None]) -> None:
         pause = calls.Pause()

@@ -119,7 +119,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             command.update_payloads.CopyFrom(validation.update_payload_command(collection, request))
 
         await self._prepare_selection(request)
-        result = await calls.write(self._shard, request, build)
+        result = await calls.write(self._shard, request, build, grows=True)
         return api.UpdatePayloadResponse(
             header=calls.header(self._shard, result.sequence),
             updated_count=result.updated_count,
@@ -234,7 +234,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             collection = self._shard.state.collection(request.collection)
             return validation.upsert_command(collection, request.points, command.upsert_points)
 
-        return await calls.prepare(self._shard, request, build)
+        return await calls.prepare(self._shard, request, build, grows=True)
 
     def _fill_upsert(self, response: api.UpsertResponse, result: command_pb2.CommandResult) -> None:
         response.header.CopyFrom(calls.header(self._shard, result.sequence))
@@ -278,7 +278,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             collection = self._shard.state.collection(request.collection)
             return validation.upsert_command(collection, request.points, command.upsert_points)
 
-        prepared = await calls.prepare(self._shard, request, build)
+        prepared = await calls.prepare(self._shard, request, build, grows=True)
         if isinstance(prepared, command_pb2.CommandResult):
             await window.room(0)
             known: asyncio.Future[command_pb2.CommandResult] = asyncio.get_running_loop().create_future()

@@ -29,7 +29,9 @@ class TransactionServicer(transactions_pb2_grpc.TransactionServiceServicer):
             command.commit_transaction.SetInParent()
             return transactions.fill_command(request, state.collection, command.commit_transaction)
 
-        result = await calls.write(self._shard, request, build)
+        if self._shard.memory.tracks_use:
+            self._shard.memory.touch(transactions.keys_in(request))
+        result = await calls.write(self._shard, request, build, grows=transactions.grows(request))
         return api.CommitResponse(
             header=calls.header(self._shard, result.sequence),
             succeeded=result.transaction.succeeded,

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from vecmem import limits
 from vecmem.errors import LimitExceededError, VecmemError
+from vecmem.store.deduplication import DeduplicationWindow
 from vecmem.store.keyspace import operations
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import REPLY_BYTES_MAX, Moment, Operation
+from vecmem.store.keyspace.operation_keys import keys_of
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import pipeline_pb2
 
@@ -24,9 +26,15 @@ class Pipeline:
     The steps of each go on as long as nothing holds the event loop; other operations may come in between.
     """
 
-    def __init__(self, keyspace: Keyspace, requested: Sequence[pipeline_pb2.Operation]) -> None:
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        requested: Sequence[pipeline_pb2.Operation],
+        deduplication: DeduplicationWindow,
+    ) -> None:
         self.response = pipeline_pb2.PipelineResponse()
         self._keyspace = keyspace
+        self._deduplication = deduplication
         self._requested = requested
         self._writing: list[int] = []
         self._reading: deque[_Reading] = deque()
@@ -37,14 +45,16 @@ class Pipeline:
         """Whether there is anything to log."""
         return bool(self._writing)
 
-    def check(self) -> Iterator[None]:
-        """Check each operation; one that is refused gets its error."""
+    def check(self, full: VecmemError | None = None) -> Iterator[None]:
+        """Check each operation; one that is refused gets its error. `full`: why none may make the data grow, but for a repeated one."""
         for index, operation in enumerate(self._requested):
             if index % STEP_OPERATIONS == 0:
                 yield
             result = self.response.results.add()
             try:
                 kind, found, asked = operations.check(operation)
+                if full is not None and found.grows and not self._was_done(operation):
+                    raise full
             except VecmemError as error:
                 result.error.CopyFrom(operations.stored_error(error))
             else:
@@ -52,6 +62,16 @@ class Pipeline:
                     self._writing.append(index)
                 else:
                     self._reading.append(_Reading(index, kind, found, asked, result))
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys that operations name."""
+        for operation in self._requested:
+            kind = operation.WhichOneof("kind")
+            if kind is not None:
+                yield from keys_of(getattr(operation, kind))
+
+    def _was_done(self, operation: pipeline_pb2.Operation) -> bool:
+        return bool(operation.request_id) and self._deduplication.has(operation.request_id)
 
     def fill(self, command: command_pb2.Command) -> Iterator[None]:
         """Put the writes into a command."""

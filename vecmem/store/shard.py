@@ -35,6 +35,7 @@ from vecmem.log.record import Record
 from vecmem.store.channels import Channels
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
 from vecmem.store.collection import Collection
+from vecmem.store.memory import Memory
 from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
 from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, repeated_result
 from vecmem.store.v1 import command_pb2
@@ -82,6 +83,7 @@ class Shard:
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes)
         self.state.listener = self.changes.told
+        self.memory = Memory(self.state, settings, self._evict_keys)
         self.channels = Channels()
         self.ending = False
         """Set when the node is about to end: calls that wait for something end with ShuttingDownError."""
@@ -404,6 +406,11 @@ class Shard:
         if more:
             await asyncio.sleep(EXPIRY_SWEEP_PAUSE_FACTOR * (time.perf_counter() - began))
         return more
+
+    async def _evict_keys(self, keys: list[bytes]) -> None:
+        command = command_pb2.Command()
+        command.evict_keys.keys.extend(keys)
+        await self.write(command)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -169,13 +169,15 @@ class StateMachine:
             return self._create(command.create_collection, sequence, time_unix_ms)
         if kind == "commit_transaction":
             return (yield from self._commit_transaction(command.commit_transaction, sequence, time_unix_ms, noted))
-        if kind in ("run_operations", "expire_keys"):
+        if kind in ("run_operations", "expire_keys", "evict_keys"):
             if self.keyspace_damage:
                 return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
             if kind == "run_operations":
                 return (
                     yield from self._run_operations(command.run_operations, sequence, time_unix_ms, observer, noted)
                 )
+            if kind == "evict_keys":
+                return (yield from self._evict_keys(command.evict_keys, noted))
             return (yield from self._expire_keys(command.expire_keys, time_unix_ms, noted))
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
@@ -252,6 +254,17 @@ class StateMachine:
         for start in range(0, len(command.keys), STEP_KEYS):
             deleted_count += self.keyspace.remove_expired(command.keys[start : start + STEP_KEYS], time_unix_ms)
             self.keyspace.note_changes(0, noted, ChangeKind.EXPIRED)
+            yield
+        return Changes(deleted_count=deleted_count)
+
+    def _evict_keys(self, command: command_pb2.EvictKeys, noted: Noted) -> Steps[Changes]:
+        deleted_count = 0
+        for start in range(0, len(command.keys), STEP_KEYS):
+            for key in command.keys[start : start + STEP_KEYS]:
+                if key in self.keyspace.values:
+                    self.keyspace.remove(key)
+                    deleted_count += 1
+            self.keyspace.note_changes(0, noted, ChangeKind.EVICTED)
             yield
         return Changes(deleted_count=deleted_count)
 

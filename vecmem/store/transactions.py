@@ -99,6 +99,26 @@ def fill_command(request: api.CommitRequest, find: Find, command: command_pb2.Co
         )
 
 
+def grows(request: api.CommitRequest) -> bool:
+    """Whether one of the steps may make the data grow."""
+    return any(
+        operations.OPERATIONS[str(step.operation.WhichOneof("kind"))].grows
+        if step.HasField("operation") and step.operation.WhichOneof("kind")
+        else step.HasField("upsert") or step.HasField("update_payload")
+        for step in (*request.then, *request.otherwise)
+    )
+
+
+def keys_in(request: api.CommitRequest) -> list[bytes]:
+    """The keys that the operations name."""
+    return [
+        key
+        for step in (*request.then, *request.otherwise)
+        if step.HasField("operation") and (kind := step.operation.WhichOneof("kind"))
+        for key in keys_of(getattr(step.operation, kind))
+    ]
+
+
 def commit(
     keyspace: Keyspace,
     by_uid: dict[int, Collection],

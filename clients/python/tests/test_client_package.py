@@ -21,7 +21,7 @@ from vecmem_client._errors import _Tables
 CLIENT = Path(__file__).resolve().parent.parent
 
 NAMES = {
-    "AsyncSubscription", "Subscription", "ChannelMessage", "SlowConsumerError",
+    "AsyncSubscription", "Subscription", "ChannelMessage", "MemoryLimitError", "SlowConsumerError",
     "AsyncTopic", "AsyncTopicDelivery", "AsyncWatch", "Topic", "TopicDelivery", "TopicMessage",
     "Change", "ChangeKind", "ChangePosition", "Watch",
     "AsyncClient", "AsyncDelivery", "AsyncIdempotency", "AsyncLeaderboard", "AsyncLock", "AsyncQueue",

@@ -30,6 +30,7 @@ VecmemClientError
 ├── PositionAheadError           `min_position` lies beyond the end of the log
 ├── ChangesNotRetainedError      changes so old are kept no longer
 ├── ResourceExhaustedError       gRPC itself refused, for instance a reply over 64 MiB
+│   ├── MemoryLimitError         there is no room for more data
 │   ├── SlowConsumerError        a subscriber that was too slow missed messages
 │   └── OverloadedError          too much at once: slow down
 ├── UnavailableError             not now; the client has already retried
@@ -279,6 +280,12 @@ class ResourceExhaustedError(VecmemClientError):
 
     reason = "RESOURCE_EXHAUSTED"
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class MemoryLimitError(ResourceExhaustedError):
+    """The data takes as much memory as it may: delete something. `metadata` names `used_bytes` and `limit_bytes`."""
+
+    reason = "MEMORY_LIMIT_EXCEEDED"
 
 
 class SlowConsumerError(ResourceExhaustedError):

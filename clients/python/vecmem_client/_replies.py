@@ -228,6 +228,10 @@ def server_info(reply: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         failures=dict(reply.failures),
         key_count=reply.key_count,
         key_memory_bytes=reply.key_memory_bytes,
+        data_memory_bytes=reply.data_memory_bytes,
+        memory_limit_bytes=reply.memory_limit_bytes,
+        eviction_policy=reply.eviction_policy,
+        evicted_key_count=reply.evicted_key_count,
     )
 
 

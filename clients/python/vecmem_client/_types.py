@@ -432,6 +432,13 @@ class ServerInfo:
     key_count: int
     key_memory_bytes: int
     """About what keys and their values take."""
+    data_memory_bytes: int
+    """About what keys and collections take together: what is compared with the limit."""
+    memory_limit_bytes: int
+    """0: there is no limit."""
+    eviction_policy: str
+    evicted_key_count: int
+    """Since the server started."""
 
 
 @dataclass(frozen=True, slots=True)

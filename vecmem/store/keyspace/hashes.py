@@ -31,6 +31,7 @@ from vecmem.store.keyspace.operation import (
     check_value,
     expiry_condition_holds,
     expiry_of,
+    frees,
     reads,
     writes,
 )
@@ -409,10 +410,10 @@ OPERATIONS = {
     "get_hash_fields": reads(_check_fields, _get),
     "get_hash": reads(_check_all, _get_all),
     "check_hash_fields": reads(_check_fields, _check),
-    "delete_hash_fields": writes(_check_fields, _delete),
+    "delete_hash_fields": frees(_check_fields, _delete),
     "add_hash_integer": writes(_check_add, _adding(counters.INTEGER)),
     "add_hash_float": writes(_check_add, _adding(counters.DOUBLE)),
-    "expire_hash_fields": writes(_check_expire, _expire),
-    "persist_hash_fields": writes(_check_fields, _persist),
+    "expire_hash_fields": frees(_check_expire, _expire),
+    "persist_hash_fields": frees(_check_fields, _persist),
     "get_hash_field_expiries": reads(_check_fields, _get_expiries),
 }

@@ -13,7 +13,7 @@ from vecmem.errors import LimitExceededError
 from vecmem.store.keyspace.container import Container
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.locks import check_duration, check_token
-from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, reads, writes
+from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, frees, reads, writes
 from vecmem.store.keyspace.packing import pack, unpack
 from vecmem.v1 import idempotency_pb2 as api
 from vecmem.v1 import keys_pb2
@@ -216,8 +216,8 @@ def _describe(
 
 OPERATIONS = {
     "begin_idempotent": writes(_check_begin, _begin),
-    "complete_idempotent": writes(_check_complete, _complete),
-    "abandon_idempotent": writes(_check_token, _abandon),
-    "renew_idempotent": writes(_check_renew, _renew),
+    "complete_idempotent": frees(_check_complete, _complete),
+    "abandon_idempotent": frees(_check_token, _abandon),
+    "renew_idempotent": frees(_check_renew, _renew),
     "describe_idempotent": reads(check_request_key, _describe),
 }

@@ -26,8 +26,8 @@ from vecmem.store.keyspace.operation import (
     check_slot,
     expiry_condition_holds,
     expiry_of,
+    frees,
     reads,
-    writes,
 )
 from vecmem.store.keyspace.paging import decode_bytes_token, encode_bytes_token
 from vecmem.store.validation import request_fingerprint
@@ -167,10 +167,10 @@ def _behind(prefix: bytes) -> bytes | None:
 OPERATIONS = {
     "check_keys": reads(check_request_keys, _check_keys),
     "describe_key": reads(check_request_key, _describe),
-    "delete_keys": writes(check_request_keys, _delete),
-    "rename_key": writes(_check_rename, _rename),
+    "delete_keys": frees(check_request_keys, _delete),
+    "rename_key": frees(_check_rename, _rename),
     "touch_keys": reads(check_request_keys, _touch),
-    "expire_key": writes(_check_expire, _expire),
-    "persist_key": writes(check_request_key, _persist),
+    "expire_key": frees(_check_expire, _expire),
+    "persist_key": frees(check_request_key, _persist),
     "scan_keys": reads(_check_scan, _scan),
 }

@@ -20,6 +20,7 @@ from vecmem.store.keyspace.operation import (
     check_value,
     check_wait,
     first_key,
+    frees,
     key_exists,
     reads,
     writes,
@@ -405,13 +406,13 @@ def _find_item(
 
 OPERATIONS = {
     "push_list_items": writes(_check_push, _push),
-    "pop_list_items": writes(_check_pop, _pop, Waits(lambda response: bool(response.items), any_key_exists)),
+    "pop_list_items": frees(_check_pop, _pop, Waits(lambda response: bool(response.items), any_key_exists)),
     "get_list_range": reads(check_request_key, _get_range),
     "get_list_item": reads(check_request_key, _get_item),
     "set_list_item": writes(_check_set_item, _set_item),
     "insert_list_item": writes(_check_insert, _insert),
-    "remove_list_items": writes(_check_item, _remove),
-    "trim_list": writes(check_request_key, _trim),
-    "move_list_item": writes(_check_move, _move, Waits(lambda response: response.HasField("item"), key_exists)),
+    "remove_list_items": frees(_check_item, _remove),
+    "trim_list": frees(check_request_key, _trim),
+    "move_list_item": frees(_check_move, _move, Waits(lambda response: response.HasField("item"), key_exists)),
     "find_list_item": reads(_check_find, _find_item),
 }

@@ -13,7 +13,7 @@ from vecmem import limits
 from vecmem.errors import InvalidArgumentError
 from vecmem.store.keyspace.container import Container
 from vecmem.store.keyspace.keyspace import Keyspace
-from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, reads, writes
+from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, frees, reads, writes
 from vecmem.v1 import keys_pb2
 from vecmem.v1 import locks_pb2 as api
 
@@ -177,7 +177,7 @@ def _describe(
 
 OPERATIONS = {
     "acquire_lock": writes(_check_acquire, _acquire),
-    "renew_lock": writes(_check_renew, _renew),
-    "release_lock": writes(_check_release, _release),
+    "renew_lock": frees(_check_renew, _renew),
+    "release_lock": frees(_check_release, _release),
     "describe_lock": reads(check_request_key, _describe),
 }

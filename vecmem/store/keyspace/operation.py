@@ -67,6 +67,8 @@ class Operation:
     run: Run
     writes: bool
     waits: Waits | None = None
+    grows: bool = False
+    """Whether it may make the data grow, and so is refused at the memory limit."""
 
 
 def reads(check: Check, run: Run, waits: Waits | None = None) -> Operation:
@@ -76,6 +78,11 @@ def reads(check: Check, run: Run, waits: Waits | None = None) -> Operation:
 
 def writes(check: Check, run: Run, waits: Waits | None = None) -> Operation:
     """Make an operation whose request is logged."""
+    return Operation(check, run, writes=True, waits=waits, grows=True)
+
+
+def frees(check: Check, run: Run, waits: Waits | None = None) -> Operation:
+    """Make one that is logged and takes away, or adds next to nothing: it is done at the memory limit as well."""
     return Operation(check, run, writes=True, waits=waits)
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, InvalidPageTokenError, LimitExceededError
 from vecmem.store.keyspace.keyspace import NEVER, Keyspace
-from vecmem.store.keyspace.operation import Moment, Waits, check_request_key, check_value, check_wait, reads, writes
+from vecmem.store.keyspace.operation import (
+    Moment,
+    Waits,
+    check_request_key,
+    check_value,
+    check_wait,
+    frees,
+    reads,
+    writes,
+)
 from vecmem.store.keyspace.paging import decode_bytes_token, encode_bytes_token
 from vecmem.store.keyspace.queue_value import DEAD, HELD, WAITING, Message, Place, QueueValue
 from vecmem.store.validation import request_fingerprint
@@ -339,16 +348,16 @@ def _describe(
 
 OPERATIONS = {
     "enqueue_messages": writes(_check_enqueue, _enqueue),
-    "receive_messages": writes(
+    "receive_messages": frees(
         _check_receive,
         _receive,
         Waits(lambda response: bool(response.messages), _is_due, due_unix_ms=_next_due_unix_ms),
     ),
-    "acknowledge_messages": writes(_check_receipts, _acknowledge),
-    "extend_messages": writes(_check_extend, _extend),
-    "release_messages": writes(_check_release, _release),
-    "remove_messages": writes(_check_remove, _remove),
-    "redrive_messages": writes(_check_redrive, _redrive),
+    "acknowledge_messages": frees(_check_receipts, _acknowledge),
+    "extend_messages": frees(_check_extend, _extend),
+    "release_messages": frees(_check_release, _release),
+    "remove_messages": frees(_check_remove, _remove),
+    "redrive_messages": frees(_check_redrive, _redrive),
     "peek_messages": reads(_check_peek, _peek),
     "describe_queue": reads(check_request_key, _describe),
 }

@@ -20,6 +20,7 @@ from vecmem.store.keyspace.operation import (
     check_request_key,
     check_request_keys,
     check_slot,
+    frees,
     reads,
     writes,
 )
@@ -351,12 +352,12 @@ def _count(
 
 OPERATIONS = {
     "add_set_members": writes(_check_members, _add),
-    "remove_set_members": writes(_check_members, _remove),
+    "remove_set_members": frees(_check_members, _remove),
     "check_set_members": reads(_check_members, _check),
     "scan_set": reads(_check_scan, _scan),
-    "pop_set_members": writes(_check_pop, _pop),
+    "pop_set_members": frees(_check_pop, _pop),
     "get_set_random_members": reads(_check_random, _get_random),
-    "move_set_member": writes(_check_move, _move),
+    "move_set_member": frees(_check_move, _move),
     "combine_sets": reads(_check_combination, _combine),
     "store_combined_sets": writes(_check_store, _store),
     "count_set_intersection": reads(check_request_keys, _count),

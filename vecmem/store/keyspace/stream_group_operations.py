@@ -16,7 +16,7 @@ from vecmem.errors import (
     StreamGroupNotFoundError,
 )
 from vecmem.store.keyspace.keyspace import Keyspace, shown
-from vecmem.store.keyspace.operation import Moment, Waits, check_member, check_request_key, check_wait, writes
+from vecmem.store.keyspace.operation import Moment, Waits, check_member, check_request_key, check_wait, frees, writes
 from vecmem.store.keyspace.stream_entries import Fields, number_of, write_id
 from vecmem.store.keyspace.stream_groups import Pending, StreamGroup
 from vecmem.store.keyspace.stream_value import NO_ID, StreamValue
@@ -383,14 +383,14 @@ def _auto_claim(
 
 OPERATIONS = {
     "create_stream_group": writes(check_group, _create_group),
-    "set_stream_group_position": writes(check_group, _set_position),
-    "delete_stream_group": writes(check_group, _delete_group),
+    "set_stream_group_position": frees(check_group, _set_position),
+    "delete_stream_group": frees(check_group, _delete_group),
     "create_stream_consumer": writes(_check_consumer, _create_consumer),
-    "delete_stream_consumer": writes(_check_consumer, _delete_consumer),
-    "read_stream_group": writes(
+    "delete_stream_consumer": frees(_check_consumer, _delete_consumer),
+    "read_stream_group": frees(
         _check_read, _read, Waits(lambda response: bool(response.entries), _has_new, lambda request: request.group)
     ),
-    "acknowledge_stream_entries": writes(_check_acknowledge, _acknowledge),
-    "claim_stream_entries": writes(_check_claim, _claim),
-    "auto_claim_stream_entries": writes(_check_auto_claim, _auto_claim),
+    "acknowledge_stream_entries": frees(_check_acknowledge, _acknowledge),
+    "claim_stream_entries": frees(_check_claim, _claim),
+    "auto_claim_stream_entries": frees(_check_auto_claim, _auto_claim),
 }

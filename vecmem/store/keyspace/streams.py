@@ -18,6 +18,7 @@ from vecmem.store.keyspace.operation import (
     check_request_key,
     check_slot,
     check_wait,
+    frees,
     reads,
     writes,
 )
@@ -292,8 +293,8 @@ OPERATIONS = {
     "append_stream_entry": writes(_check_append, _append),
     "get_stream_range": reads(_check_get_range, _get_range),
     "describe_stream": reads(check_request_key, _describe),
-    "delete_stream_entries": writes(_check_delete, _delete),
-    "trim_stream": writes(_check_trim_request, _trim),
+    "delete_stream_entries": frees(_check_delete, _delete),
+    "trim_stream": frees(_check_trim_request, _trim),
     "read_streams": reads(
         _check_read, _read, Waits(lambda response: any(found.entries for found in response.streams), lambda *_: True)
     ),

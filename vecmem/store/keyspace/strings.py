@@ -15,6 +15,7 @@ from vecmem.store.keyspace.operation import (
     check_slot,
     check_value,
     expiry_of,
+    frees,
     reads,
     writes,
 )
@@ -174,7 +175,7 @@ OPERATIONS = {
     "get_strings": reads(check_request_keys, _get_several),
     "set_string": writes(_check_set, _set),
     "set_strings": writes(_check_set_several, _set_several),
-    "take_string": writes(check_request_key, _take),
+    "take_string": frees(check_request_key, _take),
     "append_string": writes(_check_append, _append),
     "get_string_range": reads(check_request_key, _get_range),
     "set_string_range": writes(_check_set_range, _set_range),

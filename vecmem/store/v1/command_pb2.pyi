@@ -42,6 +42,7 @@ class Command(_message.Message):
     EXPIRE_POINTS_FIELD_NUMBER: _builtins.int
     RUN_OPERATIONS_FIELD_NUMBER: _builtins.int
     EXPIRE_KEYS_FIELD_NUMBER: _builtins.int
+    EVICT_KEYS_FIELD_NUMBER: _builtins.int
     COMMIT_TRANSACTION_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, put in by the primary; never smaller than in the record before."""
@@ -86,6 +87,10 @@ class Command(_message.Message):
         """Removes keys whose time has come."""
 
     @_builtins.property
+    def evict_keys(self) -> Global___EvictKeys:
+        """Removes keys to make room."""
+
+    @_builtins.property
     def commit_transaction(self) -> Global___CommitTransaction:
         """Changes keys and points together."""
 
@@ -104,13 +109,14 @@ class Command(_message.Message):
         expire_points: Global___ExpirePoints | None = ...,
         run_operations: Global___RunOperations | None = ...,
         expire_keys: Global___ExpireKeys | None = ...,
+        evict_keys: Global___EvictKeys | None = ...,
         commit_transaction: Global___CommitTransaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "commit_transaction"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "evict_keys", "commit_transaction"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -490,6 +496,30 @@ class ExpireKeys(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExpireKeys: _TypeAlias = ExpireKeys  # noqa: Y015
+
+@_typing.final
+class EvictKeys(_message.Message):
+    """EvictKeys removes those of the keys that are there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Which."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictKeys: _TypeAlias = EvictKeys  # noqa: Y015
 
 @_typing.final
 class StoredCompare(_message.Message):

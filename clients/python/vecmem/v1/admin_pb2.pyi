@@ -118,6 +118,10 @@ class GetServerInfoResponse(_message.Message):
     GRPC_ENGINE_FIELD_NUMBER: _builtins.int
     KEY_COUNT_FIELD_NUMBER: _builtins.int
     KEY_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DATA_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    EVICTION_POLICY_FIELD_NUMBER: _builtins.int
+    EVICTED_KEY_COUNT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     log_first_sequence: _builtins.int
@@ -140,6 +144,14 @@ class GetServerInfoResponse(_message.Message):
     """Keys held, expired ones included; 0 as well while they are damaged, which `recovery` tells."""
     key_memory_bytes: _builtins.int
     """About what keys and their values take, bytes."""
+    data_memory_bytes: _builtins.int
+    """About what keys and collections take together, bytes: what is compared with the limit."""
+    memory_limit_bytes: _builtins.int
+    """What they may take, bytes; 0: there is no limit."""
+    eviction_policy: _builtins.str
+    """What happens at the limit: "none", "volatile-ttl", "volatile-lru" or "lru"."""
+    evicted_key_count: _builtins.int
+    """Keys evicted since the server started."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -174,10 +186,14 @@ class GetServerInfoResponse(_message.Message):
         grpc_engine: _builtins.str = ...,
         key_count: _builtins.int = ...,
         key_memory_bytes: _builtins.int = ...,
+        data_memory_bytes: _builtins.int = ...,
+        memory_limit_bytes: _builtins.int = ...,
+        eviction_policy: _builtins.str = ...,
+        evicted_key_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "recovery", b"recovery", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "key_count", b"key_count", "key_memory_bytes", b"key_memory_bytes", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "data_memory_bytes", b"data_memory_bytes", "evicted_key_count", b"evicted_key_count", "eviction_policy", b"eviction_policy", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "key_count", b"key_count", "key_memory_bytes", b"key_memory_bytes", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "memory_limit_bytes", b"memory_limit_bytes", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

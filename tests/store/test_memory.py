@@ -1,0 +1,174 @@
+"""The memory limit: who has to go, that it is logged, and who is refused where nobody may."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.store.support import DIMENSION, Command, apply, create, dump, entries, shard_at
+from tests.support.keyspace import operation
+from vecmem.errors import MemoryLimitError
+from vecmem.store import memory
+from vecmem.store.changes import ChangeKind
+from vecmem.store.keyspace.operations import OPERATIONS
+from vecmem.store.memory import collection_bytes
+from vecmem.store.recovery import recover
+from vecmem.store.shard import Shard
+from vecmem.store.state_machine import StateMachine
+
+LIMIT_BYTES = 200_000
+KEYS = [b"key%05d" % number for number in range(2_000)]
+
+
+async def put(shard: Shard, key: bytes, size: int = 100, expires_at_unix_ms: int = 0) -> None:
+    """What a servicer does for a write that grows."""
+    await shard.memory.make_room()
+    command = Command()
+    written = operation("set_string", key=key, value=b"x" * size)
+    if expires_at_unix_ms:
+        written.set_string.expiry.at_unix_ms = expires_at_unix_ms
+    command.run_operations.operations.append(written)
+    if shard.memory.tracks_use:
+        shard.memory.touch([key])
+    await shard.write(command)
+
+
+async def put_all(shard: Shard, keys: list[bytes]) -> None:
+    for key in keys:
+        await put(shard, key)
+
+
+def limited(path: Path, policy: str, **rest: Any) -> Any:
+    return shard_at(path, memory_limit_bytes=LIMIT_BYTES, eviction_policy=policy, **rest)
+
+
+async def test_without_a_policy_writes_are_refused_at_the_limit(tmp_path):
+    async with limited(tmp_path, "none") as shard:
+        with pytest.raises(MemoryLimitError) as refused:
+            await put_all(shard, KEYS)
+        used_bytes = int(refused.value.metadata["used_bytes"])
+        assert used_bytes == shard.memory.used_bytes() > LIMIT_BYTES == int(refused.value.metadata["limit_bytes"])
+        assert used_bytes < LIMIT_BYTES + 500
+        command = Command()
+        command.run_operations.operations.append(operation("delete_keys", keys=KEYS[:2]))
+        await shard.write(command)
+        await put(shard, KEYS[0])
+        assert shard.memory.evicted_key_count == 0
+
+
+@pytest.mark.parametrize("policy", ["volatile-ttl", "volatile-lru", "lru"])
+async def test_the_data_stays_below_the_limit_and_evictions_replay(tmp_path, policy):
+    values = random.Random(3)
+    async with limited(tmp_path, policy, checkpoint_on_exit=False) as shard:
+        start = shard.now_unix_ms()
+        for key in KEYS:
+            await put(shard, key, values.randrange(1_000), start + values.randrange(10**6, 10**9))
+            assert shard.memory.used_bytes() <= LIMIT_BYTES + 1_500
+        assert shard.memory.evicted_key_count == len(KEYS) - len(shard.state.keyspace.values) > 1_000
+        assert KEYS[-1] in shard.state.keyspace.values or policy == "volatile-ttl"
+        told = [change.kind for record in shard.state.changes.after(0, 10**6) for change in record.changes()]
+        assert told.count(ChangeKind.EVICTED) == shard.memory.evicted_key_count
+        expected = dump(shard.state)
+    recovered = recover(tmp_path)
+    try:
+        assert dump(recovered.state) == expected
+    finally:
+        recovered.log.close()
+
+
+async def test_those_that_expire_first_go_first(tmp_path):
+    async with limited(tmp_path, "volatile-ttl") as shard:
+        start = shard.now_unix_ms() + 10**6
+        for number, key in enumerate(KEYS[:1_000]):
+            await put(shard, key, 100, start + 10**6 - number)
+        kept = sorted(shard.state.keyspace.values)
+        # The later a key came, the sooner it expires: the first ones are left, and the newest, for which some room was made at once.
+        newest = [key for key in kept if key >= KEYS[990]]
+        assert kept == [*KEYS[: len(kept) - len(newest)], *newest]
+        assert newest[-1] == KEYS[999]
+
+
+async def test_keys_that_do_not_expire_stay(tmp_path):
+    for policy in ("volatile-ttl", "volatile-lru"):
+        async with limited(tmp_path / policy, policy) as shard:
+            for key in KEYS[:300]:
+                await put(shard, key)
+            expiring = shard.now_unix_ms() + 10**6
+            for key in KEYS[300:600]:
+                await put(shard, key, 100, expiring)
+            with pytest.raises(MemoryLimitError):
+                await put_all(shard, KEYS[600:])
+            assert all(key in shard.state.keyspace.values for key in KEYS[:300])
+            assert not any(key in shard.state.keyspace.values for key in KEYS[300:600])
+
+
+async def test_what_was_used_lately_stays(tmp_path):
+    """Of keys that are read again and again hardly any goes, of the others most do."""
+    random.seed(5)
+    async with limited(tmp_path, "lru") as shard:
+        used, unused = KEYS[:100], KEYS[100:600]
+        for key in [*used, *unused]:
+            await put(shard, key)
+        for key in KEYS[600:1_200]:
+            shard.memory.touch(used)
+            await put(shard, key)
+        left = shard.state.keyspace.values
+        assert sum(key in left for key in used) >= 95
+        assert sum(key in left for key in unused) <= 100
+
+
+async def test_the_times_of_keys_that_are_gone_are_forgotten(tmp_path):
+    async with limited(tmp_path, "lru") as shard:
+        for number in range(3):
+            for key in KEYS:
+                shard.memory.touch([b"%d" % number + key])
+        for key in KEYS[:1_000]:
+            await put(shard, key)
+        assert len(shard.memory._used_at) <= 2 * len(shard.state.keyspace.values) + 2 * memory.EVICTED_KEYS_MAX
+
+
+async def test_collections_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "COLLECTIONS_SECONDS", 0)
+    async with limited(tmp_path, "lru") as shard:
+        await put(shard, KEYS[0])
+        made = create("a", flat=True)
+        await shard.write(made)
+        command = Command()
+        command.upsert_points.collection_uid = shard.state.collection("a").uid
+        for number in range(1_000):
+            command.upsert_points.points.add(id=f"p{number}", payload_json=b'{"a":"%s"}' % (b"x" * 100))
+        command.upsert_points.vectors.add(rows=bytes(4 * DIMENSION * 1_000))
+        await shard.write(command)
+        collection = shard.state.collection("a")
+        assert shard.memory.used_bytes() == collection_bytes(collection) + shard.state.keyspace.memory_bytes
+        assert collection_bytes(collection) > 1_000 * (100 + 4 * DIMENSION)
+        # Points are never evicted: the one key goes, and that is not enough.
+        with pytest.raises(MemoryLimitError):
+            await put(shard, KEYS[1])
+        assert not shard.state.keyspace.values
+        assert len(collection.row_of) == 1_000
+
+
+def test_an_eviction_of_keys_that_are_gone_does_nothing() -> None:
+    state = StateMachine()
+    written = Command(time_unix_ms=1)
+    written.run_operations.operations.append(operation("set_string", key=b"a", value=b"1"))
+    evicted = Command(time_unix_ms=2)
+    evicted.evict_keys.keys.extend([b"b", b"a", b"a"])
+    results = [apply(state, entry) for entry in entries([written, evicted])]
+    assert results[1].deleted_count == 1
+    assert not state.keyspace.values
+    [change] = state.changes.after(1, 1)[0].changes()
+    assert (change.kind, change.name) == (ChangeKind.EVICTED, b"a")
+
+
+def test_every_operation_says_whether_it_grows() -> None:
+    growing = {kind for kind, found in OPERATIONS.items() if found.grows}
+    assert not any(not OPERATIONS[kind].writes for kind in growing)
+    taking_away = ("delete", "remove", "pop", "trim", "take", "acknowledge", "release", "renew", "expire", "persist")
+    assert not {kind for kind in growing if kind.startswith(taking_away)}
+    adding = ("set_string", "add_", "push", "append", "insert", "store", "enqueue")
+    assert {kind for kind, found in OPERATIONS.items() if kind.startswith(adding) and found.writes} <= growing
