@@ -149,7 +149,7 @@ def test_the_distribution_needs_only_what_it_says():
 def test_the_readme_runs(server, capsys):
     """All code blocks of the README, in their order, against a real server."""
     blocks = re.findall(r"^```python\n(.*?)^```", (CLIENT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     for block in blocks:
         # Nothing of the event loop of pytest-asyncio is touched: asyncio.run makes its own.
         exec(compile(block.replace("127.0.0.1:7700", server.address), "README.md", "exec"), {"__name__": "readme"})
@@ -166,6 +166,10 @@ def test_the_readme_runs(server, capsys):
         "1",
         "[RankedMember(member=b'ada', score=120.0, rank=0)]",
         "[RankedMember(member=b'bob', score=95.0, rank=1), RankedMember(member=b'cyd', score=90.0, rank=2)]",
+        "True b'{doc:7}chunks' written",
+        "[]",
+        "b'one tea'",
+        "0",
         "b'paid' 1",
         "0",
         "2000 2000",
