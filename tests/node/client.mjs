@@ -19,7 +19,7 @@ const load = (...files) =>
     oneofs: true,
   });
 
-const files = ["collections", "points", "admin"].map((name) => path.join("vecmem", "v1", `${name}.proto`));
+const files = ["collections", "points", "admin", "strings", "lists", "transactions", "watch", "channels"].map((name) => path.join("vecmem", "v1", `${name}.proto`));
 const { vecmem } = grpc.loadPackageDefinition(load(...files));
 
 const options = { "grpc.max_receive_message_length": -1 };
@@ -27,11 +27,39 @@ const credentials = grpc.credentials.createInsecure();
 const collections = new vecmem.v1.CollectionService(address, credentials, options);
 const points = new vecmem.v1.PointService(address, credentials, options);
 const admin = new vecmem.v1.AdminService(address, credentials, options);
+const strings = new vecmem.v1.StringService(address, credentials, options);
+const lists = new vecmem.v1.ListService(address, credentials, options);
+const transactions = new vecmem.v1.TransactionService(address, credentials, options);
+const watch = new vecmem.v1.WatchService(address, credentials, options);
+const channels = new vecmem.v1.ChannelService(address, credentials, options);
 
 const call = (client, method, request) =>
   new Promise((resolve, reject) => {
     const deadline = new Date(Date.now() + 30_000);
     client[method](request, { deadline }, (error, reply) => (error ? reject(error) : resolve(reply)));
+  });
+
+// Opens a stream of replies; resolves when the first one has come, and then gives what is picked from the next `count` things.
+const listen = (client, method, request, parts, count) =>
+  new Promise((resolve, reject) => {
+    const found = [];
+    const stream = client[method](request, { deadline: new Date(Date.now() + 30_000) });
+    const done = new Promise((finish, fail) => {
+      stream.on("data", (reply) => {
+        resolve({ done });
+        found.push(...parts(reply));
+        if (found.length >= count) {
+          stream.cancel();
+          finish(found);
+        }
+      });
+      stream.on("error", (error) => {
+        if (error.code !== grpc.status.CANCELLED) {
+          fail(error);
+          reject(error);
+        }
+      });
+    });
   });
 
 // google.rpc.Status and google.rpc.ErrorInfo, read from the wire by hand: no .proto of Google's is at hand here.
@@ -169,6 +197,22 @@ const updated = await call(points, "UpdatePayload", { collection, ids: { ids: ["
 const got = await call(points, "Get", { collection, ids: ["values", "nobody"], with_payload: { all: true, format: "PAYLOAD_FORMAT_STRUCT" } });
 result.updated = [updated.updated_count, got.points.map((point) => [point.id, point.payload_struct.fields.seen.boolValue, point.payload_struct.fields.n.numberValue])];
 
+const key = (name) => Buffer.from(`{${collection}}${name}`);
+const feed = await listen(watch, "Watch", { targets: [{ key_prefix: key("") }] }, (reply) => (reply.changes ?? []).map((change) => [change.kind, change.key.toString(), change.version > 0]), 4);
+const news = await listen(channels, "Subscribe", { channels: [key("news")] }, (reply) => (reply.messages ?? []).map((message) => message.message.toString()), 2);
+result.subscribers = (await call(channels, "Publish", { channel: key("news"), messages: [Buffer.from("a"), Buffer.from("b")] })).subscriber_count;
+result.news = await news.done;
+const waiting = call(lists, "PopListItems", { key: key("jobs"), end: "LIST_END_LEFT", wait_ms: 20_000 });
+const committed = await call(transactions, "Commit", {
+  compare: [{ key: key("a"), exists: false }],
+  then: [{ operation: { set_string: { key: key("a"), value: Buffer.from("1") } } }, { operation: { push_list_items: { key: key("jobs"), end: "LIST_END_RIGHT", items: [Buffer.from("job")] } } }],
+});
+result.committed = [committed.succeeded, committed.results.map((one) => one.operation.kind)];
+result.popped = (await waiting).items.map((item) => item.toString());
+result.string = (await call(strings, "GetString", { key: key("a") })).value.toString();
+await call(strings, "TakeString", { key: key("a") });
+result.changes = await feed.done;
+
 result.errors = {
   dimension: await refusal(points, "Upsert", { collection, points: [{ id: "bad", vector: packed(1) }] }),
   nan: await refusal(points, "Upsert", { collection, points: [{ id: "bad", vector: values(1, NaN, 0) }] }),
@@ -185,4 +229,4 @@ result.collection_deleted = (await call(collections, "DeleteCollection", { name:
 result.version = (await call(admin, "GetServerInfo", {})).version;
 
 console.log(JSON.stringify(result));
-for (const client of [collections, points, admin]) client.close();
+for (const client of [collections, points, admin, strings, lists, transactions, watch, channels]) client.close();

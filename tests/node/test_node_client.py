@@ -98,6 +98,19 @@ def test_pages_payload_changes_and_deletions_count_right(told):
     assert told["version"] == version("vecmem")
 
 
+def test_keys_transactions_and_streams_of_replies(told):
+    assert (told["subscribers"], told["news"]) == ("1", ["a", "b"])
+    assert told["committed"] == [True, ["set_string", "push_list_items"]]
+    assert (told["popped"], told["string"]) == (["job"], "1")
+    kinds = [(kind.removeprefix("CHANGE_KIND_"), name.split("}")[1], there) for kind, name, there in told["changes"]]
+    assert kinds == [
+        ("WRITTEN", "a", True),
+        ("WRITTEN", "jobs", True),
+        ("DELETED", "jobs", False),
+        ("DELETED", "a", False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "code", "reason", "field"),
     [
