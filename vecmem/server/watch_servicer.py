@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vecmem import limits
 from vecmem.errors import (
     ChangesNotRetainedError,
+    CorruptionError,
     InvalidArgumentError,
     LimitExceededError,
     NotFoundError,
@@ -59,6 +60,8 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
     async def Watch(self, request: api.WatchRequest, context: Context) -> AsyncIterator[api.WatchResponse]:
         """See the proto."""
         targets = self._targets(request)
+        if targets.watched.keys or targets.watched.prefixes:
+            _ = self._shard.state.keyspace  # raises where it is damaged
         heartbeat_seconds = heartbeat_ms(request) / 1e3
         place = self._start(request)
         # Of a record that was told in part the rest is to come.
@@ -173,8 +176,11 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
 
         try:
             return await asyncio.to_thread(read)
-        except NotFoundError as error:
+        except (NotFoundError, CorruptionError) as error:
             first = self._shard.log.first_sequence
+            if sequence >= first:
+                raise
+            # Dropped before it was read, or while it was.
             raise ChangesNotRetainedError(
                 f"the log has dropped record {sequence}, whose content was asked for; it begins with {first}",
                 first_sequence=str(first),

@@ -74,6 +74,7 @@ class Memory:
         tick = next(self._ticks)
         for key in keys:
             self._used_at[key] = tick
+        self._forget_removed()
 
     async def make_room(self) -> None:
         """Return when there is room for more, having evicted keys if need be and allowed.
@@ -120,7 +121,6 @@ class Memory:
         sample = self._sample(SAMPLES_PER_KEY * count, volatile=volatile)
         if volatile and not sample:
             return self._first_to_expire(count)
-        self._forget_removed()
         sample.sort(key=lambda key: self._used_at.get(key, 0))
         return sample[:count]
 
@@ -150,7 +150,7 @@ class Memory:
         return list(found)
 
     def _forget_removed(self) -> None:
-        # Keys that were removed otherwise leave their times behind.
+        # Keys that were removed otherwise, and such as were asked for in vain, leave their times behind.
         values = self._state.keyspace.values
         if len(self._used_at) > 2 * len(values) + EVICTED_KEYS_MAX:
             self._used_at = {key: tick for key, tick in self._used_at.items() if key in values}

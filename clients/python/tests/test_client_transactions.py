@@ -115,13 +115,13 @@ async def test_bad_transactions(client, collection, tag):
 
 async def test_nobody_sees_a_part(client, collection, tag):
     """Readers of keys and points beside transactions that write both: what a reader saw of one holds for the other."""
-    rounds = 60
+    rounds = 6
 
     async def write() -> None:
         for number in range(1, rounds + 1):
             points = [
                 Point(f"{tag}{place}", [1.0, float(number), 0.0, float(place)], payload={"round": number})
-                for place in range(300)
+                for place in range(10_000)
             ]
             await client.commit(
                 then=[
@@ -135,7 +135,7 @@ async def test_nobody_sees_a_part(client, collection, tag):
         looked = 0
         while not writing.done():
             first = int(await client.run(strings.get(tag + "first")) or 0)
-            found = await client.get(collection, [tag + "0", tag + "299"])
+            found = await client.get(collection, [tag + "0", tag + "9999"])
             versions = [point.payload["round"] for point in found] or [0, 0]
             last = int(await client.run(strings.get(tag + "last")) or 0)
             assert versions[0] == versions[1]
