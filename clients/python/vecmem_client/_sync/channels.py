@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-import grpc
-
 from vecmem.v1 import channels_pb2
 from vecmem_client import _methods
 from vecmem_client._channel_messages import ChannelMessage, names
-from vecmem_client._errors import UnavailableError, VecmemClientError, error_from_rpc
+from vecmem_client._errors import VecmemClientError
 from vecmem_client._operations import as_bytes
 from vecmem_client._sync.base import Base
+from vecmem_client._sync.replies import Replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 
     from vecmem_client._operations import BytesLike
     from vecmem_client._retry import RetryPolicy
-    from vecmem_client._sync.transport import Reading, Transport
-
-HEARTBEATS_MISSED_MAX = 3
-"""Silences of so many heartbeats mean that the connection is lost without anybody saying so."""
+    from vecmem_client._sync.transport import Transport
 
 
 class Subscription:
@@ -40,16 +36,11 @@ class Subscription:
     ) -> None:
         self.gap_count = 0
         """How often messages may have been missed, because the connection was lost for a while."""
-        self._transport = transport
-        self._retry = retry
-        self._request = request
         self._reconnect = reconnect
-        self._silence_seconds_max = HEARTBEATS_MISSED_MAX * (request.heartbeat_ms or 10_000) / 1e3
-        self._reading: Reading[channels_pb2.SubscribeResponse] | None = None
+        heartbeat_seconds = (request.heartbeat_ms or 10_000) / 1e3
+        self._replies = Replies(transport, retry, _methods.SUBSCRIBE, request, heartbeat_seconds)
         self._messages: deque[channels_pb2.ChannelMessage] = deque()
         self._started = False
-        self._attempts = 0
-        self._closed = False
 
     def started(self) -> None:
         """Return when the server listens: what is published from then on will come."""
@@ -58,7 +49,7 @@ class Subscription:
 
     def __next__(self) -> ChannelMessage:
         while not self._messages:
-            if self._closed:
+            if self._replies.closed:
                 raise StopIteration
             self._hear()
         message = self._messages.popleft()
@@ -69,8 +60,7 @@ class Subscription:
 
     def close(self) -> None:
         """End the subscription. Closing twice is fine."""
-        self._closed = True
-        self._hang_up()
+        self._replies.close()
 
     def __enter__(self) -> Self:
         self.started()
@@ -84,43 +74,15 @@ class Subscription:
     def _hear(self) -> None:
         """Take one response; where the connection is lost wait and begin anew, if that is wanted."""
         try:
-            response = self._receive()
+            response = self._replies.receive()
         except VecmemClientError as failure:
-            self._hang_up()
-            self._attempts += 1
-            wait_seconds = None
-            if failure.code is grpc.StatusCode.UNAVAILABLE and (self._reconnect or not self._started):
-                wait_seconds = self._retry.wait_seconds(self._attempts, float("inf"))
-            if wait_seconds is None:
-                raise
-            if self._started and self._attempts == 1:
-                self.gap_count += 1
-            self._transport.sleep(wait_seconds)
+            first = not self._replies.failed_count
+            self._replies.recover(failure, again=self._reconnect or not self._started)
+            self.gap_count += self._started and first
             return
         if response is not None:
-            self._attempts = 0
             self._started = True
             self._messages.extend(response.messages)
-
-    def _receive(self) -> channels_pb2.SubscribeResponse | None:
-        reading = self._reading
-        if reading is None:
-            reading = self._transport.open_reading(_methods.SUBSCRIBE, self._request.SerializeToString())
-            self._reading = reading
-        try:
-            response = reading.receive(self._silence_seconds_max)
-        except TimeoutError:
-            raise UnavailableError(f"nothing came from the server for {self._silence_seconds_max:g} s") from None
-        except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
-        if response is None and not self._closed:
-            raise UnavailableError("the server ended the subscription")
-        return response
-
-    def _hang_up(self) -> None:
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.close()
 
 
 class ChannelMethods(Base):

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-import grpc
-
 from vecmem_client import _methods
-from vecmem_client._errors import UnavailableError, VecmemClientError, error_from_rpc
+from vecmem_client._errors import VecmemClientError
 from vecmem_client._sync.base import Base
+from vecmem_client._sync.replies import Replies
 from vecmem_client.watching import change_of, position_of, request_of
 
 if TYPE_CHECKING:
@@ -21,11 +20,8 @@ if TYPE_CHECKING:
     from vecmem.v1 import common_pb2, watch_pb2
     from vecmem_client._operations import BytesLike
     from vecmem_client._retry import RetryPolicy
-    from vecmem_client._sync.transport import Reading, Transport
+    from vecmem_client._sync.transport import Transport
     from vecmem_client.watching import Change, ChangePosition
-
-HEARTBEATS_MISSED_MAX = 3
-"""Silences of so many heartbeats mean that the connection is lost without anybody saying so."""
 
 
 class Watch:
@@ -44,16 +40,12 @@ class Watch:
     ) -> None:
         self.position: ChangePosition | None = None
         """Behind the last change that was given out, or further where nothing of interest came since. None: nothing was heard yet."""
-        self._transport = transport
-        self._retry = retry
         self._request = request
         self._note_position = note_position
-        self._silence_seconds_max = HEARTBEATS_MISSED_MAX * (request.heartbeat_ms or 10_000) / 1e3
-        self._reading: Reading[watch_pb2.WatchResponse] | None = None
+        heartbeat_seconds = (request.heartbeat_ms or 10_000) / 1e3
+        self._replies = Replies(transport, retry, _methods.WATCH, request, heartbeat_seconds)
         self._changes: deque[watch_pb2.Change] = deque()
         self._behind_all: ChangePosition | None = None
-        self._attempts = 0
-        self._closed = False
 
     def started(self) -> ChangePosition:
         """Return when the server watches: whatever changes from then on will be told; returns the position that begins there."""
@@ -63,7 +55,7 @@ class Watch:
 
     def __next__(self) -> Change:
         while not self._changes:
-            if self._closed:
+            if self._replies.closed:
                 raise StopIteration
             self._hear()
         change = change_of(self._changes.popleft())
@@ -75,10 +67,7 @@ class Watch:
 
     def close(self) -> None:
         """End the feed. Closing twice is fine."""
-        self._closed = True
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.close()
+        self._replies.close()
 
     def __enter__(self) -> Self:
         return self
@@ -89,22 +78,14 @@ class Watch:
         self.close()
 
     def _hear(self) -> None:
-        """Take one response; where the connection is lost wait and begin anew."""
+        """Take one response; where the connection is lost wait, and go on where it was."""
         try:
-            response = self._receive()
+            response = self._replies.receive()
         except VecmemClientError as failure:
-            self._hang_up()
-            self._attempts += 1
-            wait_seconds = None
-            if failure.code is grpc.StatusCode.UNAVAILABLE:
-                wait_seconds = self._retry.wait_seconds(self._attempts, float("inf"))
-            if wait_seconds is None:
-                raise
-            self._transport.sleep(wait_seconds)
+            self._replies.recover(failure, again=True)
             return
         if response is None:
             return
-        self._attempts = 0
         self._note_position(response.header)
         self._changes.extend(response.changes)
         self._behind_all = position_of(response.position)
@@ -112,26 +93,6 @@ class Watch:
         self._request.after.CopyFrom(response.position)
         if not self._changes:
             self.position = self._behind_all
-
-    def _receive(self) -> watch_pb2.WatchResponse | None:
-        reading = self._reading
-        if reading is None:
-            reading = self._transport.open_reading(_methods.WATCH, self._request.SerializeToString())
-            self._reading = reading
-        try:
-            response = reading.receive(self._silence_seconds_max)
-        except TimeoutError:
-            raise UnavailableError(f"nothing came from the server for {self._silence_seconds_max:g} s") from None
-        except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
-        if response is None and not self._closed:
-            raise UnavailableError("the server ended the feed")
-        return response
-
-    def _hang_up(self) -> None:
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.close()
 
 
 class WatchMethods(Base):
