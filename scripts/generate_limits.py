@@ -82,6 +82,9 @@ GROUPS: dict[str, dict[str, Told]] = {
             "bytes", "values and members that the writes of one pipeline return, together", TOO_MUCH
         ),
         "COMBINED_MEMBERS_MAX": Told("members", "members of all sets that one operation combines", TOO_MUCH),
+        "COMBINED_BITMAP_BYTES_MAX": Told(
+            "bytes", "strings that one operation combines bit by bit, together", TOO_MUCH
+        ),
         "QUEUE_MESSAGES_PER_REQUEST_MAX": Told(
             "messages", "messages that one operation on a queue adds, delivers or names", TOO_MUCH
         ),
@@ -109,6 +112,15 @@ GROUPS: dict[str, dict[str, Told]] = {
             "grants", "grants that a sliding window keeps apart; with more, they come back a little later"
         ),
         "IDEMPOTENT_RESULT_BYTES_MAX": Told("bytes", "the result of work that is done once", TOO_MUCH),
+        "JSON_DOCUMENT_BYTES_MAX": Told(
+            "bytes", "memory of a JSON document, and the text of JSON in a request", TOO_MUCH
+        ),
+        "JSON_DEPTH_MAX": Told("levels", "a JSON document, the object or array at its top counted", TOO_MUCH),
+        "JSON_PATHS_MAX": Told("paths", "paths of one read of a JSON document", TOO_MUCH),
+        "JSON_PATH_BYTES_MAX": Told("bytes", "a JSONPath, UTF-8", TOO_MUCH),
+        "JSON_PATH_EXPRESSIONS_MAX": Told("expressions", "in the filters of a JSONPath", "INVALID_ARGUMENT"),
+        "JSON_PATH_VISITS_MAX": Told("values", "that a JSONPath looks at", TOO_MUCH),
+        "JSON_MATCH_REPLY_BYTES": Told("bytes", "what a match that a write tells of counts for"),
         "TIME_MS_MAX": Told("ms", "a time to live, or a time since 1970", "INVALID_ARGUMENT"),
         "INT64_MIN": Told("", "smallest counter", "OVERFLOW"),
         "INT64_MAX": Told("", "largest counter", "OVERFLOW"),

@@ -70,6 +70,8 @@ RESULT_BYTES_MAX: Final = 40 * 1024 * 1024
 """Values and members that the writes of one record return, together: less than the deduplication window holds."""
 COMBINED_MEMBERS_MAX: Final = 2_000_000
 """Members of all sets that one operation combines, one that is named twice counted twice."""
+COMBINED_BITMAP_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Of all strings that one operation combines, one that is named twice counted twice."""
 QUEUE_MESSAGES_PER_REQUEST_MAX: Final = 1_024
 """Messages that one operation on a delayed queue adds, delivers or names."""
 DEAD_MESSAGES_PER_RECEIVE_MAX: Final = 1_024
@@ -95,6 +97,19 @@ STREAM_FIELD_REPLY_BYTES: Final = 64
 """What each of its fields counts for beside its bytes and those of its value."""
 STREAM_LOOKS_PER_CLAIM: Final = 10
 """Pending entries that an automatic claim looks at for each that it may return."""
+JSON_DOCUMENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""What a JSON document takes in memory, as it is counted, and how long JSON in a request may be."""
+JSON_DEPTH_MAX: Final = 128
+"""Levels of a JSON document."""
+JSON_PATHS_MAX: Final = 64
+"""Paths of one read of a JSON document."""
+JSON_PATH_BYTES_MAX: Final = 4_096
+JSON_PATH_EXPRESSIONS_MAX: Final = 64
+"""Expressions in the filters of one JSONPath."""
+JSON_PATH_VISITS_MAX: Final = 250_000
+"""Values that one JSONPath looks at: half a second at most."""
+JSON_MATCH_REPLY_BYTES: Final = 16
+"""What a write of a JSON document counts for each match that it tells of, beside what it returns of it."""
 TIME_MS_MAX: Final = 2**53
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -115,6 +130,8 @@ SEARCH_QUEUE_MAX: Final = 4_096
 """Queries that wait to be searched; beyond it more are refused with OVERLOADED."""
 
 GROW_ONLY: Final = (
+    "JSON_PATH_BYTES_MAX",
+    "JSON_PATH_EXPRESSIONS_MAX",
     "FILTER_DEPTH_MAX",
     "FILTER_NODES_MAX",
     "FILTER_VALUES_MAX",
@@ -129,6 +146,7 @@ FROZEN: Final = (
     "STRING_BYTES_MAX",
     "RESULT_BYTES_MAX",
     "COMBINED_MEMBERS_MAX",
+    "COMBINED_BITMAP_BYTES_MAX",
     "LIST_REPLY_BYTES_MAX",
     "DEAD_MESSAGES_PER_RECEIVE_MAX",
     "QUEUE_REPLY_BYTES_MAX",
@@ -139,6 +157,10 @@ FROZEN: Final = (
     "STREAM_ENTRY_REPLY_BYTES",
     "STREAM_FIELD_REPLY_BYTES",
     "STREAM_LOOKS_PER_CLAIM",
+    "JSON_DOCUMENT_BYTES_MAX",
+    "JSON_DEPTH_MAX",
+    "JSON_PATH_VISITS_MAX",
+    "JSON_MATCH_REPLY_BYTES",
     "DEDUPLICATION_ENTRIES_MAX",
     "DEDUPLICATION_BYTES_MAX",
     "DEDUPLICATION_WINDOW_MS",

@@ -20,7 +20,9 @@ SERVICES = {
     for name in (
         *("Admin", "Collection", "Point", "Pipeline", "Transaction", "Watch", "Channel"),
         *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue", "Stream"),
+        "Bitmap",
         *("RateLimiter", "Lock", "Idempotency"),
+        "Json",
     )
 }
 HEALTH = health_pb2.HealthCheckResponse

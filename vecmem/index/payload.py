@@ -20,7 +20,7 @@ import orjson
 from google.protobuf import struct_pb2
 
 from vecmem import limits
-from vecmem.errors import InvalidPayloadError, LimitExceededError
+from vecmem.errors import InvalidArgumentError, InvalidPayloadError, LimitExceededError
 from vecmem.index.column import Column, PayloadType
 from vecmem.index.field_path import Document, FieldPath, drop_paths, keep_paths, parse_paths
 
@@ -41,7 +41,7 @@ _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _WHOLE_DOUBLE_MAX: Final = 2**53
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_LONG_INTEGER: Final = re.compile(rb"(?<=[\[:,\s])-?[0-9]{19,}(?![0-9.eE])")
+_LONG_INTEGER: Final = re.compile(rb"(?:\A|(?<=[\[:,\s]))-?[0-9]{19,}(?![0-9.eE])")
 _DIGITS_TO_ZERO: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_DIGITS: Final = b"0" * 19
 _BRACKETS_TO_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -67,20 +67,46 @@ def validate_payload(raw: bytes, field: str) -> None:
         LimitExceededError: more than 1 MiB, or nested more than 64 levels deep, the object itself being the first.
         InvalidPayloadError: anything else is wrong.
     """
-    if len(raw) > limits.PAYLOAD_BYTES_MAX:
-        raise _too_large(len(raw), field)
-    # Depth first, where there are brackets enough: the parser gives up at its own depth with its own error.
-    if raw.count(b"{") + raw.count(b"[") > limits.PAYLOAD_DEPTH_MAX:
-        _check_depth(raw, field)
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidPayloadError(f"is not JSON: {error}", field=field) from error
+    document = parse_json(
+        raw, field, limits.PAYLOAD_BYTES_MAX, limits.PAYLOAD_DEPTH_MAX, error_class=InvalidPayloadError
+    )
     if type(document) is not dict:
         raise InvalidPayloadError("is not a JSON object", field=field)
+
+
+def parse_json(
+    raw: bytes,
+    field: str,
+    bytes_max: int,
+    depth_max: int,
+    error_class: type[InvalidArgumentError] = InvalidArgumentError,
+) -> Any:
+    """The JSON value that a text in UTF-8 is. It is as strict as `validate_payload` says, whatever its type.
+
+    Args:
+        raw: the bytes.
+        field: where they stand in the request, for the error.
+        bytes_max: how many bytes they may be.
+        depth_max: how deep it may be nested, an object or array at the top being the first level.
+        error_class: what is raised for a text that is wrong.
+
+    Raises:
+        LimitExceededError: it is too long or too deep.
+        InvalidArgumentError: anything else is wrong; the message names the place where it is known.
+    """
+    if len(raw) > bytes_max:
+        raise _too_large(len(raw), field, bytes_max)
+    # Depth first, where there are brackets enough: the parser gives up at its own depth with its own error.
+    if raw.count(b"{") + raw.count(b"[") > depth_max:
+        _check_depth(raw, field, depth_max)
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise error_class(f"is not JSON: {_undecodable(raw) or error}", field=field) from error
     # orjson reads up to uint64 as integers and makes the rest doubles, so the text is what tells.
     if _LONG_DIGITS in raw.translate(_DIGITS_TO_ZERO):
-        _check_integers(raw, field)
+        _check_integers(raw, field, error_class)
+    return value
 
 
 def payload_from_struct(struct: struct_pb2.Struct, field: str = "payload_struct") -> bytes:
@@ -156,29 +182,44 @@ def select_payload(raw: bytes, selector: common_pb2.PayloadSelector) -> bytes:
     return compile_selector(selector).apply(raw)
 
 
-def _too_large(size_bytes: int, field: str) -> LimitExceededError:
-    return LimitExceededError(f"has {size_bytes} bytes, more than {limits.PAYLOAD_BYTES_MAX}", field=field)
+def _too_large(size_bytes: int, field: str, bytes_max: int = limits.PAYLOAD_BYTES_MAX) -> LimitExceededError:
+    return LimitExceededError(f"has {size_bytes} bytes, more than {bytes_max}", field=field)
 
 
-def _too_deep(field: str) -> LimitExceededError:
-    return LimitExceededError(f"is nested more than {limits.PAYLOAD_DEPTH_MAX} levels deep", field=field)
+def _too_deep(field: str, depth_max: int = limits.PAYLOAD_DEPTH_MAX) -> LimitExceededError:
+    return LimitExceededError(f"is nested more than {depth_max} levels deep", field=field)
 
 
-def _check_depth(raw: bytes, field: str) -> None:
+def _undecodable(raw: bytes) -> str:
+    """Where a text is no UTF-8, which the parser does not say; empty: it is."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is not UTF-8: {error.reason}"
+    return ""
+
+
+def _check_depth(raw: bytes, field: str, depth_max: int) -> None:
     """Sum the brackets outside of strings; on text that is not JSON the outcome is any, and the parser refuses it."""
     steps = _STRING.sub(b"", raw).translate(_BRACKETS_TO_STEPS, _NOT_BRACKETS)
-    if steps and np.frombuffer(steps, np.int8).cumsum(dtype=np.int64).max() > limits.PAYLOAD_DEPTH_MAX:
-        raise _too_deep(field)
+    if steps and np.frombuffer(steps, np.int8).cumsum(dtype=np.int64).max() > depth_max:
+        raise _too_deep(field, depth_max)
 
 
-def _check_integers(raw: bytes, field: str) -> None:
+def _check_integers(raw: bytes, field: str, error_class: type[InvalidArgumentError]) -> None:
     """Look at the integers of 19 digits and more of a text that is JSON."""
     for match in _LONG_INTEGER.finditer(_STRING.sub(b'""', raw)):
         text = match.group()
         # JSON has no leading zeros, so 20 digits are too many whatever they are.
         if len(text.lstrip(b"-")) > 19 or not _INT64_MIN <= int(text) <= _INT64_MAX:
             shown = text[:40].decode() + ("…" if len(text) > 40 else "")
-            raise InvalidPayloadError(f"integer {shown} does not fit int64", field=field)
+            raise error_class(f"integer {shown} at byte {_place(raw, match.group())} does not fit int64", field=field)
+
+
+def _place(raw: bytes, integer: bytes) -> int:
+    """Where a text has an integer, outside of its strings."""
+    blanked = _STRING.sub(lambda string: b'"' * len(string.group()), raw)
+    return next(match.start() for match in _LONG_INTEGER.finditer(blanked) if match.group() == integer)
 
 
 def _encode(document: Document, field: str, option: int = 0) -> bytes:

@@ -27,6 +27,8 @@ from vecmem.store.shard import Shard
 from vecmem.store.state_machine import refusal_error
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import (
+    bitmaps_pb2,
+    bitmaps_pb2_grpc,
     common_pb2,
     counters_pb2,
     counters_pb2_grpc,
@@ -34,6 +36,8 @@ from vecmem.v1 import (
     hashes_pb2_grpc,
     idempotency_pb2,
     idempotency_pb2_grpc,
+    json_pb2,
+    json_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
     lists_pb2,
@@ -63,6 +67,7 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
         counters_pb2.DESCRIPTOR.services_by_name["CounterService"],
         counters_pb2_grpc.add_CounterServiceServicer_to_server,
     ),
+    (bitmaps_pb2.DESCRIPTOR.services_by_name["BitmapService"], bitmaps_pb2_grpc.add_BitmapServiceServicer_to_server),
     (hashes_pb2.DESCRIPTOR.services_by_name["HashService"], hashes_pb2_grpc.add_HashServiceServicer_to_server),
     (sets_pb2.DESCRIPTOR.services_by_name["SetService"], sets_pb2_grpc.add_SetServiceServicer_to_server),
     (lists_pb2.DESCRIPTOR.services_by_name["ListService"], lists_pb2_grpc.add_ListServiceServicer_to_server),
@@ -71,6 +76,7 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
         sorted_sets_pb2_grpc.add_SortedSetServiceServicer_to_server,
     ),
     (streams_pb2.DESCRIPTOR.services_by_name["StreamService"], streams_pb2_grpc.add_StreamServiceServicer_to_server),
+    (json_pb2.DESCRIPTOR.services_by_name["JsonService"], json_pb2_grpc.add_JsonServiceServicer_to_server),
     (queues_pb2.DESCRIPTOR.services_by_name["QueueService"], queues_pb2_grpc.add_QueueServiceServicer_to_server),
     (
         rate_limiters_pb2.DESCRIPTOR.services_by_name["RateLimiterService"],
@@ -147,14 +153,10 @@ class _Servicer:
         if operation.writes and calls.is_repeated(self._shard, request):
             return await self._write(kind, request)
         response: Any = await wait_for(self._shard, self._lines, operation, request, attempt)
-        if response is not None:
-            return response
-        if operation.writes and request.write.request_id:
-            # Now nothing is the result: a repeat, or a first try that comes late, must not take something after all.
-            return await self._write(kind, request)
-        response = _RESPONSES[kind]()
-        response.header.CopyFrom(calls.header(self._shard, self._shard.applied_sequence))
-        return response
+        if response is not None or not operation.writes:
+            return await attempt() if response is None else response
+        # Now nothing is the result: a repeat, or a first try that comes late, must not take something after all.
+        return await self._write(kind, request)
 
     async def _write(self, kind: str, request: Any, *, waits: bool = False) -> Any:
         def build(command: command_pb2.Command) -> None:

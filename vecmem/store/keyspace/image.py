@@ -14,6 +14,7 @@ from vecmem.errors import CorruptionError, UnsupportedFormatError
 from vecmem.store.blobs import join, split
 from vecmem.store.keyspace.hashes import HashValue
 from vecmem.store.keyspace.idempotency import IdempotencyValue
+from vecmem.store.keyspace.json_value import JsonValue
 from vecmem.store.keyspace.keyspace import STRING, VERSION_BYTES
 from vecmem.store.keyspace.lists import ListValue
 from vecmem.store.keyspace.locks import LockValue
@@ -37,6 +38,7 @@ CONTAINERS: Final[dict[int, type[Container]]] = {
     ListValue.TYPE: ListValue,
     SortedSetValue.TYPE: SortedSetValue,
     StreamValue.TYPE: StreamValue,
+    JsonValue.TYPE: JsonValue,
     RateLimiterValue.TYPE: RateLimiterValue,
     LockValue.TYPE: LockValue,
     IdempotencyValue.TYPE: IdempotencyValue,

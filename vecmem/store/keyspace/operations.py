@@ -6,9 +6,13 @@ from typing import Any, Final
 
 from vecmem.errors import InvalidArgumentError, VecmemError
 from vecmem.store.keyspace import (
+    bitmaps,
     counters,
     hashes,
     idempotency,
+    json_arrays,
+    json_documents,
+    json_scalars,
     keys,
     leaderboards,
     lists,
@@ -30,6 +34,7 @@ from vecmem.v1 import common_pb2, pipeline_pb2
 OPERATIONS: Final[dict[str, Operation]] = {
     **keys.OPERATIONS,
     **strings.OPERATIONS,
+    **bitmaps.OPERATIONS,
     **counters.OPERATIONS,
     **hashes.OPERATIONS,
     **sets.OPERATIONS,
@@ -40,6 +45,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **stream_group_listings.OPERATIONS,
     **leaderboards.OPERATIONS,
     **queues.OPERATIONS,
+    **json_documents.OPERATIONS,
+    **json_arrays.OPERATIONS,
+    **json_scalars.OPERATIONS,
     **rate_limiters.OPERATIONS,
     **locks.OPERATIONS,
     **idempotency.OPERATIONS,

@@ -40,6 +40,8 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     """Members in order of their scores."""
     KEY_TYPE_STREAM: _KeyType.ValueType  # 6
     """Entries in order of their ids, with groups that read them."""
+    KEY_TYPE_JSON: _KeyType.ValueType  # 7
+    """A JSON document."""
     KEY_TYPE_RATE_LIMITER: _KeyType.ValueType  # 9
     """What was taken of a rate limit."""
     KEY_TYPE_LOCK: _KeyType.ValueType  # 10
@@ -66,6 +68,8 @@ KEY_TYPE_SORTED_SET: KeyType.ValueType  # 5
 """Members in order of their scores."""
 KEY_TYPE_STREAM: KeyType.ValueType  # 6
 """Entries in order of their ids, with groups that read them."""
+KEY_TYPE_JSON: KeyType.ValueType  # 7
+"""A JSON document."""
 KEY_TYPE_RATE_LIMITER: KeyType.ValueType  # 9
 """What was taken of a rate limit."""
 KEY_TYPE_LOCK: KeyType.ValueType  # 10

@@ -7,10 +7,12 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from vecmem.v1 import bitmaps_pb2 as _bitmaps_pb2
 from vecmem.v1 import common_pb2 as _common_pb2
 from vecmem.v1 import counters_pb2 as _counters_pb2
 from vecmem.v1 import hashes_pb2 as _hashes_pb2
 from vecmem.v1 import idempotency_pb2 as _idempotency_pb2
+from vecmem.v1 import json_pb2 as _json_pb2
 from vecmem.v1 import keys_pb2 as _keys_pb2
 from vecmem.v1 import lists_pb2 as _lists_pb2
 from vecmem.v1 import locks_pb2 as _locks_pb2
@@ -121,6 +123,28 @@ class Operation(_message.Message):
     DESCRIBE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
     LIST_STREAM_GROUPS_FIELD_NUMBER: _builtins.int
     LIST_STREAM_CONSUMERS_FIELD_NUMBER: _builtins.int
+    SET_BIT_FIELD_NUMBER: _builtins.int
+    GET_BIT_FIELD_NUMBER: _builtins.int
+    COUNT_BITS_FIELD_NUMBER: _builtins.int
+    FIND_BIT_FIELD_NUMBER: _builtins.int
+    COMBINE_BITMAPS_FIELD_NUMBER: _builtins.int
+    GET_BIT_FIELDS_FIELD_NUMBER: _builtins.int
+    CHANGE_BIT_FIELDS_FIELD_NUMBER: _builtins.int
+    SET_JSON_FIELD_NUMBER: _builtins.int
+    GET_JSON_FIELD_NUMBER: _builtins.int
+    DELETE_JSON_FIELD_NUMBER: _builtins.int
+    MERGE_JSON_FIELD_NUMBER: _builtins.int
+    ADD_JSON_NUMBER_FIELD_NUMBER: _builtins.int
+    APPEND_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    INSERT_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    POP_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    TRIM_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    FIND_JSON_ARRAY_ITEM_FIELD_NUMBER: _builtins.int
+    APPEND_JSON_STRING_FIELD_NUMBER: _builtins.int
+    TOGGLE_JSON_FIELD_NUMBER: _builtins.int
+    CLEAR_JSON_FIELD_NUMBER: _builtins.int
+    DESCRIBE_JSON_FIELD_NUMBER: _builtins.int
+    GET_JSON_NAMES_FIELD_NUMBER: _builtins.int
     ACQUIRE_PERMITS_FIELD_NUMBER: _builtins.int
     GET_RATE_LIMIT_FIELD_NUMBER: _builtins.int
     ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
@@ -470,6 +494,94 @@ class Operation(_message.Message):
         """StreamService.ListStreamConsumers."""
 
     @_builtins.property
+    def set_bit(self) -> _bitmaps_pb2.SetBitRequest:
+        """BitmapService.SetBit."""
+
+    @_builtins.property
+    def get_bit(self) -> _bitmaps_pb2.GetBitRequest:
+        """BitmapService.GetBit."""
+
+    @_builtins.property
+    def count_bits(self) -> _bitmaps_pb2.CountBitsRequest:
+        """BitmapService.CountBits."""
+
+    @_builtins.property
+    def find_bit(self) -> _bitmaps_pb2.FindBitRequest:
+        """BitmapService.FindBit."""
+
+    @_builtins.property
+    def combine_bitmaps(self) -> _bitmaps_pb2.CombineBitmapsRequest:
+        """BitmapService.CombineBitmaps."""
+
+    @_builtins.property
+    def get_bit_fields(self) -> _bitmaps_pb2.GetBitFieldsRequest:
+        """BitmapService.GetBitFields."""
+
+    @_builtins.property
+    def change_bit_fields(self) -> _bitmaps_pb2.ChangeBitFieldsRequest:
+        """BitmapService.ChangeBitFields."""
+
+    @_builtins.property
+    def set_json(self) -> _json_pb2.SetJsonRequest:
+        """JsonService.SetJson."""
+
+    @_builtins.property
+    def get_json(self) -> _json_pb2.GetJsonRequest:
+        """JsonService.GetJson."""
+
+    @_builtins.property
+    def delete_json(self) -> _json_pb2.DeleteJsonRequest:
+        """JsonService.DeleteJson."""
+
+    @_builtins.property
+    def merge_json(self) -> _json_pb2.MergeJsonRequest:
+        """JsonService.MergeJson."""
+
+    @_builtins.property
+    def add_json_number(self) -> _json_pb2.AddJsonNumberRequest:
+        """JsonService.AddJsonNumber."""
+
+    @_builtins.property
+    def append_json_array(self) -> _json_pb2.AppendJsonArrayRequest:
+        """JsonService.AppendJsonArray."""
+
+    @_builtins.property
+    def insert_json_array(self) -> _json_pb2.InsertJsonArrayRequest:
+        """JsonService.InsertJsonArray."""
+
+    @_builtins.property
+    def pop_json_array(self) -> _json_pb2.PopJsonArrayRequest:
+        """JsonService.PopJsonArray."""
+
+    @_builtins.property
+    def trim_json_array(self) -> _json_pb2.TrimJsonArrayRequest:
+        """JsonService.TrimJsonArray."""
+
+    @_builtins.property
+    def find_json_array_item(self) -> _json_pb2.FindJsonArrayItemRequest:
+        """JsonService.FindJsonArrayItem."""
+
+    @_builtins.property
+    def append_json_string(self) -> _json_pb2.AppendJsonStringRequest:
+        """JsonService.AppendJsonString."""
+
+    @_builtins.property
+    def toggle_json(self) -> _json_pb2.ToggleJsonRequest:
+        """JsonService.ToggleJson."""
+
+    @_builtins.property
+    def clear_json(self) -> _json_pb2.ClearJsonRequest:
+        """JsonService.ClearJson."""
+
+    @_builtins.property
+    def describe_json(self) -> _json_pb2.DescribeJsonRequest:
+        """JsonService.DescribeJson."""
+
+    @_builtins.property
+    def get_json_names(self) -> _json_pb2.GetJsonNamesRequest:
+        """JsonService.GetJsonNames."""
+
+    @_builtins.property
     def acquire_permits(self) -> _rate_limiters_pb2.AcquirePermitsRequest:
         """RateLimiterService.AcquirePermits."""
 
@@ -634,6 +746,28 @@ class Operation(_message.Message):
         describe_stream_group: _streams_pb2.DescribeStreamGroupRequest | None = ...,
         list_stream_groups: _streams_pb2.ListStreamGroupsRequest | None = ...,
         list_stream_consumers: _streams_pb2.ListStreamConsumersRequest | None = ...,
+        set_bit: _bitmaps_pb2.SetBitRequest | None = ...,
+        get_bit: _bitmaps_pb2.GetBitRequest | None = ...,
+        count_bits: _bitmaps_pb2.CountBitsRequest | None = ...,
+        find_bit: _bitmaps_pb2.FindBitRequest | None = ...,
+        combine_bitmaps: _bitmaps_pb2.CombineBitmapsRequest | None = ...,
+        get_bit_fields: _bitmaps_pb2.GetBitFieldsRequest | None = ...,
+        change_bit_fields: _bitmaps_pb2.ChangeBitFieldsRequest | None = ...,
+        set_json: _json_pb2.SetJsonRequest | None = ...,
+        get_json: _json_pb2.GetJsonRequest | None = ...,
+        delete_json: _json_pb2.DeleteJsonRequest | None = ...,
+        merge_json: _json_pb2.MergeJsonRequest | None = ...,
+        add_json_number: _json_pb2.AddJsonNumberRequest | None = ...,
+        append_json_array: _json_pb2.AppendJsonArrayRequest | None = ...,
+        insert_json_array: _json_pb2.InsertJsonArrayRequest | None = ...,
+        pop_json_array: _json_pb2.PopJsonArrayRequest | None = ...,
+        trim_json_array: _json_pb2.TrimJsonArrayRequest | None = ...,
+        find_json_array_item: _json_pb2.FindJsonArrayItemRequest | None = ...,
+        append_json_string: _json_pb2.AppendJsonStringRequest | None = ...,
+        toggle_json: _json_pb2.ToggleJsonRequest | None = ...,
+        clear_json: _json_pb2.ClearJsonRequest | None = ...,
+        describe_json: _json_pb2.DescribeJsonRequest | None = ...,
+        get_json_names: _json_pb2.GetJsonNamesRequest | None = ...,
         acquire_permits: _rate_limiters_pb2.AcquirePermitsRequest | None = ...,
         get_rate_limit: _rate_limiters_pb2.GetRateLimitRequest | None = ...,
         acquire_lock: _locks_pb2.AcquireLockRequest | None = ...,
@@ -655,11 +789,11 @@ class Operation(_message.Message):
         peek_messages: _queues_pb2.PeekMessagesRequest | None = ...,
         describe_queue: _queues_pb2.DescribeQueueRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_json_number", b"add_json_number", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_json_array", b"append_json_array", "append_json_string", b"append_json_string", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "change_bit_fields", b"change_bit_fields", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "clear_json", b"clear_json", "combine_bitmaps", b"combine_bitmaps", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_bits", b"count_bits", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_json", b"delete_json", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_json", b"describe_json", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_bit", b"find_bit", "find_json_array_item", b"find_json_array_item", "find_list_item", b"find_list_item", "get_bit", b"get_bit", "get_bit_fields", b"get_bit_fields", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_json", b"get_json", "get_json_names", b"get_json_names", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_json_array", b"insert_json_array", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "merge_json", b"merge_json", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_json_array", b"pop_json_array", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_bit", b"set_bit", "set_hash_fields", b"set_hash_fields", "set_json", b"set_json", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "toggle_json", b"toggle_json", "touch_keys", b"touch_keys", "trim_json_array", b"trim_json_array", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_json_number", b"add_json_number", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_json_array", b"append_json_array", "append_json_string", b"append_json_string", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "change_bit_fields", b"change_bit_fields", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "clear_json", b"clear_json", "combine_bitmaps", b"combine_bitmaps", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_bits", b"count_bits", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_json", b"delete_json", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_json", b"describe_json", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_bit", b"find_bit", "find_json_array_item", b"find_json_array_item", "find_list_item", b"find_list_item", "get_bit", b"get_bit", "get_bit_fields", b"get_bit_fields", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_json", b"get_json", "get_json_names", b"get_json_names", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_json_array", b"insert_json_array", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "merge_json", b"merge_json", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_json_array", b"pop_json_array", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "request_id", b"request_id", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_bit", b"set_bit", "set_hash_fields", b"set_hash_fields", "set_json", b"set_json", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "toggle_json", b"toggle_json", "touch_keys", b"touch_keys", "trim_json_array", b"trim_json_array", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "get_sorted_set_page", "get_sorted_set_score_ranks", "append_stream_entry", "get_stream_range", "describe_stream", "delete_stream_entries", "trim_stream", "read_streams", "create_stream_group", "set_stream_group_position", "delete_stream_group", "create_stream_consumer", "delete_stream_consumer", "read_stream_group", "acknowledge_stream_entries", "claim_stream_entries", "auto_claim_stream_entries", "list_stream_pending", "describe_stream_group", "list_stream_groups", "list_stream_consumers", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "get_sorted_set_page", "get_sorted_set_score_ranks", "append_stream_entry", "get_stream_range", "describe_stream", "delete_stream_entries", "trim_stream", "read_streams", "create_stream_group", "set_stream_group_position", "delete_stream_group", "create_stream_consumer", "delete_stream_consumer", "read_stream_group", "acknowledge_stream_entries", "claim_stream_entries", "auto_claim_stream_entries", "list_stream_pending", "describe_stream_group", "list_stream_groups", "list_stream_consumers", "set_bit", "get_bit", "count_bits", "find_bit", "combine_bitmaps", "get_bit_fields", "change_bit_fields", "set_json", "get_json", "delete_json", "merge_json", "add_json_number", "append_json_array", "insert_json_array", "pop_json_array", "trim_json_array", "find_json_array_item", "append_json_string", "toggle_json", "clear_json", "describe_json", "get_json_names", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -752,6 +886,28 @@ class OperationResult(_message.Message):
     DESCRIBE_STREAM_GROUP_FIELD_NUMBER: _builtins.int
     LIST_STREAM_GROUPS_FIELD_NUMBER: _builtins.int
     LIST_STREAM_CONSUMERS_FIELD_NUMBER: _builtins.int
+    SET_BIT_FIELD_NUMBER: _builtins.int
+    GET_BIT_FIELD_NUMBER: _builtins.int
+    COUNT_BITS_FIELD_NUMBER: _builtins.int
+    FIND_BIT_FIELD_NUMBER: _builtins.int
+    COMBINE_BITMAPS_FIELD_NUMBER: _builtins.int
+    GET_BIT_FIELDS_FIELD_NUMBER: _builtins.int
+    CHANGE_BIT_FIELDS_FIELD_NUMBER: _builtins.int
+    SET_JSON_FIELD_NUMBER: _builtins.int
+    GET_JSON_FIELD_NUMBER: _builtins.int
+    DELETE_JSON_FIELD_NUMBER: _builtins.int
+    MERGE_JSON_FIELD_NUMBER: _builtins.int
+    ADD_JSON_NUMBER_FIELD_NUMBER: _builtins.int
+    APPEND_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    INSERT_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    POP_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    TRIM_JSON_ARRAY_FIELD_NUMBER: _builtins.int
+    FIND_JSON_ARRAY_ITEM_FIELD_NUMBER: _builtins.int
+    APPEND_JSON_STRING_FIELD_NUMBER: _builtins.int
+    TOGGLE_JSON_FIELD_NUMBER: _builtins.int
+    CLEAR_JSON_FIELD_NUMBER: _builtins.int
+    DESCRIBE_JSON_FIELD_NUMBER: _builtins.int
+    GET_JSON_NAMES_FIELD_NUMBER: _builtins.int
     ACQUIRE_PERMITS_FIELD_NUMBER: _builtins.int
     GET_RATE_LIMIT_FIELD_NUMBER: _builtins.int
     ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
@@ -1098,6 +1254,94 @@ class OperationResult(_message.Message):
         """Of list_stream_consumers."""
 
     @_builtins.property
+    def set_bit(self) -> _bitmaps_pb2.SetBitResponse:
+        """Of set_bit."""
+
+    @_builtins.property
+    def get_bit(self) -> _bitmaps_pb2.GetBitResponse:
+        """Of get_bit."""
+
+    @_builtins.property
+    def count_bits(self) -> _bitmaps_pb2.CountBitsResponse:
+        """Of count_bits."""
+
+    @_builtins.property
+    def find_bit(self) -> _bitmaps_pb2.FindBitResponse:
+        """Of find_bit."""
+
+    @_builtins.property
+    def combine_bitmaps(self) -> _bitmaps_pb2.CombineBitmapsResponse:
+        """Of combine_bitmaps."""
+
+    @_builtins.property
+    def get_bit_fields(self) -> _bitmaps_pb2.GetBitFieldsResponse:
+        """Of get_bit_fields."""
+
+    @_builtins.property
+    def change_bit_fields(self) -> _bitmaps_pb2.ChangeBitFieldsResponse:
+        """Of change_bit_fields."""
+
+    @_builtins.property
+    def set_json(self) -> _json_pb2.SetJsonResponse:
+        """JsonService.SetJson."""
+
+    @_builtins.property
+    def get_json(self) -> _json_pb2.GetJsonResponse:
+        """JsonService.GetJson."""
+
+    @_builtins.property
+    def delete_json(self) -> _json_pb2.DeleteJsonResponse:
+        """JsonService.DeleteJson."""
+
+    @_builtins.property
+    def merge_json(self) -> _json_pb2.MergeJsonResponse:
+        """JsonService.MergeJson."""
+
+    @_builtins.property
+    def add_json_number(self) -> _json_pb2.AddJsonNumberResponse:
+        """JsonService.AddJsonNumber."""
+
+    @_builtins.property
+    def append_json_array(self) -> _json_pb2.AppendJsonArrayResponse:
+        """JsonService.AppendJsonArray."""
+
+    @_builtins.property
+    def insert_json_array(self) -> _json_pb2.InsertJsonArrayResponse:
+        """JsonService.InsertJsonArray."""
+
+    @_builtins.property
+    def pop_json_array(self) -> _json_pb2.PopJsonArrayResponse:
+        """JsonService.PopJsonArray."""
+
+    @_builtins.property
+    def trim_json_array(self) -> _json_pb2.TrimJsonArrayResponse:
+        """JsonService.TrimJsonArray."""
+
+    @_builtins.property
+    def find_json_array_item(self) -> _json_pb2.FindJsonArrayItemResponse:
+        """JsonService.FindJsonArrayItem."""
+
+    @_builtins.property
+    def append_json_string(self) -> _json_pb2.AppendJsonStringResponse:
+        """JsonService.AppendJsonString."""
+
+    @_builtins.property
+    def toggle_json(self) -> _json_pb2.ToggleJsonResponse:
+        """JsonService.ToggleJson."""
+
+    @_builtins.property
+    def clear_json(self) -> _json_pb2.ClearJsonResponse:
+        """JsonService.ClearJson."""
+
+    @_builtins.property
+    def describe_json(self) -> _json_pb2.DescribeJsonResponse:
+        """JsonService.DescribeJson."""
+
+    @_builtins.property
+    def get_json_names(self) -> _json_pb2.GetJsonNamesResponse:
+        """JsonService.GetJsonNames."""
+
+    @_builtins.property
     def acquire_permits(self) -> _rate_limiters_pb2.AcquirePermitsResponse:
         """Of acquire_permits."""
 
@@ -1265,6 +1509,28 @@ class OperationResult(_message.Message):
         describe_stream_group: _streams_pb2.DescribeStreamGroupResponse | None = ...,
         list_stream_groups: _streams_pb2.ListStreamGroupsResponse | None = ...,
         list_stream_consumers: _streams_pb2.ListStreamConsumersResponse | None = ...,
+        set_bit: _bitmaps_pb2.SetBitResponse | None = ...,
+        get_bit: _bitmaps_pb2.GetBitResponse | None = ...,
+        count_bits: _bitmaps_pb2.CountBitsResponse | None = ...,
+        find_bit: _bitmaps_pb2.FindBitResponse | None = ...,
+        combine_bitmaps: _bitmaps_pb2.CombineBitmapsResponse | None = ...,
+        get_bit_fields: _bitmaps_pb2.GetBitFieldsResponse | None = ...,
+        change_bit_fields: _bitmaps_pb2.ChangeBitFieldsResponse | None = ...,
+        set_json: _json_pb2.SetJsonResponse | None = ...,
+        get_json: _json_pb2.GetJsonResponse | None = ...,
+        delete_json: _json_pb2.DeleteJsonResponse | None = ...,
+        merge_json: _json_pb2.MergeJsonResponse | None = ...,
+        add_json_number: _json_pb2.AddJsonNumberResponse | None = ...,
+        append_json_array: _json_pb2.AppendJsonArrayResponse | None = ...,
+        insert_json_array: _json_pb2.InsertJsonArrayResponse | None = ...,
+        pop_json_array: _json_pb2.PopJsonArrayResponse | None = ...,
+        trim_json_array: _json_pb2.TrimJsonArrayResponse | None = ...,
+        find_json_array_item: _json_pb2.FindJsonArrayItemResponse | None = ...,
+        append_json_string: _json_pb2.AppendJsonStringResponse | None = ...,
+        toggle_json: _json_pb2.ToggleJsonResponse | None = ...,
+        clear_json: _json_pb2.ClearJsonResponse | None = ...,
+        describe_json: _json_pb2.DescribeJsonResponse | None = ...,
+        get_json_names: _json_pb2.GetJsonNamesResponse | None = ...,
         acquire_permits: _rate_limiters_pb2.AcquirePermitsResponse | None = ...,
         get_rate_limit: _rate_limiters_pb2.GetRateLimitResponse | None = ...,
         acquire_lock: _locks_pb2.AcquireLockResponse | None = ...,
@@ -1287,11 +1553,11 @@ class OperationResult(_message.Message):
         describe_queue: _queues_pb2.DescribeQueueResponse | None = ...,
         error: _common_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_json_number", b"add_json_number", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_json_array", b"append_json_array", "append_json_string", b"append_json_string", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "change_bit_fields", b"change_bit_fields", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "clear_json", b"clear_json", "combine_bitmaps", b"combine_bitmaps", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_bits", b"count_bits", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_json", b"delete_json", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_json", b"describe_json", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_bit", b"find_bit", "find_json_array_item", b"find_json_array_item", "find_list_item", b"find_list_item", "get_bit", b"get_bit", "get_bit_fields", b"get_bit_fields", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_json", b"get_json", "get_json_names", b"get_json_names", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_json_array", b"insert_json_array", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "merge_json", b"merge_json", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_json_array", b"pop_json_array", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_bit", b"set_bit", "set_hash_fields", b"set_hash_fields", "set_json", b"set_json", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "toggle_json", b"toggle_json", "touch_keys", b"touch_keys", "trim_json_array", b"trim_json_array", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_list_item", b"find_list_item", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_hash_fields", b"set_hash_fields", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "touch_keys", b"touch_keys", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_idempotent", b"abandon_idempotent", "acknowledge_messages", b"acknowledge_messages", "acknowledge_stream_entries", b"acknowledge_stream_entries", "acquire_lock", b"acquire_lock", "acquire_permits", b"acquire_permits", "add_float", b"add_float", "add_hash_float", b"add_hash_float", "add_hash_integer", b"add_hash_integer", "add_integer", b"add_integer", "add_json_number", b"add_json_number", "add_set_members", b"add_set_members", "add_sorted_set_members", b"add_sorted_set_members", "append_json_array", b"append_json_array", "append_json_string", b"append_json_string", "append_stream_entry", b"append_stream_entry", "append_string", b"append_string", "auto_claim_stream_entries", b"auto_claim_stream_entries", "begin_idempotent", b"begin_idempotent", "change_bit_fields", b"change_bit_fields", "check_hash_fields", b"check_hash_fields", "check_keys", b"check_keys", "check_set_members", b"check_set_members", "claim_stream_entries", b"claim_stream_entries", "clear_json", b"clear_json", "combine_bitmaps", b"combine_bitmaps", "combine_sets", b"combine_sets", "combine_sorted_sets", b"combine_sorted_sets", "complete_idempotent", b"complete_idempotent", "count_bits", b"count_bits", "count_set_intersection", b"count_set_intersection", "count_sorted_set_range", b"count_sorted_set_range", "create_stream_consumer", b"create_stream_consumer", "create_stream_group", b"create_stream_group", "delete_hash_fields", b"delete_hash_fields", "delete_json", b"delete_json", "delete_keys", b"delete_keys", "delete_stream_consumer", b"delete_stream_consumer", "delete_stream_entries", b"delete_stream_entries", "delete_stream_group", b"delete_stream_group", "describe_idempotent", b"describe_idempotent", "describe_json", b"describe_json", "describe_key", b"describe_key", "describe_lock", b"describe_lock", "describe_queue", b"describe_queue", "describe_stream", b"describe_stream", "describe_stream_group", b"describe_stream_group", "enqueue_messages", b"enqueue_messages", "error", b"error", "expire_hash_fields", b"expire_hash_fields", "expire_key", b"expire_key", "extend_messages", b"extend_messages", "find_bit", b"find_bit", "find_json_array_item", b"find_json_array_item", "find_list_item", b"find_list_item", "get_bit", b"get_bit", "get_bit_fields", b"get_bit_fields", "get_hash", b"get_hash", "get_hash_field_expiries", b"get_hash_field_expiries", "get_hash_fields", b"get_hash_fields", "get_json", b"get_json", "get_json_names", b"get_json_names", "get_list_item", b"get_list_item", "get_list_range", b"get_list_range", "get_rate_limit", b"get_rate_limit", "get_set_random_members", b"get_set_random_members", "get_sorted_set_page", b"get_sorted_set_page", "get_sorted_set_range", b"get_sorted_set_range", "get_sorted_set_ranks", b"get_sorted_set_ranks", "get_sorted_set_score_ranks", b"get_sorted_set_score_ranks", "get_sorted_set_scores", b"get_sorted_set_scores", "get_stream_range", b"get_stream_range", "get_string", b"get_string", "get_string_range", b"get_string_range", "get_strings", b"get_strings", "increment_sorted_set_member", b"increment_sorted_set_member", "insert_json_array", b"insert_json_array", "insert_list_item", b"insert_list_item", "kind", b"kind", "list_stream_consumers", b"list_stream_consumers", "list_stream_groups", b"list_stream_groups", "list_stream_pending", b"list_stream_pending", "merge_json", b"merge_json", "move_list_item", b"move_list_item", "move_set_member", b"move_set_member", "peek_messages", b"peek_messages", "persist_hash_fields", b"persist_hash_fields", "persist_key", b"persist_key", "pop_json_array", b"pop_json_array", "pop_list_items", b"pop_list_items", "pop_set_members", b"pop_set_members", "pop_sorted_set_members", b"pop_sorted_set_members", "push_list_items", b"push_list_items", "read_stream_group", b"read_stream_group", "read_streams", b"read_streams", "receive_messages", b"receive_messages", "redrive_messages", b"redrive_messages", "release_lock", b"release_lock", "release_messages", b"release_messages", "remove_list_items", b"remove_list_items", "remove_messages", b"remove_messages", "remove_set_members", b"remove_set_members", "remove_sorted_set_members", b"remove_sorted_set_members", "remove_sorted_set_range", b"remove_sorted_set_range", "rename_key", b"rename_key", "renew_idempotent", b"renew_idempotent", "renew_lock", b"renew_lock", "scan_keys", b"scan_keys", "scan_set", b"scan_set", "scan_sorted_set", b"scan_sorted_set", "set_bit", b"set_bit", "set_hash_fields", b"set_hash_fields", "set_json", b"set_json", "set_list_item", b"set_list_item", "set_stream_group_position", b"set_stream_group_position", "set_string", b"set_string", "set_string_range", b"set_string_range", "set_strings", b"set_strings", "store_combined_sets", b"store_combined_sets", "store_combined_sorted_sets", b"store_combined_sorted_sets", "take_string", b"take_string", "toggle_json", b"toggle_json", "touch_keys", b"touch_keys", "trim_json_array", b"trim_json_array", "trim_list", b"trim_list", "trim_stream", b"trim_stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "get_sorted_set_page", "get_sorted_set_score_ranks", "append_stream_entry", "get_stream_range", "describe_stream", "delete_stream_entries", "trim_stream", "read_streams", "create_stream_group", "set_stream_group_position", "delete_stream_group", "create_stream_consumer", "delete_stream_consumer", "read_stream_group", "acknowledge_stream_entries", "claim_stream_entries", "auto_claim_stream_entries", "list_stream_pending", "describe_stream_group", "list_stream_groups", "list_stream_consumers", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check_keys", "describe_key", "delete_keys", "rename_key", "touch_keys", "expire_key", "persist_key", "scan_keys", "get_string", "get_strings", "set_string", "set_strings", "take_string", "append_string", "get_string_range", "set_string_range", "add_integer", "add_float", "set_hash_fields", "get_hash_fields", "get_hash", "check_hash_fields", "delete_hash_fields", "add_hash_integer", "add_hash_float", "expire_hash_fields", "persist_hash_fields", "get_hash_field_expiries", "add_set_members", "remove_set_members", "check_set_members", "scan_set", "pop_set_members", "get_set_random_members", "move_set_member", "combine_sets", "store_combined_sets", "count_set_intersection", "push_list_items", "pop_list_items", "get_list_range", "get_list_item", "set_list_item", "insert_list_item", "remove_list_items", "trim_list", "move_list_item", "find_list_item", "add_sorted_set_members", "increment_sorted_set_member", "remove_sorted_set_members", "get_sorted_set_scores", "get_sorted_set_ranks", "get_sorted_set_range", "count_sorted_set_range", "remove_sorted_set_range", "pop_sorted_set_members", "combine_sorted_sets", "store_combined_sorted_sets", "scan_sorted_set", "get_sorted_set_page", "get_sorted_set_score_ranks", "append_stream_entry", "get_stream_range", "describe_stream", "delete_stream_entries", "trim_stream", "read_streams", "create_stream_group", "set_stream_group_position", "delete_stream_group", "create_stream_consumer", "delete_stream_consumer", "read_stream_group", "acknowledge_stream_entries", "claim_stream_entries", "auto_claim_stream_entries", "list_stream_pending", "describe_stream_group", "list_stream_groups", "list_stream_consumers", "set_bit", "get_bit", "count_bits", "find_bit", "combine_bitmaps", "get_bit_fields", "change_bit_fields", "set_json", "get_json", "delete_json", "merge_json", "add_json_number", "append_json_array", "insert_json_array", "pop_json_array", "trim_json_array", "find_json_array_item", "append_json_string", "toggle_json", "clear_json", "describe_json", "get_json_names", "acquire_permits", "get_rate_limit", "acquire_lock", "renew_lock", "release_lock", "describe_lock", "begin_idempotent", "complete_idempotent", "abandon_idempotent", "renew_idempotent", "describe_idempotent", "enqueue_messages", "receive_messages", "acknowledge_messages", "extend_messages", "release_messages", "remove_messages", "redrive_messages", "peek_messages", "describe_queue", "error"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
