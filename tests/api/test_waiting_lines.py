@@ -13,7 +13,7 @@ from vecmem.errors import InvalidArgumentError, LimitExceededError, StreamGroupN
 from vecmem.server.keyspace_servicer import _Servicer
 from vecmem.server.waiting import Lines
 from vecmem.store.shard import Shard
-from vecmem.v1 import keys_pb2, lists_pb2, queues_pb2, sorted_sets_pb2, streams_pb2, strings_pb2
+from vecmem.v1 import keys_pb2, lists_pb2, locks_pb2, queues_pb2, sorted_sets_pb2, streams_pb2, strings_pb2
 
 LEFT, RIGHT = lists_pb2.LIST_END_LEFT, lists_pb2.LIST_END_RIGHT
 LONG_MS = 60_000
@@ -109,7 +109,7 @@ async def test_who_leaves_the_line_lets_the_next_one_in(server):
 async def test_nothing_came_in_time(server):
     reply = await server.pop(b"k", wait_ms=1)
     assert not reply.items
-    assert reply.header.position.sequence == server.shard.applied_sequence == 0
+    assert reply.header.position.sequence == server.shard.applied_sequence == 1
     server.at_rest()
 
 
@@ -302,4 +302,38 @@ async def test_messages_are_waited_for_until_they_are_due(tmp_path):
         assert [message.body for message in (await second).messages] == [b"later"]
         # Four records for all of it: nobody tried in vain.
         assert shard.applied_sequence == 4
+        server.at_rest()
+
+
+async def test_locks_go_to_those_who_wait_in_turn_or_when_the_lease_ends(tmp_path):
+    async with shard_at(tmp_path, clock=SystemClock()) as shard:
+        server = Server(shard)
+
+        def acquire(owner, lease_ms=LONG_MS, wait_ms=LONG_MS):
+            request = locks_pb2.AcquireLockRequest(key=b"l", owner=owner, lease_ms=lease_ms, wait_ms=wait_ms)
+            return asyncio.create_task(server.servicer.run("acquire_lock", request))
+
+        async def release(owner, token):
+            request = locks_pb2.ReleaseLockRequest(key=b"l", owner=owner, fencing_token=token)
+            assert (await server.servicer.run("release_lock", request)).released
+
+        first = await acquire(b"a")
+        waiting = []
+        for number, owner in enumerate([b"b", b"c", b"d"], start=1):
+            waiting.append(acquire(owner, lease_ms=30 if owner == b"c" else LONG_MS))
+            await server.waiting(number)
+        sequence = shard.applied_sequence
+        await release(b"a", first.fencing_token)
+        second = await waiting[0]
+        assert second.acquired
+        await release(b"b", second.fencing_token)
+        third = await waiting[1]
+        # Nobody gives this one back: its lease ends.
+        fourth = await waiting[2]
+        tokens = [reply.fencing_token for reply in (first, second, third, fourth)]
+        assert tokens == sorted(set(tokens))
+        # Two releases, three acquisitions, perhaps the sweep of the lease that ended: nobody tried in vain.
+        assert shard.applied_sequence - sequence in (5, 6)
+        refused = await acquire(b"e", wait_ms=1)
+        assert (refused.acquired, refused.holder.owner) == (False, b"d")
         server.at_rest()

@@ -74,7 +74,10 @@ async def wait_for(
                 if shard.state.committing:
                     await shard.uncommitted()
                 keyspace, moment = shard.state.keyspace, Moment(shard.now_unix_ms())
-                there = [place for place in places if keyspace.find(place[0], moment.time_unix_ms) is not None]
+                # Who waits for several keys stands behind nobody at those that have nothing.
+                there = [
+                    place for place in places if keyspace.find(place[0], moment.time_unix_ms) is not None
+                ] or places
                 first = not operation.writes or lines.is_first(there, watcher)
                 if first and waits.ready(keyspace, request, moment):
                     response = await attempt()

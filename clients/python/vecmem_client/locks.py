@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vecmem_client._operations import BytesLike, Operation, as_bytes, reads, writes
+from vecmem_client._operations import BytesLike, Operation, as_bytes, as_wait_ms, reads, writes
 
 if TYPE_CHECKING:
     from vecmem.v1 import locks_pb2
@@ -43,10 +43,20 @@ class LockRenewal:
     holder: LockHolder | None
 
 
-def acquire(key: BytesLike, owner: BytesLike, lease_seconds: float) -> Operation[LockAcquisition]:
-    """Take a lock that nobody holds. The same owner again prolongs its lease and keeps its token, so no two may share a name."""
+def acquire(
+    key: BytesLike, owner: BytesLike, lease_seconds: float, *, wait_seconds: float = 0
+) -> Operation[LockAcquisition]:
+    """Take a lock that nobody holds; wait so long, at most an hour, where another one does.
+
+    The same owner again prolongs its lease and keeps its token, so no two may share a name.
+    """
     return writes(
-        "acquire_lock", _acquisition, key=as_bytes(key), owner=as_bytes(owner), lease_ms=round(lease_seconds * 1e3)
+        "acquire_lock",
+        _acquisition,
+        key=as_bytes(key),
+        owner=as_bytes(owner),
+        lease_ms=round(lease_seconds * 1e3),
+        wait_ms=as_wait_ms(wait_seconds),
     )
 
 

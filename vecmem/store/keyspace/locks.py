@@ -12,8 +12,17 @@ from typing import Final, Self
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError
 from vecmem.store.keyspace.container import Container
-from vecmem.store.keyspace.keyspace import Keyspace
-from vecmem.store.keyspace.operation import Moment, check_member, check_request_key, frees, reads, writes
+from vecmem.store.keyspace.keyspace import NEVER, Keyspace
+from vecmem.store.keyspace.operation import (
+    Moment,
+    Waits,
+    check_member,
+    check_request_key,
+    check_wait,
+    frees,
+    reads,
+    writes,
+)
 from vecmem.v1 import keys_pb2
 from vecmem.v1 import locks_pb2 as api
 
@@ -84,6 +93,7 @@ def _check_owner(request: api.AcquireLockRequest | api.RenewLockRequest | api.Re
 def _check_acquire(request: api.AcquireLockRequest) -> None:
     _check_owner(request)
     check_duration(request.lease_ms, "lease_ms")
+    check_wait(request)
 
 
 def _check_release(request: api.ReleaseLockRequest) -> None:
@@ -145,6 +155,16 @@ def _acquire(
     _tell(held, response.holder, moment)
 
 
+def _is_free(keyspace: Keyspace, request: api.AcquireLockRequest, moment: Moment) -> bool:
+    held = _held(keyspace, request.key, moment)
+    return held is None or held.owner == request.owner
+
+
+def _lease_ends_at_unix_ms(keyspace: Keyspace, request: api.AcquireLockRequest, moment: Moment) -> int:
+    held = _held(keyspace, request.key, moment)
+    return NEVER if held is None else held.lease_ends_at_unix_ms
+
+
 def _renew(keyspace: Keyspace, request: api.RenewLockRequest, response: api.RenewLockResponse, moment: Moment) -> None:
     held, mine = _held_by(keyspace, request, moment)
     if held is None:
@@ -176,7 +196,11 @@ def _describe(
 
 
 OPERATIONS = {
-    "acquire_lock": writes(_check_acquire, _acquire),
+    "acquire_lock": writes(
+        _check_acquire,
+        _acquire,
+        Waits(lambda response: response.acquired, _is_free, due_unix_ms=_lease_ends_at_unix_ms),
+    ),
     "renew_lock": frees(_check_renew, _renew),
     "release_lock": frees(_check_release, _release),
     "describe_lock": reads(check_request_key, _describe),

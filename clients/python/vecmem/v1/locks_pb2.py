@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vecmem.v1 import common_pb2 as vecmem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecmem/v1/locks.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\"e\n\nLockHolder\x12\r\n\x05owner\x18\x01 \x01(\x0c\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x1b\n\x13\x61\x63quired_at_unix_ms\x18\x03 \x01(\x03\x12\x14\n\x0cremaining_ms\x18\x04 \x01(\x03\"j\n\x12\x41\x63quireLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"\x90\x01\n\x13\x41\x63quireLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08\x61\x63quired\x18\x02 \x01(\x08\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\x12%\n\x06holder\x18\x04 \x01(\x0b\x32\x15.vecmem.v1.LockHolder\"\x7f\n\x10RenewLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\x12\x10\n\x08lease_ms\x18\x04 \x01(\x03\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"v\n\x11RenewLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x0f\n\x07renewed\x18\x02 \x01(\x08\x12%\n\x06holder\x18\x03 \x01(\x0b\x32\x15.vecmem.v1.LockHolder\"o\n\x12ReleaseLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"R\n\x13ReleaseLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08released\x18\x02 \x01(\x08\"H\n\x13\x44\x65scribeLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12$\n\x04read\x18\x02 \x01(\x0b\x32\x16.vecmem.v1.ReadOptions\"h\n\x14\x44\x65scribeLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12%\n\x06holder\x18\x02 \x01(\x0b\x32\x15.vecmem.v1.LockHolder2\xc2\x02\n\x0bLockService\x12L\n\x0b\x41\x63quireLock\x12\x1d.vecmem.v1.AcquireLockRequest\x1a\x1e.vecmem.v1.AcquireLockResponse\x12\x46\n\tRenewLock\x12\x1b.vecmem.v1.RenewLockRequest\x1a\x1c.vecmem.v1.RenewLockResponse\x12L\n\x0bReleaseLock\x12\x1d.vecmem.v1.ReleaseLockRequest\x1a\x1e.vecmem.v1.ReleaseLockResponse\x12O\n\x0c\x44\x65scribeLock\x12\x1e.vecmem.v1.DescribeLockRequest\x1a\x1f.vecmem.v1.DescribeLockResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecmem/v1/locks.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\"e\n\nLockHolder\x12\r\n\x05owner\x18\x01 \x01(\x0c\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x1b\n\x13\x61\x63quired_at_unix_ms\x18\x03 \x01(\x03\x12\x14\n\x0cremaining_ms\x18\x04 \x01(\x03\"{\n\x12\x41\x63quireLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\"\x90\x01\n\x13\x41\x63quireLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08\x61\x63quired\x18\x02 \x01(\x08\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\x12%\n\x06holder\x18\x04 \x01(\x0b\x32\x15.vecmem.v1.LockHolder\"\x7f\n\x10RenewLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\x12\x10\n\x08lease_ms\x18\x04 \x01(\x03\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"v\n\x11RenewLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x0f\n\x07renewed\x18\x02 \x01(\x08\x12%\n\x06holder\x18\x03 \x01(\x0b\x32\x15.vecmem.v1.LockHolder\"o\n\x12ReleaseLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\x12&\n\x05write\x18\x04 \x01(\x0b\x32\x17.vecmem.v1.WriteOptions\"R\n\x13ReleaseLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08released\x18\x02 \x01(\x08\"H\n\x13\x44\x65scribeLockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12$\n\x04read\x18\x02 \x01(\x0b\x32\x16.vecmem.v1.ReadOptions\"h\n\x14\x44\x65scribeLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12%\n\x06holder\x18\x02 \x01(\x0b\x32\x15.vecmem.v1.LockHolder2\xc2\x02\n\x0bLockService\x12L\n\x0b\x41\x63quireLock\x12\x1d.vecmem.v1.AcquireLockRequest\x1a\x1e.vecmem.v1.AcquireLockResponse\x12\x46\n\tRenewLock\x12\x1b.vecmem.v1.RenewLockRequest\x1a\x1c.vecmem.v1.RenewLockResponse\x12L\n\x0bReleaseLock\x12\x1d.vecmem.v1.ReleaseLockRequest\x1a\x1e.vecmem.v1.ReleaseLockResponse\x12O\n\x0c\x44\x65scribeLock\x12\x1e.vecmem.v1.DescribeLockRequest\x1a\x1f.vecmem.v1.DescribeLockResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCKHOLDER']._serialized_start=60
   _globals['_LOCKHOLDER']._serialized_end=161
   _globals['_ACQUIRELOCKREQUEST']._serialized_start=163
-  _globals['_ACQUIRELOCKREQUEST']._serialized_end=269
-  _globals['_ACQUIRELOCKRESPONSE']._serialized_start=272
-  _globals['_ACQUIRELOCKRESPONSE']._serialized_end=416
-  _globals['_RENEWLOCKREQUEST']._serialized_start=418
-  _globals['_RENEWLOCKREQUEST']._serialized_end=545
-  _globals['_RENEWLOCKRESPONSE']._serialized_start=547
-  _globals['_RENEWLOCKRESPONSE']._serialized_end=665
-  _globals['_RELEASELOCKREQUEST']._serialized_start=667
-  _globals['_RELEASELOCKREQUEST']._serialized_end=778
-  _globals['_RELEASELOCKRESPONSE']._serialized_start=780
-  _globals['_RELEASELOCKRESPONSE']._serialized_end=862
-  _globals['_DESCRIBELOCKREQUEST']._serialized_start=864
-  _globals['_DESCRIBELOCKREQUEST']._serialized_end=936
-  _globals['_DESCRIBELOCKRESPONSE']._serialized_start=938
-  _globals['_DESCRIBELOCKRESPONSE']._serialized_end=1042
-  _globals['_LOCKSERVICE']._serialized_start=1045
-  _globals['_LOCKSERVICE']._serialized_end=1367
+  _globals['_ACQUIRELOCKREQUEST']._serialized_end=286
+  _globals['_ACQUIRELOCKRESPONSE']._serialized_start=289
+  _globals['_ACQUIRELOCKRESPONSE']._serialized_end=433
+  _globals['_RENEWLOCKREQUEST']._serialized_start=435
+  _globals['_RENEWLOCKREQUEST']._serialized_end=562
+  _globals['_RENEWLOCKRESPONSE']._serialized_start=564
+  _globals['_RENEWLOCKRESPONSE']._serialized_end=682
+  _globals['_RELEASELOCKREQUEST']._serialized_start=684
+  _globals['_RELEASELOCKREQUEST']._serialized_end=795
+  _globals['_RELEASELOCKRESPONSE']._serialized_start=797
+  _globals['_RELEASELOCKRESPONSE']._serialized_end=879
+  _globals['_DESCRIBELOCKREQUEST']._serialized_start=881
+  _globals['_DESCRIBELOCKREQUEST']._serialized_end=953
+  _globals['_DESCRIBELOCKRESPONSE']._serialized_start=955
+  _globals['_DESCRIBELOCKRESPONSE']._serialized_end=1059
+  _globals['_LOCKSERVICE']._serialized_start=1062
+  _globals['_LOCKSERVICE']._serialized_end=1384
 # @@protoc_insertion_point(module_scope)

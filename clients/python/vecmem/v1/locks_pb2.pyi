@@ -61,12 +61,17 @@ class AcquireLockRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     WRITE_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key."""
     owner: _builtins.bytes
     """Who asks, 1 to 1,024 bytes that nobody else uses at the same time: whoever has the same name has the same lock."""
     lease_ms: _builtins.int
     """Milliseconds, 1 to 2^53, from the record on."""
+    wait_ms: _builtins.int
+    """How long to wait where another one holds it, milliseconds, at most 3,600,000; 0: not at all. Those who wait get it in the order in which they
+    came. A call that is cancelled may have got it all the same. Refused in pipelines and transactions.
+    """
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
         """Retry safety."""
@@ -78,10 +83,11 @@ class AcquireLockRequest(_message.Message):
         owner: _builtins.bytes = ...,
         lease_ms: _builtins.int = ...,
         write: _common_pb2.WriteOptions | None = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "lease_ms", b"lease_ms", "owner", b"owner", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "lease_ms", b"lease_ms", "owner", b"owner", "wait_ms", b"wait_ms", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 import uuid
 from typing import TYPE_CHECKING
 
 from vecmem_client import locks
-from vecmem_client._async.background import Background, sleep
+from vecmem_client._async.background import Background
 from vecmem_client._block_errors import LockHeldError, LockLostError
 from vecmem_client._errors import VecmemClientError
 from vecmem_client._operations import BytesLike, as_bytes
@@ -19,13 +18,11 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vecmem_client._async.client import AsyncClient
-    from vecmem_client._operations import Operation
-    from vecmem_client.locks import LockAcquisition, LockHolder
 
 UNDO_SECONDS = 5.0
 """How long an interrupted acquisition may take to be undone."""
-POLL_SECONDS = 0.1
-"""How often at least who waits for a lock looks whether it was released; with jitter, up to half as long."""
+WAIT_SECONDS = 20.0
+"""Of one call; then another one waits."""
 
 
 class AsyncLock:
@@ -39,8 +36,8 @@ class AsyncLock:
     the end of the block. What the lock protects is safe in any case if it refuses writes with a smaller `fencing_token` than it has seen:
     the tokens of a lock only grow.
 
-    `wait_seconds` is how long to wait for another holder; None: as long as it takes; 0: not at all. There is no order among those who
-    wait. An object is one holder, not to be shared, and not to be acquired twice.
+    `wait_seconds` is how long to wait for another holder; None: as long as it takes; 0: not at all. Those who wait get the lock in the
+    order in which they came. An object is one holder, not to be shared, and not to be acquired twice.
     """
 
     def __init__(
@@ -95,21 +92,33 @@ class AsyncLock:
             raise RuntimeError("the lock is acquired already")
         deadline = None if self._wait_seconds is None else time.monotonic() + self._wait_seconds
         owner = uuid.uuid4().bytes
+        wait_seconds = 0.0
         while True:
             sent_at = time.monotonic()
-            operation = locks.acquire(self._key, owner, self._lease_seconds)
             try:
-                acquisition = await self._client.run(operation)
+                acquisition = await self._client.run(
+                    locks.acquire(self._key, owner, self._lease_seconds, wait_seconds=wait_seconds)
+                )
             except Exception:
                 raise
             except BaseException:
-                await self._undo(operation, owner)
+                await self._undo(owner)
                 raise
             if acquisition.acquired:
                 break
-            await self._wait_until_free(acquisition.holder, deadline)
+            wait_seconds = WAIT_SECONDS
+            if deadline is not None:
+                wait_seconds = min(wait_seconds, deadline - time.monotonic())
+            if wait_seconds <= 0:
+                holder = acquisition.holder
+                message = f"the lock {self._key!r} is held by {holder.owner!r} for {holder.remaining_seconds:g} s"
+                raise LockHeldError(message, holder)
         self._owner, self._fencing_token, self._lost = owner, acquisition.fencing_token, ""
         self._holds_until = sent_at + self._lease_seconds
+        if wait_seconds:
+            # Since when it is held is not known here: the lease begins anew, with what is known.
+            self._holds_until = time.monotonic() + self._lease_seconds
+            await self.renew()
         if self._renews:
             self._background = Background(self._keep, self._lease_seconds / 3)
         return self._fencing_token
@@ -166,24 +175,14 @@ class AsyncLock:
             return min(self._lease_seconds / 10, self.remaining_seconds) if self.held else None
         return self._lease_seconds / 3
 
-    async def _undo(self, operation: Operation[LockAcquisition], owner: bytes) -> None:
+    async def _undo(self, owner: bytes) -> None:
         """Release what an acquisition that was interrupted may have got; otherwise it would be nobody's until its lease ends.
 
         Whether it got the lock is known once it is asked for again, behind the first time in the order of the log.
         """
         with contextlib.suppress(VecmemClientError):
-            acquisition = await self._client.run(operation, timeout_seconds=UNDO_SECONDS)
+            again = locks.acquire(self._key, owner, self._lease_seconds)
+            acquisition = await self._client.run(again, timeout_seconds=UNDO_SECONDS)
             if acquisition.acquired:
                 release = locks.release(self._key, owner, acquisition.fencing_token)
                 await self._client.run(release, timeout_seconds=UNDO_SECONDS)
-
-    async def _wait_until_free(self, holder: LockHolder, deadline: float | None) -> None:
-        """Wait, looking now and then, until nobody holds the lock. Raises LockHeldError."""
-        found: LockHolder | None = holder
-        while found is not None:
-            left_seconds = POLL_SECONDS if deadline is None else deadline - time.monotonic()
-            if left_seconds <= 0:
-                message = f"the lock {self._key!r} is held by {found.owner!r} for {found.remaining_seconds:g} s"
-                raise LockHeldError(message, found)
-            await sleep(min(random.uniform(POLL_SECONDS / 2, POLL_SECONDS), left_seconds, found.remaining_seconds))
-            found = await self._client.run(locks.describe(self._key))
