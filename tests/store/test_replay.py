@@ -180,6 +180,9 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "begin",
         "begin",
         "complete",
+        "bit",
+        "bits",
+        "bit_fields",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -282,6 +285,19 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         case "complete":
             request = getattr(operation, draw(st.sampled_from(["complete_idempotent", "abandon_idempotent"])))
             request.key, request.token = key, draw(st.integers(1, 6))
+        case "bit":
+            operation.set_bit.key, operation.set_bit.offset = key, draw(st.integers(0, 20))
+            operation.set_bit.bit = draw(st.booleans())
+        case "bits":
+            operation.combine_bitmaps.destination = key
+            operation.combine_bitmaps.keys.extend([key, other])
+            operation.combine_bitmaps.combination = draw(st.integers(1, 3))
+        case "bit_fields":
+            operation.change_bit_fields.key = key
+            for place in draw(st.lists(st.integers(0, 9), min_size=1, max_size=3)):
+                change = operation.change_bit_fields.changes.add(overflow=draw(st.integers(0, 3)))
+                change.field.offset, change.field.width_bits = place, 5
+                change.increment = draw(st.integers(-20, 40))
         case _:
             operation.take_string.key = key
     return operation

@@ -1,9 +1,11 @@
 """Python client of vecmem, the durable vector store: `Client`, its asyncio twin `AsyncClient`, filters, operations on keys, errors."""
 
 from vecmem_client import (
+    bitmaps,
     counters,
     hashes,
     idempotency,
+    json_documents,
     keys,
     lists,
     locks,
@@ -261,11 +263,13 @@ __all__ = [
     "WrongTypeError",
     "all_of",
     "any_of",
+    "bitmaps",
     "counters",
     "field",
     "has_id",
     "hashes",
     "idempotency",
+    "json_documents",
     "keys",
     "lists",
     "locks",
