@@ -26,6 +26,7 @@ from vecmem_client import (
     VecmemClientError,
     hashes,
     idempotency,
+    json_documents,
     lists,
     locks,
     queues,
@@ -99,7 +100,11 @@ def show(session: Session, *, key: str, limit: int) -> None:
         headings, rows = _items(client, key, found.type, limit)
     names = list(headings)
     items = [dict(zip(names, row, strict=True)) for row in rows]
-    session.write({"type": found.type, "size": found.size, "items": items}, grid(headings, map(_shown, rows)))
+    told = {"type": found.type, "size": found.size, "items": items}
+    if found.type == "json":
+        session.write(told, *(json.dumps(row[0], ensure_ascii=False, indent=2) for row in rows))
+        return
+    session.write(told, grid(headings, map(_shown, rows)))
     if found.type != "string" and found.size > len(rows):
         session.note(f"{len(rows):,} of {found.size:,} items")
 
@@ -126,6 +131,9 @@ def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, b
                 messages += client.run(queues.peek(key, "dead", page_size=limit - len(messages))).messages
             rows = [(each.id, each.state, each.due_at.isoformat(), each.delivery_count, each.body) for each in messages]
             return {"id": True, "state": False, "due_at": False, "delivery_count": True, "body": False}, rows
+        case "json":
+            document = client.run(json_documents.document(key))
+            return {"value": False}, [] if document is None else [(document.value,)]
         case "rate_limiter":
             return {"limit": False, "remaining": True, "reset_after_seconds": True}, [_limiter(client, key)]
         case "lock":

@@ -70,9 +70,9 @@ def _add(
         for match, place in arrays:
             _items(match)[place:place] = [parse(item, "items_json") for item in request.items_json]
         changed(keyspace, request.key, document, growth, moment)
-    for match, place in zip(matches, places, strict=True):
+    for match, found in zip(matches, places, strict=True):
         told = response.lengths.add()
-        if place is not None:
+        if found is not None:
             told.length = len(_items(match))
 
 

@@ -46,7 +46,7 @@ def replace(document: JsonValue, match: Match, value: Any) -> None:
     if match.parent is None:
         document.root = value
     else:
-        match.parent.value[match.step] = value  # type: ignore[index]
+        match.parent.value[match.step] = value
 
 
 def spend_matches(matches: list[Match], moment: Moment) -> None:

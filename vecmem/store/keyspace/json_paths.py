@@ -67,6 +67,7 @@ class Match(JSONPathNode):
     __slots__ = ("step",)
 
     parent: Match | None
+    root: Any  # the Search: the library hands it to the filters
 
     def __init__(self, value: Any, step: str | int, parent: Match | None, root: Any) -> None:
         # The location of the base class would be copied for each child; here it is put together when somebody asks.
@@ -74,6 +75,11 @@ class Match(JSONPathNode):
         self.step = step
         self.parent = parent
         self.root = root
+
+    @property
+    def value(self) -> Any:  # type: ignore[misc]  # nobody writes through it
+        """What stands there."""
+        return self._value
 
     @property
     def location(self) -> tuple[int | str, ...]:  # type: ignore[override]
@@ -198,7 +204,7 @@ def _distinct(matches: list[Match]) -> list[Match]:
     """The first of those that are the same place."""
     if len(matches) < 2:
         return matches
-    found = {}
+    found: dict[tuple[int, int | str] | None, Match] = {}
     for match in matches:
         parent = match.parent
         found.setdefault(None if parent is None else (id(parent.value), match.step), match)
