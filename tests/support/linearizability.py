@@ -248,26 +248,27 @@ class _Search:
         return found
 
     def _explanation(self) -> str:
-        """The operation that cannot be explained, what overlaps it, and what could be there when it was to happen."""
+        """The operation that cannot be explained, what overlaps it, and what could be there, of its keys, when it was to happen."""
         furthest = self._blocked[0]
         offending = min(
             (self._known[place] for place in self._candidates(furthest)[0]), key=lambda one: one.returned_ns
         )
         start_ns = self._known[0].called_ns
-        before = [one for one in self._known if one.returned_ns < offending.called_ns]
+        related = [one for one in [*self._known, *self._unknown] if one.keys & offending.keys and one is not offending]
+        before = [one for one in related if one.returned_ns < offending.called_ns]
         before.sort(key=lambda one: one.returned_ns)
         window = [
             one
-            for one in [*self._known, *self._unknown]
+            for one in related
             if offending.called_ns <= one.returned_ns and one.called_ns <= offending.returned_ns
+            if one.returned_ns != NEVER or self._matters(one)
         ]
-        changing = [one for one in window if one.returned_ns != NEVER or self._matters(one)]
         lines = ["cannot be explained:", _line(offending, start_ns), "while there were under way:"]
-        lines += [_line(one, start_ns) for one in changing if one is not offending][-SHOWN_MAX:] or ["  nothing"]
+        lines += [_line(one, start_ns) for one in window[-SHOWN_MAX:]] or ["  nothing"]
         lines += ["just before:", *(_line(one, start_ns) for one in before[-SHOWN_MAX // 2 :])]
-        states = list(dict.fromkeys(configuration.state for configuration in self._blocked))
+        states = list(dict.fromkeys(self._text(one.state, offending.keys) for one in self._blocked))
         lines += [f"so that, of all orders that explain the rest, each leaves one of {len(states)} states:"]
-        lines += [f"  {self._state_text(state)}" for state in states[:SHOWN_MAX]]
+        lines += [f"  {state}" for state in states[:SHOWN_MAX]]
         return "\n".join(lines)
 
     def _matters(self, unknown: Operation) -> bool:
@@ -284,8 +285,9 @@ class _Search:
         finally:
             self.steps = steps
 
-    def _state_text(self, state: tuple[Hashable, ...]) -> str:
-        return ", ".join(f"{key}: {part!r}" for key, part in zip(self._keys, state, strict=True))
+    def _text(self, state: tuple[Hashable, ...], keys: set[str]) -> str:
+        """What a state says of some keys."""
+        return ", ".join(f"{key}: {part!r}" for key, part in zip(self._keys, state, strict=True) if key in keys)
 
 
 def _line(operation: Operation, start_ns: int) -> str:
