@@ -183,6 +183,8 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "bit",
         "bits",
         "bit_fields",
+        "count",
+        "merge",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -298,6 +300,16 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
                 change = operation.change_bit_fields.changes.add(overflow=draw(st.integers(0, 3)))
                 change.field.offset, change.field.width_bits = place, 5
                 change.increment = draw(st.integers(-20, 40))
+        case "count":
+            operation.add_hyper_log_log_items.key = key
+            first = draw(st.integers(0, 3_000))
+            # Now and then so many that a sketch keeps all registers.
+            operation.add_hyper_log_log_items.items.extend(
+                b"%d" % item for item in range(first, first + draw(st.sampled_from([1, 5, 1_000])))
+            )
+        case "merge":
+            operation.merge_hyper_log_logs.destination = key
+            operation.merge_hyper_log_logs.keys.extend([other, key])
         case _:
             operation.take_string.key = key
     return operation

@@ -25,6 +25,7 @@ from vecmem_client import (
     Operation,
     VecmemClientError,
     hashes,
+    hyperloglog,
     idempotency,
     json_documents,
     lists,
@@ -105,7 +106,7 @@ def show(session: Session, *, key: str, limit: int) -> None:
         session.write(told, *(json.dumps(row[0], ensure_ascii=False, indent=2) for row in rows))
         return
     session.write(told, grid(headings, map(_shown, rows)))
-    if found.type != "string" and found.size > len(rows):
+    if found.type not in {"string", "hyperloglog"} and found.size > len(rows):
         session.note(f"{len(rows):,} of {found.size:,} items")
 
 
@@ -134,6 +135,8 @@ def _items(client: Client, key: str, kind: str, limit: int) -> tuple[dict[str, b
         case "json":
             document = client.run(json_documents.document(key))
             return {"value": False}, [] if document is None else [(document.value,)]
+        case "hyperloglog":
+            return {"estimated_count": True}, [(client.run(hyperloglog.count([key])),)]
         case "rate_limiter":
             return {"limit": False, "remaining": True, "reset_after_seconds": True}, [_limiter(client, key)]
         case "lock":

@@ -34,6 +34,8 @@ from vecmem.v1 import (
     counters_pb2_grpc,
     hashes_pb2,
     hashes_pb2_grpc,
+    hyperloglog_pb2,
+    hyperloglog_pb2_grpc,
     idempotency_pb2,
     idempotency_pb2_grpc,
     json_pb2,
@@ -69,6 +71,10 @@ TYPED_SERVICES: tuple[tuple[Any, Callable[[Any, grpc.aio.Server], None]], ...] =
     ),
     (bitmaps_pb2.DESCRIPTOR.services_by_name["BitmapService"], bitmaps_pb2_grpc.add_BitmapServiceServicer_to_server),
     (hashes_pb2.DESCRIPTOR.services_by_name["HashService"], hashes_pb2_grpc.add_HashServiceServicer_to_server),
+    (
+        hyperloglog_pb2.DESCRIPTOR.services_by_name["HyperLogLogService"],
+        hyperloglog_pb2_grpc.add_HyperLogLogServiceServicer_to_server,
+    ),
     (sets_pb2.DESCRIPTOR.services_by_name["SetService"], sets_pb2_grpc.add_SetServiceServicer_to_server),
     (lists_pb2.DESCRIPTOR.services_by_name["ListService"], lists_pb2_grpc.add_ListServiceServicer_to_server),
     (

@@ -32,7 +32,10 @@ _TYPE_PREFIX = "KEY_TYPE_"
 
 @dataclass(frozen=True, slots=True)
 class KeyDescription:
-    """`type` is `string`, ...; `size` is bytes of a string and items of everything else; `expires_at` None: never."""
+    """`type` is `string`, ...; `size` is bytes of a string, the estimate of a HyperLogLog, items of everything else.
+
+    `expires_at` None: never.
+    """
 
     type: str
     version: int

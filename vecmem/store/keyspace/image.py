@@ -13,6 +13,7 @@ import numpy as np
 from vecmem.errors import CorruptionError, UnsupportedFormatError
 from vecmem.store.blobs import join, split
 from vecmem.store.keyspace.hashes import HashValue
+from vecmem.store.keyspace.hyperloglog_value import HyperLogLogValue
 from vecmem.store.keyspace.idempotency import IdempotencyValue
 from vecmem.store.keyspace.json_value import JsonValue
 from vecmem.store.keyspace.keyspace import STRING, VERSION_BYTES
@@ -38,6 +39,7 @@ CONTAINERS: Final[dict[int, type[Container]]] = {
     ListValue.TYPE: ListValue,
     SortedSetValue.TYPE: SortedSetValue,
     StreamValue.TYPE: StreamValue,
+    HyperLogLogValue.TYPE: HyperLogLogValue,
     JsonValue.TYPE: JsonValue,
     RateLimiterValue.TYPE: RateLimiterValue,
     LockValue.TYPE: LockValue,

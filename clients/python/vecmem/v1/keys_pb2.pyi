@@ -42,6 +42,8 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     """Entries in order of their ids, with groups that read them."""
     KEY_TYPE_JSON: _KeyType.ValueType  # 7
     """A JSON document."""
+    KEY_TYPE_HYPERLOGLOG: _KeyType.ValueType  # 8
+    """A count of distinct items, about."""
     KEY_TYPE_RATE_LIMITER: _KeyType.ValueType  # 9
     """What was taken of a rate limit."""
     KEY_TYPE_LOCK: _KeyType.ValueType  # 10
@@ -70,6 +72,8 @@ KEY_TYPE_STREAM: KeyType.ValueType  # 6
 """Entries in order of their ids, with groups that read them."""
 KEY_TYPE_JSON: KeyType.ValueType  # 7
 """A JSON document."""
+KEY_TYPE_HYPERLOGLOG: KeyType.ValueType  # 8
+"""A count of distinct items, about."""
 KEY_TYPE_RATE_LIMITER: KeyType.ValueType  # 9
 """What was taken of a rate limit."""
 KEY_TYPE_LOCK: KeyType.ValueType  # 10
@@ -251,7 +255,7 @@ class DescribeKeyResponse(_message.Message):
     expires_at_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch; 0: never."""
     size: _builtins.int
-    """Bytes of a string; items of everything else."""
+    """Bytes of a string; the estimate of a HyperLogLog; items of everything else."""
     memory_bytes: _builtins.int
     """About how much memory the key and its value take, bytes."""
     @_builtins.property

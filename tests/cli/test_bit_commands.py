@@ -1,0 +1,27 @@
+"""Bitmaps, HyperLogLog sketches and places in the `vecmem` command: run and shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+
+def text(value):
+    return base64.b64encode(value.encode()).decode()
+
+
+def test_a_sketch_is_added_to_and_its_estimate_shown(ask, vecmem, server, collection_name):
+    add = {"addHyperLogLogItems": {"key": text(collection_name), "items": [text("ada"), text("bob"), text("ada")]}}
+    count = {"countHyperLogLog": {"keys": [text(collection_name)]}}
+    assert ask("keys", "run", json.dumps(add), json.dumps(count))["results"] == [{"changed": True}, {"count": "2"}]
+    shown = ask("keys", "show", collection_name)
+    assert shown == {"type": "hyperloglog", "size": 2, "items": [{"estimated_count": 2}]}
+    told = vecmem("--address", server.address, "keys", "show", collection_name)
+    assert "2" in told.stdout
+    assert "items" not in told.stderr
+
+
+def test_bits_are_set_and_counted(ask, collection_name):
+    key = text(collection_name)
+    operations = [{"setBit": {"key": key, "offset": 5, "bit": True}}, {"countBits": {"key": key}}]
+    assert ask("keys", "run", *map(json.dumps, operations))["results"] == [{}, {"count": "1"}]
