@@ -40,6 +40,10 @@ async def test_hashes(client, key):
     rest = await client.run(hashes.page(key, page_token=page.next_page_token))
     assert page.fields | rest.fields == {b"name": b"Ada", b"visits": b"9", b"weight": b"0.5"}
     assert (page.field_count, rest.next_page_token) == (3, "")
+    assert set(await client.run(hashes.random_fields(key, 5))) == {b"name", b"visits", b"weight"}
+    assert len(await client.run(hashes.random_fields(key, 5, with_repetition=True))) == 5
+    [(field, value)] = await client.run(hashes.random_items(key))
+    assert (page.fields | rest.fields)[field] == value
     at = datetime.now(UTC) + timedelta(hours=1)
     assert await client.run(hashes.expire(key, ["name", "none"], expires_at=at)) == ["changed", "absent"]
     [expires_at, never] = await client.run(hashes.expiries(key, ["name", "visits"]))

@@ -181,6 +181,31 @@ def expiries(key: BytesLike, fields: Iterable[BytesLike]) -> Operation[list[date
     )
 
 
+def random_fields(key: BytesLike, count: int = 1, *, with_repetition: bool = False) -> Operation[list[bytes]]:
+    """Return up to so many different fields at random, or with repetition exactly so many, unless there is no such hash."""
+    return reads(
+        "get_hash_random_fields",
+        lambda response: [found.field for found in response.fields],
+        key=as_bytes(key),
+        count=count,
+        with_repetition=with_repetition,
+    )
+
+
+def random_items(
+    key: BytesLike, count: int = 1, *, with_repetition: bool = False
+) -> Operation[list[tuple[bytes, bytes]]]:
+    """Return fields at random with their values."""
+    return reads(
+        "get_hash_random_fields",
+        lambda response: [(found.field, found.value) for found in response.fields],
+        key=as_bytes(key),
+        count=count,
+        with_repetition=with_repetition,
+        with_values=True,
+    )
+
+
 def _values(response: hashes_pb2.GetHashFieldsResponse) -> list[bytes | None]:
     return [found.value if found.HasField("value") else None for found in response.values]
 

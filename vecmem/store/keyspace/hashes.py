@@ -6,7 +6,8 @@ one goes, the keyspace knows (`ends_at_unix_ms`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, Self
 
@@ -99,6 +100,13 @@ class HashValue(Container):
     def after(self, field: bytes | None) -> Iterator[bytes]:
         """Fields behind one, expired ones among them, in order of their bytes; None: all."""
         return iter(self._order.after(field, self._values))
+
+    def fields_at(self, now_unix_ms: int) -> Sequence[bytes]:
+        """Fields that have not expired, to be reached by their places. Quick, unless some have expired and are not taken out yet."""
+        fields: Sequence[bytes] = self._order.listed(self._values)
+        if self._expired_count(now_unix_ms):
+            return [field for field in fields if self.get(field, now_unix_ms) is not None]
+        return fields
 
     def put(self, field: bytes, value: bytes, expires_at_unix_ms: int) -> None:
         """Write a field."""
@@ -405,6 +413,37 @@ def _get_expiries(
             answer.expires_at_unix_ms = found.expires_at(field)
 
 
+def _check_random(request: api.GetHashRandomFieldsRequest) -> None:
+    check_request_key(request)
+    if request.count > limits.PAGE_SIZE_MAX:
+        raise LimitExceededError(f"{request.count} is more than {limits.PAGE_SIZE_MAX}", field="count")
+
+
+def _get_random(
+    keyspace: Keyspace,
+    request: api.GetHashRandomFieldsRequest,
+    response: api.GetHashRandomFieldsResponse,
+    moment: Moment,
+) -> None:
+    found = _find(keyspace, request.key, moment)
+    if found is None:
+        return
+    fields = found.fields_at(moment.time_unix_ms)
+    count = request.count or 1
+    if request.with_repetition:
+        places = [random.randrange(len(fields)) for _ in range(count)]
+    else:
+        places = random.sample(range(len(fields)), min(count, len(fields)))
+    size_bytes = 0
+    for place in places:
+        chosen = response.fields.add(field=fields[place])
+        if request.with_values:
+            chosen.value = found.get(fields[place], moment.time_unix_ms) or b""
+            size_bytes += len(chosen.value)
+            if size_bytes > REPLY_BYTES_MAX:
+                raise LimitExceededError(f"the values have more than {REPLY_BYTES_MAX} bytes", field="count")
+
+
 OPERATIONS = {
     "set_hash_fields": writes(_check_set, _set),
     "get_hash_fields": reads(_check_fields, _get),
@@ -416,4 +455,5 @@ OPERATIONS = {
     "expire_hash_fields": frees(_check_expire, _expire),
     "persist_hash_fields": frees(_check_fields, _persist),
     "get_hash_field_expiries": reads(_check_fields, _get_expiries),
+    "get_hash_random_fields": reads(_check_random, _get_random),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from sortedcontainers import SortedList
@@ -53,6 +53,10 @@ class ItemOrder:
         copied = ItemOrder()
         copied._sorted = None if self._sorted is None else copy_sorted(self._sorted)
         return copied
+
+    def listed(self, items: dict[bytes, Any]) -> Sequence[bytes]:
+        """All items, to be reached by their places."""
+        return list(items) if self._sorted is None else self._sorted
 
     def after(self, after: bytes | None, items: dict[bytes, Any]) -> Iterable[bytes]:
         """The items behind one that may be gone, in order; None: all."""

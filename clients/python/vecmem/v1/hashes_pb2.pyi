@@ -879,3 +879,73 @@ class GetHashFieldExpiriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHashFieldExpiriesResponse: _TypeAlias = GetHashFieldExpiriesResponse  # noqa: Y015
+
+@_typing.final
+class GetHashRandomFieldsRequest(_message.Message):
+    """GetHashRandomFieldsRequest asks for fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    WITH_REPETITION_FIELD_NUMBER: _builtins.int
+    WITH_VALUES_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """The key."""
+    count: _builtins.int
+    """So many fields, 1 to 10,000; 0: one."""
+    with_repetition: _builtins.bool
+    """A field may be chosen several times, so that there are always `count` of them. Otherwise each at most once, and fewer where the hash has no more."""
+    with_values: _builtins.bool
+    """Their values as well. Errors: LIMIT_EXCEEDED where these have more than 63 MiB."""
+    @_builtins.property
+    def read(self) -> _common_pb2.ReadOptions:
+        """What the reply has to reflect."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        count: _builtins.int = ...,
+        with_repetition: _builtins.bool = ...,
+        with_values: _builtins.bool = ...,
+        read: _common_pb2.ReadOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read", b"read"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key", b"key", "read", b"read", "with_repetition", b"with_repetition", "with_values", b"with_values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHashRandomFieldsRequest: _TypeAlias = GetHashRandomFieldsRequest  # noqa: Y015
+
+@_typing.final
+class GetHashRandomFieldsResponse(_message.Message):
+    """GetHashRandomFieldsResponse has fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """What the reply reflects."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___HashField]:
+        """In random order; without values unless these were asked for. Empty: there is no such hash."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        fields: _abc.Iterable[Global___HashField] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHashRandomFieldsResponse: _TypeAlias = GetHashRandomFieldsResponse  # noqa: Y015

@@ -87,6 +87,11 @@ class HashServiceStub:
                 request_serializer=vecmem_dot_v1_dot_hashes__pb2.GetHashFieldExpiriesRequest.SerializeToString,
                 response_deserializer=vecmem_dot_v1_dot_hashes__pb2.GetHashFieldExpiriesResponse.FromString,
                 _registered_method=True)
+        self.GetHashRandomFields = channel.unary_unary(
+                '/vecmem.v1.HashService/GetHashRandomFields',
+                request_serializer=vecmem_dot_v1_dot_hashes__pb2.GetHashRandomFieldsRequest.SerializeToString,
+                response_deserializer=vecmem_dot_v1_dot_hashes__pb2.GetHashRandomFieldsResponse.FromString,
+                _registered_method=True)
 
 
 class HashServiceServicer:
@@ -168,6 +173,13 @@ class HashServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHashRandomFields(self, request, context):
+        """GetHashRandomFields returns fields chosen at random. The choice is not fit for secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HashServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -220,6 +232,11 @@ def add_HashServiceServicer_to_server(servicer, server):
                     servicer.GetHashFieldExpiries,
                     request_deserializer=vecmem_dot_v1_dot_hashes__pb2.GetHashFieldExpiriesRequest.FromString,
                     response_serializer=vecmem_dot_v1_dot_hashes__pb2.GetHashFieldExpiriesResponse.SerializeToString,
+            ),
+            'GetHashRandomFields': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHashRandomFields,
+                    request_deserializer=vecmem_dot_v1_dot_hashes__pb2.GetHashRandomFieldsRequest.FromString,
+                    response_serializer=vecmem_dot_v1_dot_hashes__pb2.GetHashRandomFieldsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -495,6 +512,33 @@ class HashService:
             '/vecmem.v1.HashService/GetHashFieldExpiries',
             vecmem_dot_v1_dot_hashes__pb2.GetHashFieldExpiriesRequest.SerializeToString,
             vecmem_dot_v1_dot_hashes__pb2.GetHashFieldExpiriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHashRandomFields(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecmem.v1.HashService/GetHashRandomFields',
+            vecmem_dot_v1_dot_hashes__pb2.GetHashRandomFieldsRequest.SerializeToString,
+            vecmem_dot_v1_dot_hashes__pb2.GetHashRandomFieldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

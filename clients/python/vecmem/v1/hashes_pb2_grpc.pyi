@@ -62,6 +62,8 @@ class HashServiceStub:
     """PersistHashFields takes the expiry of fields away."""
     GetHashFieldExpiries: _grpc.UnaryUnaryMultiCallable[_hashes_pb2.GetHashFieldExpiriesRequest, _hashes_pb2.GetHashFieldExpiriesResponse]
     """GetHashFieldExpiries tells when fields are removed."""
+    GetHashRandomFields: _grpc.UnaryUnaryMultiCallable[_hashes_pb2.GetHashRandomFieldsRequest, _hashes_pb2.GetHashRandomFieldsResponse]
+    """GetHashRandomFields returns fields chosen at random. The choice is not fit for secrets."""
 
 @_typing.type_check_only
 class HashServiceAsyncStub(HashServiceStub):
@@ -97,6 +99,8 @@ class HashServiceAsyncStub(HashServiceStub):
     """PersistHashFields takes the expiry of fields away."""
     GetHashFieldExpiries: _aio.UnaryUnaryMultiCallable[_hashes_pb2.GetHashFieldExpiriesRequest, _hashes_pb2.GetHashFieldExpiriesResponse]  # type: ignore[assignment]
     """GetHashFieldExpiries tells when fields are removed."""
+    GetHashRandomFields: _aio.UnaryUnaryMultiCallable[_hashes_pb2.GetHashRandomFieldsRequest, _hashes_pb2.GetHashRandomFieldsResponse]  # type: ignore[assignment]
+    """GetHashRandomFields returns fields chosen at random. The choice is not fit for secrets."""
 
 class HashServiceServicer(metaclass=_abc_1.ABCMeta):
     """HashService keeps fields with values under keys. A field is 0 to 1,024 bytes of any sort, a value has at most 32 MiB. Each field may expire
@@ -189,5 +193,13 @@ class HashServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hashes_pb2.GetHashFieldExpiriesResponse, _abc.Awaitable[_hashes_pb2.GetHashFieldExpiriesResponse]]:
         """GetHashFieldExpiries tells when fields are removed."""
+
+    @_abc_1.abstractmethod
+    def GetHashRandomFields(
+        self,
+        request: _hashes_pb2.GetHashRandomFieldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hashes_pb2.GetHashRandomFieldsResponse, _abc.Awaitable[_hashes_pb2.GetHashRandomFieldsResponse]]:
+        """GetHashRandomFields returns fields chosen at random. The choice is not fit for secrets."""
 
 def add_HashServiceServicer_to_server(servicer: HashServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
