@@ -82,6 +82,7 @@ GROUPS: dict[str, dict[str, Told]] = {
             "bytes", "values and members that the writes of one pipeline return, together", TOO_MUCH
         ),
         "COMBINED_MEMBERS_MAX": Told("members", "members of all sets that one operation combines", TOO_MUCH),
+        "GEO_LOOKS_MAX": Told("members", "members in and around the area of a search by place", TOO_MUCH),
         "COMBINED_BITMAP_BYTES_MAX": Told(
             "bytes", "strings that one operation combines bit by bit, together", TOO_MUCH
         ),

@@ -70,6 +70,8 @@ RESULT_BYTES_MAX: Final = 40 * 1024 * 1024
 """Values and members that the writes of one record return, together: less than the deduplication window holds."""
 COMBINED_MEMBERS_MAX: Final = 2_000_000
 """Members of all sets that one operation combines, one that is named twice counted twice."""
+GEO_LOOKS_MAX: Final = 1_000_000
+"""Members in the cells of an area that a search by place looks at."""
 COMBINED_BITMAP_BYTES_MAX: Final = 512 * 1024 * 1024
 """Of all strings that one operation combines, one that is named twice counted twice."""
 QUEUE_MESSAGES_PER_REQUEST_MAX: Final = 1_024
@@ -147,6 +149,7 @@ FROZEN: Final = (
     "RESULT_BYTES_MAX",
     "COMBINED_MEMBERS_MAX",
     "COMBINED_BITMAP_BYTES_MAX",
+    "GEO_LOOKS_MAX",
     "LIST_REPLY_BYTES_MAX",
     "DEAD_MESSAGES_PER_RECEIVE_MAX",
     "QUEUE_REPLY_BYTES_MAX",

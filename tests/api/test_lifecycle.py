@@ -20,7 +20,7 @@ SERVICES = {
     for name in (
         *("Admin", "Collection", "Point", "Pipeline", "Transaction", "Watch", "Channel"),
         *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue", "Stream"),
-        *("Bitmap", "HyperLogLog"),
+        *("Bitmap", "HyperLogLog", "Geo"),
         *("RateLimiter", "Lock", "Idempotency"),
         "Json",
     )

@@ -25,3 +25,15 @@ def test_bits_are_set_and_counted(ask, collection_name):
     key = text(collection_name)
     operations = [{"setBit": {"key": key, "offset": 5, "bit": True}}, {"countBits": {"key": key}}]
     assert ask("keys", "run", *map(json.dumps, operations))["results"] == [{}, {"count": "1"}]
+
+
+def test_places_are_shown_as_the_sorted_set_that_they_are(ask, collection_name):
+    key = text(collection_name)
+    member = {"member": text("palermo"), "position": {"longitude": 13.361389, "latitude": 38.115556}}
+    search = {"position": {"longitude": 13.36, "latitude": 38.11}, "radiusM": 1_000}
+    operations = [{"addGeoMembers": {"key": key, "members": [member]}}, {"searchGeo": {"key": key, "search": search}}]
+    added, found = ask("keys", "run", *map(json.dumps, operations))["results"]
+    assert added == {"addedCount": 1}
+    assert [hit["member"] for hit in found["hits"]] == [text("palermo")]
+    shown = ask("keys", "show", collection_name)
+    assert (shown["type"], shown["items"]) == ("sorted_set", [{"score": 3479099956230698.0, "member": "palermo"}])

@@ -185,6 +185,9 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "bit_fields",
         "count",
         "merge",
+        "places",
+        "places",
+        "near",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -310,6 +313,17 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         case "merge":
             operation.merge_hyper_log_logs.destination = key
             operation.merge_hyper_log_logs.keys.extend([other, key])
+        case "places":
+            operation.add_geo_members.key = key
+            for member in draw(st.lists(st.binary(max_size=1), min_size=1, max_size=5)):
+                place = operation.add_geo_members.members.add(member=member).position
+                place.longitude, place.latitude = draw(st.floats(-180, 180)), draw(st.floats(-85, 85))
+        case "near":
+            operation.store_geo_search.key, operation.store_geo_search.destination = key, other
+            operation.store_geo_search.search.position.latitude = draw(st.floats(-85, 85))
+            operation.store_geo_search.search.radius_m = draw(st.sampled_from([1e5, 6e6, 1e7]))
+            operation.store_geo_search.search.count = draw(st.integers(0, 2))
+            operation.store_geo_search.store_distances = draw(st.booleans())
         case _:
             operation.take_string.key = key
     return operation

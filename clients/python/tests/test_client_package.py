@@ -44,7 +44,7 @@ NAMES = {
     "WrongTypeError", "all_of", "any_of", "counters", "field", "has_id", "hashes", "idempotency", "keys", "lists",
     "locks", "none_of", "queues", "rate_limiters", "sets", "sorted_sets", "strings", "transactions",
     "StreamGroupExistsError", "StreamGroupNotFoundError", "StreamIdTooSmallError", "streams",
-    "json_documents", "bitmaps", "hyperloglog",
+    "json_documents", "bitmaps", "hyperloglog", "geo",
 }  # fmt: skip
 
 UNSEEN_REASONS = {"CONFIGURATION"}

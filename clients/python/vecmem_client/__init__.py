@@ -3,6 +3,7 @@
 from vecmem_client import (
     bitmaps,
     counters,
+    geo,
     hashes,
     hyperloglog,
     idempotency,
@@ -267,6 +268,7 @@ __all__ = [
     "bitmaps",
     "counters",
     "field",
+    "geo",
     "has_id",
     "hashes",
     "hyperloglog",

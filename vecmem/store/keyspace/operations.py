@@ -8,6 +8,7 @@ from vecmem.errors import InvalidArgumentError, VecmemError
 from vecmem.store.keyspace import (
     bitmaps,
     counters,
+    geo,
     hashes,
     hyperloglog,
     idempotency,
@@ -42,6 +43,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **sets.OPERATIONS,
     **lists.OPERATIONS,
     **sorted_sets.OPERATIONS,
+    **geo.OPERATIONS,
     **streams.OPERATIONS,
     **stream_group_operations.OPERATIONS,
     **stream_group_listings.OPERATIONS,
