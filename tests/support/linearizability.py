@@ -8,12 +8,14 @@ effect at any time after its call, or never, with any result. An operation may a
 
 The search is that of Wing and Gong (Testing and verifying concurrent objects, 1993), which does not enter a configuration, of operations done and
 state reached, twice (Lowe, Testing for linearizability, 2017). Keys that no operation has in common are searched apart (Horn and Kroening, Faster
-linearizability checking via P-compositionality, 2015). Operations of unknown outcome are used as late as possible: first the orders with none of
-them are tried, then those with one. That makes it cheap to see that a configuration can do no more than one seen before, with fewer of them used.
+linearizability checking via P-compositionality, 2015). An operation that leaves the state as it is comes as soon as it can; one of unknown outcome comes
+where nothing else explains what follows.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ SHOWN_MAX: Final = 12
 class _Unknown:
     def __repr__(self) -> str:
         return "?"
+
+    def __reduce__(self) -> str:
+        return "UNKNOWN"  # the one object, out of a pickle as well
 
 
 UNKNOWN: Final = _Unknown()
@@ -159,50 +164,40 @@ class _Search:
         """Of each unknown operation, the one called last before it that does the same. That is used first: it can stand wherever the later one can."""
         self._seen: dict[tuple[int, int, tuple[Hashable, ...]], list[int]] = defaultdict(list)
         """Sets of unknown operations that were used, none a part of another, by what else makes a configuration."""
+        self._later: list[tuple[int, int, int, _Configuration]] = []
+        """A heap of those that use a further unknown operation, the ones that have got furthest first. They wait until all without it is tried."""
+        self._numbers = itertools.count()
         self._blocked_at = -NEVER
         self._blocked: list[_Configuration] = []
         """The configurations that have got furthest: all that returned before `_blocked_at` is explained."""
 
     def run(self) -> None:
         initial = tuple(specification.initial for specification in self._specifications)
-        layer = [_Configuration(0, 0, 0, initial)]
-        while layer:
-            next_layer: list[_Configuration] = []
-            while layer:
-                configuration = layer.pop()
-                if configuration.first == len(self._known):
-                    return
-                if self._is_new(configuration):
-                    self._expand(configuration, layer, next_layer)
-            layer = next_layer
+        stack = [_Configuration(0, 0, 0, initial)]
+        while stack or self._later:
+            configuration = stack.pop() if stack else heapq.heappop(self._later)[-1]
+            if configuration.first == len(self._known):
+                return
+            if self._is_new(configuration):
+                self._expand(configuration, stack)
         raise NotLinearizableError(f"no order of the operations explains what was observed:\n{self._explanation()}")
 
     def _is_new(self, configuration: _Configuration) -> bool:
-        """Whether none has been seen that can do as much. Layers grow by unknown operations used, so that the ones which can do more come first."""
+        """Whether none has been seen that can do as much: one with the same done and the same state, and none used but what this one has used too."""
         seen = self._seen[configuration.first, configuration.done, configuration.state]
         if any(used & configuration.used == used for used in seen):
             return False
+        seen[:] = [used for used in seen if used & configuration.used != configuration.used]
         seen.append(configuration.used)
         return True
 
-    def _expand(
-        self, configuration: _Configuration, layer: list[_Configuration], next_layer: list[_Configuration]
-    ) -> None:
+    def _expand(self, configuration: _Configuration, stack: list[_Configuration]) -> None:
         candidates, returned_ns = self._candidates(configuration)
         if returned_ns >= self._blocked_at:
             if returned_ns > self._blocked_at:
                 self._blocked_at, self._blocked = returned_ns, []
             self._blocked.append(configuration)
-        for place, operation in enumerate(self._unknown):
-            if operation.called_ns > returned_ns:
-                break
-            twin = self._twins[place]
-            if configuration.used >> place & 1 or (twin is not None and not configuration.used >> twin & 1):
-                continue
-            for state in self._after(configuration.state, operation):
-                if state != configuration.state:  # otherwise it may as well be left out
-                    used = configuration.used | 1 << place
-                    next_layer.append(_Configuration(configuration.first, configuration.done, used, state))
+        further = []
         # Pushed last and so tried first: the one that returned first.
         for place in sorted(candidates, key=lambda place: -self._known[place].returned_ns):
             done = configuration.done | 1 << (place - configuration.first)
@@ -210,8 +205,26 @@ class _Search:
             while done & 1:
                 done >>= 1
                 first += 1
-            states = self._after(configuration.state, self._known[place])
-            layer.extend(_Configuration(first, done, configuration.used, state) for state in states)
+            after = [
+                _Configuration(first, done, configuration.used, state)
+                for state in self._after(configuration.state, self._known[place])
+            ]
+            if [one.state for one in after] == [configuration.state]:
+                stack += after  # whatever continues this configuration may as well begin with it
+                return
+            further += after
+        stack += further
+        for place, operation in enumerate(self._unknown):
+            if operation.called_ns > returned_ns:
+                break
+            twin = self._twins[place]
+            if configuration.used >> place & 1 or (twin is not None and not configuration.used >> twin & 1):
+                continue
+            used = configuration.used | 1 << place
+            for state in self._after(configuration.state, operation):
+                if state != configuration.state:  # otherwise it may as well be left out
+                    later = _Configuration(configuration.first, configuration.done, used, state)
+                    heapq.heappush(self._later, (-returned_ns, used.bit_count(), next(self._numbers), later))
 
     def _candidates(self, configuration: _Configuration) -> tuple[list[int], int]:
         """Known operations that may come next, and when the first of those that are not done returned: nothing called later may come before."""
