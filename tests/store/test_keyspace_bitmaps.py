@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.keyspace_support import assert_same_state, ours, theirs
@@ -77,6 +77,26 @@ def test_combining_replaces_a_key_of_any_type_and_its_expiry(keyspace: Keyspace)
     assert do(keyspace, "combine_bitmaps", destination=LIST, **combine).size_bytes == 1
     assert keyspace.string(LIST, NOW) == b"\xf0"
     assert keyspace.expires_at(LIST) == 0
+
+
+def test_combinations_of_strings_of_different_lengths(keyspace: Keyspace) -> None:
+    put(keyspace, b"\x0f\xff\x01")
+    put(keyspace, b"\x3c", OTHER)
+    for keys in ([KEY, OTHER], [OTHER, KEY]):
+        for combination, expected in ((1, b"\x0c\0\0"), (2, b"\x3f\xff\x01"), (3, b"\x33\xff\x01")):
+            combine = {"destination": b"{t}c", "keys": [*keys, b"{t}none"][: 2 + (combination > 1)]}
+            assert do(keyspace, "combine_bitmaps", combination=combination, **combine).size_bytes == 3
+            assert keyspace.string(b"{t}c", NOW) == expected
+
+
+def test_a_zero_is_found_behind_the_end_unless_the_range_ends(keyspace: Keyspace) -> None:
+    put(keyspace, b"\xff\xff")
+    assert do(keyspace, "find_bit", key=KEY, bit=False).offset == 16
+    assert do(keyspace, "find_bit", key=KEY, bit=False, start=1).offset == 16
+    for bounds in ({"stop": -1}, {"start": 2}, {"start": 3, "stop": 9}):
+        assert not do(keyspace, "find_bit", key=KEY, bit=False, **bounds).HasField("offset")
+    assert do(keyspace, "find_bit", key=OTHER, bit=False, start=5).offset == 0
+    assert not do(keyspace, "find_bit", key=OTHER, bit=True).HasField("offset")
 
 
 def test_counts_and_searches_are_those_of_every_single_bit(keyspace: Keyspace) -> None:
@@ -319,7 +339,11 @@ def both(keyspace: Keyspace, client: redis.Redis, step: tuple[Any, ...]) -> tupl
     raise AssertionError(step)
 
 
-@given(st.lists(STEPS, max_size=40))
+FILLED = st.lists(st.tuples(st.just("string"), KEYS, CONTENTS), min_size=2, max_size=4)
+
+
+@settings(max_examples=300)
+@given(st.tuples(FILLED, st.lists(STEPS, min_size=8, max_size=40)).map(lambda parts: [*parts[0], *parts[1]]))
 def test_redis_answers_the_same(redis_client: redis.Redis, steps: list[tuple[Any, ...]]) -> None:  # noqa: F811
     redis_client.flushall()
     keyspace = Keyspace()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.keyspace_support import assert_same_state, ours, theirs
@@ -202,7 +202,32 @@ def stored(
     return ours(outcome, lambda it: it.member_count), reply
 
 
-@given(st.lists(STEPS, max_size=30))
+# Searches find something where places are close to each other and to the center.
+CLOSE = st.tuples(st.floats(13.0, 13.01), st.floats(52.5, 52.51)) | st.just((13.005, 52.505))
+FILLED = st.tuples(
+    st.just("add"),
+    KEY,
+    st.lists(st.tuples(MEMBER, CLOSE), min_size=4, max_size=8, unique_by=lambda it: it[0]),
+    st.none(),
+)
+NEAR = st.tuples(
+    st.tuples(st.just("place"), CLOSE) | st.tuples(st.just("member"), MEMBER),
+    st.tuples(st.just("radius"), st.sampled_from([0.0, 99.3, 400.7, 2_000.1]))
+    | st.tuples(st.just("box"), *[st.sampled_from([99.3, 400.7, 1_000.3, 5_000.1])] * 2),
+    st.sampled_from(["ASC", "DESC"]),
+    st.none() | st.tuples(st.integers(1, 4), st.booleans()),
+)
+CLOSE_STEPS = st.one_of(
+    st.tuples(st.just("search"), KEY, NEAR), st.tuples(st.just("store"), KEY, KEY, NEAR, st.booleans()), FILLED
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.tuples(st.lists(FILLED, min_size=2, max_size=3), st.lists(CLOSE_STEPS | STEPS, min_size=8, max_size=30)).map(
+        lambda parts: [*parts[0], *parts[1]]
+    )
+)
 def test_redis_answers_the_same(redis_client: redis.Redis, steps: list[tuple[Any, ...]]) -> None:  # noqa: F811
     redis_client.flushall()
     keyspace = Keyspace()

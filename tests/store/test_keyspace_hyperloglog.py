@@ -113,10 +113,18 @@ def test_the_error_is_what_is_promised(true_count: int) -> None:
 
 def test_registers_full_to_the_brim_still_give_a_number() -> None:
     """Far beyond what anybody counts: the estimator has a term for registers at their highest rank."""
-    nearly = np.full(REGISTER_COUNT, RANK_MAX, dtype=np.uint8)
-    nearly[0] = RANK_MAX - 1
-    assert estimate(nearly) > 2**63 > estimate(np.full(REGISTER_COUNT, 45, dtype=np.uint8)) > 2**55
-    assert estimate(np.full(REGISTER_COUNT, RANK_MAX - 1, dtype=np.uint8)) < 2**64
+    values = np.random.default_rng(8)
+    for true_count in (2.0**40, 2.0**60, 2.0**62, 2.0**63):
+        # A register is at most at a rank if none of its items has a longer run of zero bits.
+        chances = np.exp(-true_count / REGISTER_COUNT * 0.5 ** np.arange(RANK_MAX))
+        registers = np.searchsorted(chances, values.random(REGISTER_COUNT)).astype(np.uint8)
+        assert estimate(registers) == pytest.approx(true_count, rel=4 * STANDARD_ERROR)
+    assert estimate(np.full(REGISTER_COUNT, RANK_MAX, dtype=np.uint8)) == 2**64 - 1
+    value = HyperLogLogValue()
+    value.merge(np.full(REGISTER_COUNT, RANK_MAX, dtype=np.uint8))
+    keyspace = Keyspace()
+    keyspace.change(KEY, value, 0, NOW)
+    assert count(keyspace, KEY) == do(keyspace, "describe_key", key=KEY).size == 2**64 - 1
 
 
 def test_redis_estimates_the_same_within_the_errors_of_both(redis_client: redis.Redis) -> None:  # noqa: F811

@@ -24,7 +24,11 @@ _CONDITIONS = {
     "absent": sorted_sets_pb2.SCORED_MEMBER_CONDITION_ABSENT,
     "present": sorted_sets_pb2.SCORED_MEMBER_CONDITION_PRESENT,
 }
-_ORDERS = {None: 0, "nearest": api.GEO_ORDER_NEAREST_FIRST, "farthest": api.GEO_ORDER_FARTHEST_FIRST}
+_ORDERS = {
+    None: api.GEO_ORDER_UNSPECIFIED,
+    "nearest": api.GEO_ORDER_NEAREST_FIRST,
+    "farthest": api.GEO_ORDER_FARTHEST_FIRST,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ _SPARSE: Final = b"\0"
 _DENSE: Final = b"\1"
 _RANK_SHIFT: Final = 8
 _ALPHA: Final = 0.5 / log(2)
+_COUNT_MAX: Final = 2**64 - 1
 
 
 def register_of(item: bytes) -> tuple[int, int]:
@@ -163,7 +164,8 @@ class HyperLogLogValue(Container):
 
 def _entries(registers: np.ndarray) -> np.ndarray:
     indexes = np.flatnonzero(registers).astype(np.uint32)
-    return indexes << _RANK_SHIFT | registers[indexes]
+    entries: np.ndarray = indexes << _RANK_SHIFT | registers[indexes]
+    return entries
 
 
 def union(values: Iterable[HyperLogLogValue]) -> np.ndarray:
@@ -186,7 +188,8 @@ def estimate(registers: np.ndarray) -> int:
     for rank in range(RANK_BITS, 0, -1):
         total = 0.5 * (total + counts[rank])
     total += REGISTER_COUNT * _sigma(counts[0] / REGISTER_COUNT)
-    return round(_ALPHA * REGISTER_COUNT * REGISTER_COUNT / total)
+    # Registers that are all at their highest rank have seen more than 64 bits tell apart.
+    return min(_COUNT_MAX, round(_ALPHA * REGISTER_COUNT * REGISTER_COUNT / total)) if total else _COUNT_MAX
 
 
 def _sigma(share: float) -> float:
