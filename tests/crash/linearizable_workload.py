@@ -174,6 +174,9 @@ class Plan:
 
     keys: Keys
     stop: bool = False
+    """Begin nothing further; what is under way is settled."""
+    abandoned: bool = False
+    """Settle nothing either: the test has failed."""
 
 
 class Client:
@@ -202,6 +205,10 @@ class Client:
         """Wait for it, after `plan.stop`. Raises what it found wrong."""
         self._thread.join(2 * SETTLE_SECONDS_MAX)
         assert not self._thread.is_alive()
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise what it has found wrong so far, if anything."""
         if self.error is not None:
             raise self.error
 
@@ -275,7 +282,7 @@ class Client:
                 tries += 1
                 self._history.events[f"write: {error.code.name}"] += 1
                 self._pause()
-                if gives_up:
+                if gives_up or self._plan.abandoned:
                     self._history.events["given up"] += 1
                     self._wait_for_the_server()
                     return called_ns, NEVER, None

@@ -99,8 +99,12 @@ def run_rounds(server: ServerProcess, connections: Sequence[Connection], rng: ra
             fault = order.pop()
             fault(server, rng)
             history.events[fault.__name__] += 1
-            assert all(client.error is None for client in clients), [client.error for client in clients]
+            for client in clients:
+                client.raise_error()
         time.sleep(0.5)
+    except BaseException:
+        plan.abandoned = True
+        raise
     finally:
         plan.stop = True
         for client in clients:
