@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vecmem.v1 import keys_pb2, transactions_pb2
+from vecmem.v1 import keys_pb2, points_pb2, transactions_pb2
 from vecmem_client import _replies, _requests
 from vecmem_client._operations import BytesLike, Operation, as_bytes
 
@@ -178,5 +178,5 @@ def _message(step: Step) -> transactions_pb2.TransactionStep:
     return step.message
 
 
-def _point(collection: str, id: str) -> transactions_pb2.PointReference:
-    return transactions_pb2.PointReference(collection=collection, id=id)
+def _point(collection: str, id: str) -> points_pb2.PointReference:
+    return points_pb2.PointReference(collection=collection, id=id)

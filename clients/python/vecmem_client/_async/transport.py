@@ -65,7 +65,7 @@ class Transport:
     async def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
         """Begin a stream of replies to one request."""
         channel = self._open()
-        call = channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        call: Any = channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         return Reading(call(request))
 
     async def sleep(self, seconds: float) -> None:

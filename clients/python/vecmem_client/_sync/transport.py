@@ -58,7 +58,7 @@ class Transport:
     def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
         """Begin a stream of replies to one request."""
         self.check_usable()
-        call = self._channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        call: Any = self._channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         return Reading(call(request))
 
     def sleep(self, seconds: float) -> None:
