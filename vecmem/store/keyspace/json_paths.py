@@ -76,8 +76,8 @@ class Match(JSONPathNode):
         self.parent = parent
         self.root = root
 
-    @property
-    def value(self) -> Any:  # type: ignore[misc]  # nobody writes through it
+    @property  # type: ignore[misc]  # nobody writes through it
+    def value(self) -> Any:
         """What stands there."""
         return self._value
 
