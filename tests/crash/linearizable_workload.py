@@ -207,6 +207,13 @@ class Client:
         assert not self._thread.is_alive()
         self.raise_error()
 
+    def look_at(self, keys: Sequence[str]) -> None:
+        """Read each key whole, also those that nobody has touched for a while. After `end`."""
+        for key in keys:
+            noted_count = len(self._history.operations)
+            while len(self._history.operations) == noted_count:
+                self._do(Action(key, {"set": "members", "queue": "items", "lock": "holder"}.get(kind_of(key), "get")))
+
     def raise_error(self) -> None:
         """Raise what it has found wrong so far, if anything."""
         if self.error is not None:

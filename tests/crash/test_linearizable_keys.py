@@ -109,6 +109,7 @@ def run_rounds(server: ServerProcess, connections: Sequence[Connection], rng: ra
         plan.stop = True
         for client in clients:
             client.end()
+    clients[0].look_at(keys)
     steps = check(history.operations, specifications_of(keys))
     print(f"{len(history.operations)} operations, {steps} steps", dict(history.events))
     return history

@@ -85,7 +85,8 @@ class KeyspaceMethods(Base):
         """Run 1 to 1,024 operations in their order in one call; what they write becomes durable together.
 
         Returns for each its result, or its VecmemClientError: one that fails does not keep the others from being done. A call that is
-        repeated with the same `request_id` changes nothing further.
+        repeated with the same `request_id`, as this does by itself when a connection breaks, changes nothing further: writes return what
+        they did the first time, reads are done anew. Where both have to be of one moment there is `commit`.
         """
         request = request_of(operations)
         _requests.set_read(request, min_position)
