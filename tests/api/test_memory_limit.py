@@ -50,10 +50,10 @@ def refusal_of(call) -> tuple[str, str]:
     return refusal.code, refusal.reason
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
+@pytest.fixture
+def full(tmp_path):
     """A server without eviction whose memory is full."""
-    with served(tmp_path_factory.mktemp("full"), "none") as process, connect(process.address) as api:
+    with served(tmp_path, "none") as process, connect(process.address) as api:
         api.create("c", params(2, DOT))
         api.upsert("c", [point("p", [1.0, 2.0], payload_json=b'{"a":1}')])
         run(api, pipeline_pb2.Operation(push_list_items={"key": b"list", "items": [b"a", b"b", b"c"], "end": 1}))
