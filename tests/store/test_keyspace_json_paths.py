@@ -342,13 +342,14 @@ pieces = st.sampled_from(PUNCTUATION + WORDS)
 @example("$['\\", False)
 @example("$[?@.a=='\\u']", False)
 def test_any_text_is_a_path_or_refused(text: str, rooted: bool) -> None:
-    """Nothing else is raised, and what is a path runs."""
+    """Nothing else is raised, and what is a path runs, with the same matches each time."""
     try:
         path = compile_path("$" + text if rooted else text, "path")
     except InvalidArgumentError:
         return
     for document in ({"a": [1, "x", {"a": None}]}, [], 1):
-        path.find(document, "path")
+        first, again = ([match.path() for match in path.find(document, "path")] for _ in range(2))
+        assert first == again
         path.find_parents(document, "path")
 
 
