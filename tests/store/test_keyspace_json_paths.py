@@ -10,10 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.keyspace import do, outcome_of
 from vecmem import limits
 from vecmem.errors import InvalidArgumentError, LimitExceededError
 from vecmem.store.keyspace.json_paths import compile_path, outermost
 from vecmem.store.keyspace.json_value import equal
+from vecmem.store.keyspace.keyspace import Keyspace
 
 BOOKSTORE = json.loads("""
 { "store": {
@@ -388,3 +390,13 @@ def test_equality(left: Any, right: Any, expected: bool) -> None:
     assert equal(left, right) is expected
     assert equal(right, left) is expected
     assert equal([{"x": left}], [{"x": right}]) is expected
+
+
+def test_the_paths_of_one_read_look_at_as_many_values_as_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a read of 64 of them would take 64 times as long."""
+    keyspace = Keyspace()
+    do(keyspace, "set_json", key=b"k", value_json=b"[%s]" % b",".join([b"1"] * 1_000))
+    monkeypatch.setattr(limits, "JSON_PATH_VISITS_MAX", 3_500)
+    assert len(do(keyspace, "get_json", key=b"k", paths=["$[*]"] * 3).matches) == 3
+    outcome = outcome_of(keyspace, "get_json", key=b"k", paths=["$[*]"] * 4)
+    assert (outcome.error.reason, outcome.error.metadata["field"]) == ("LIMIT_EXCEEDED", "paths[3]")

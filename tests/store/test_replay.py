@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.store.json_histories import draw_json_operation
 from tests.store.stream_histories import draw_stream_operation
 from tests.store.support import DIMENSION, Command, apply, create, dump, entries, nearest
 from vecmem import limits
@@ -188,6 +189,9 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
         "places",
         "places",
         "near",
+        "document",
+        "document",
+        "document",
     ]
     match draw(st.sampled_from(kinds)):
         case "set":
@@ -282,6 +286,8 @@ def key_operations(draw: st.DrawFn, now: int) -> pipeline_pb2.Operation:
             request.key, request.owner, request.fencing_token = key, b"a", draw(st.integers(1, 6))
             if operation.HasField("renew_lock"):
                 operation.renew_lock.lease_ms = 80
+        case "document":
+            draw_json_operation(draw, operation, key)
         case "begin":
             operation.begin_idempotent.key = key
             operation.begin_idempotent.fingerprint = draw(st.sampled_from([b"", b"f"]))

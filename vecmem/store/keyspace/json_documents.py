@@ -18,7 +18,7 @@ from vecmem.store.keyspace.json_operation import (
     replace,
     size_of,
 )
-from vecmem.store.keyspace.json_paths import Match, Path, compile_path, outermost
+from vecmem.store.keyspace.json_paths import Match, Path, Search, compile_path, outermost
 from vecmem.store.keyspace.json_value import (
     ARRAY_BYTES,
     ITEM_BYTES,
@@ -36,8 +36,8 @@ from vecmem.store.keyspace.operation import REPLY_BYTES_MAX, Moment, check_reque
 from vecmem.v1 import json_pb2 as api
 
 _CONDITIONS = frozenset(api.JsonCondition.values())
-_NAME_FRAME_BYTES: Final = 6
-"""Of a name in a reply: its tag and its length."""
+_LOCATION_FRAME_BYTES: Final = 6
+"""Of a location in a reply: its tag and its length."""
 _ABSENT: Final = object()
 """Stands for the value of a place where there is none."""
 
@@ -116,9 +116,10 @@ def _check_get(request: api.GetJsonRequest) -> None:
 def _get(keyspace: Keyspace, request: api.GetJsonRequest, response: api.GetJsonResponse, moment: Moment) -> None:
     document = find_document(keyspace, request.key, moment)
     room = REPLY_BYTES_MAX
+    search = None if document is None else Search(document.root, limits.JSON_PATH_VISITS_MAX)
     for index, text in enumerate(request.paths or [""]):
         field = f"paths[{index}]"
-        matches = [] if document is None else compile_path(text, field).find(document.root, field)
+        matches = [] if search is None else compile_path(text, field).find(search.document, field, search)
         found = response.matches.add(count=len(matches))
         values = []
         for match in matches:
@@ -126,7 +127,7 @@ def _get(keyspace: Keyspace, request: api.GetJsonRequest, response: api.GetJsonR
             room -= len(values[-1]) + 1
             if request.with_locations:
                 found.locations.append(match.path())
-                room -= len(found.locations[-1].encode()) + _NAME_FRAME_BYTES
+                room -= len(found.locations[-1].encode()) + _LOCATION_FRAME_BYTES
             if room < 0:
                 raise LimitExceededError(f"the matches have more than {REPLY_BYTES_MAX} bytes", field=field)
         found.values_json = b"[" + b",".join(values) + b"]"
@@ -279,13 +280,10 @@ def _type_of(value: Any) -> api.JsonType.ValueType:
 def _get_names(
     keyspace: Keyspace, request: api.GetJsonNamesRequest, response: api.GetJsonNamesResponse, moment: Moment
 ) -> None:
-    room = REPLY_BYTES_MAX
+    # All names of a document are in a message with ease: what it may take in memory is less.
     for match in find_matches(find_document(keyspace, request.key, moment), request):
         told = response.matches.add()
         if isinstance(match.value, dict):
-            room -= sum(name_bytes(name) + _NAME_FRAME_BYTES for name in match.value)
-            if room < 0:
-                raise LimitExceededError(f"the names have more than {REPLY_BYTES_MAX} bytes", field="path")
             told.is_object = True
             told.names.extend(match.value)
 

@@ -113,9 +113,12 @@ class Path:
 
     query: JSONPathQuery
 
-    def find(self, document: Any, field: str, visits: int = limits.JSON_PATH_VISITS_MAX) -> list[Match]:
-        """All matches, in the order of RFC 9535; one that is reached in several ways comes several times. Raises LimitExceededError."""
-        return self._located(self.query.segments, document, field, visits)
+    def find(self, document: Any, field: str, search: Search | None = None) -> list[Match]:
+        """All matches, in the order of RFC 9535; one that is reached in several ways comes several times. Raises LimitExceededError.
+
+        `search`: shared with other paths, which together may look at as many values as one alone.
+        """
+        return self._located(self.query.segments, search or Search(document, limits.JSON_PATH_VISITS_MAX), field)
 
     def find_distinct(self, document: Any, field: str) -> list[Match]:
         """All matches, each once."""
@@ -137,12 +140,12 @@ class Path:
 
     def find_parents(self, document: Any, field: str) -> list[Match]:
         """What all steps but the last one find, each once."""
-        return _distinct(self._located(self.query.segments[:-1], document, field, limits.JSON_PATH_VISITS_MAX))
+        return _distinct(self._located(self.query.segments[:-1], Search(document, limits.JSON_PATH_VISITS_MAX), field))
 
     @staticmethod
-    def _located(segments: Iterable[JSONPathSegment], document: Any, field: str, visits: int) -> list[Match]:
+    def _located(segments: Iterable[JSONPathSegment], search: Search, field: str) -> list[Match]:
         try:
-            return _resolve(segments, document, Search(document, visits))
+            return _resolve(segments, search.document, search)
         except LimitExceededError as error:
             raise LimitExceededError(error.message, field=field) from error
 

@@ -19,7 +19,7 @@ from vecmem.v1 import keys_pb2
 
 # About what values take. They decide which documents are too large, so that another number would replay to another state.
 OBJECT_BYTES: Final = 64
-MEMBER_BYTES: Final = 40
+MEMBER_BYTES: Final = 64
 """Of a member beyond its name and value: names that are used again and again are kept once."""
 ARRAY_BYTES: Final = 56
 ITEM_BYTES: Final = 8

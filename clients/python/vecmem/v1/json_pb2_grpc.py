@@ -251,7 +251,7 @@ class JsonServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJsonNames(self, request, context):
-        """GetJsonNames returns the names of the members of every match that is an object. Errors: LIMIT_EXCEEDED where they do not fit into a message.
+        """GetJsonNames returns the names of the members of every match that is an object.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -88,7 +88,7 @@ class JsonServiceStub:
     DescribeJson: _grpc.UnaryUnaryMultiCallable[_json_pb2.DescribeJsonRequest, _json_pb2.DescribeJsonResponse]
     """DescribeJson tells the type, length and memory of every match."""
     GetJsonNames: _grpc.UnaryUnaryMultiCallable[_json_pb2.GetJsonNamesRequest, _json_pb2.GetJsonNamesResponse]
-    """GetJsonNames returns the names of the members of every match that is an object. Errors: LIMIT_EXCEEDED where they do not fit into a message."""
+    """GetJsonNames returns the names of the members of every match that is an object."""
 
 @_typing.type_check_only
 class JsonServiceAsyncStub(JsonServiceStub):
@@ -150,7 +150,7 @@ class JsonServiceAsyncStub(JsonServiceStub):
     DescribeJson: _aio.UnaryUnaryMultiCallable[_json_pb2.DescribeJsonRequest, _json_pb2.DescribeJsonResponse]  # type: ignore[assignment]
     """DescribeJson tells the type, length and memory of every match."""
     GetJsonNames: _aio.UnaryUnaryMultiCallable[_json_pb2.GetJsonNamesRequest, _json_pb2.GetJsonNamesResponse]  # type: ignore[assignment]
-    """GetJsonNames returns the names of the members of every match that is an object. Errors: LIMIT_EXCEEDED where they do not fit into a message."""
+    """GetJsonNames returns the names of the members of every match that is an object."""
 
 class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
     """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but for
@@ -299,6 +299,6 @@ class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _json_pb2.GetJsonNamesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_json_pb2.GetJsonNamesResponse, _abc.Awaitable[_json_pb2.GetJsonNamesResponse]]:
-        """GetJsonNames returns the names of the members of every match that is an object. Errors: LIMIT_EXCEEDED where they do not fit into a message."""
+        """GetJsonNames returns the names of the members of every match that is an object."""
 
 def add_JsonServiceServicer_to_server(servicer: JsonServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
