@@ -66,6 +66,7 @@ GROUPS: dict[str, dict[str, Told]] = {
             "members", "members or fields that one operation names, or one pop takes", TOO_MUCH
         ),
         "CHANNELS_PER_SUBSCRIPTION_MAX": Told("channels", "and patterns of one subscription", TOO_MUCH),
+        "SUBSCRIPTION_PATTERN_BYTES_MAX": Told("bytes", "of the patterns of one subscription", TOO_MUCH),
         "MESSAGES_PER_PUBLICATION_MAX": Told("messages", "of one publication", TOO_MUCH),
         "CHANNEL_MESSAGE_BYTES_MAX": Told("bytes", "of a message to a channel", TOO_MUCH),
         "SUBSCRIBER_MESSAGES_MAX": Told("messages", "that wait for a subscriber", "SLOW_CONSUMER"),

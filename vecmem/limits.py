@@ -48,6 +48,8 @@ STRING_BYTES_MAX: Final = 32 * 1024 * 1024
 OPERATIONS_PER_PIPELINE_MAX: Final = 1_024
 CHANNELS_PER_SUBSCRIPTION_MAX: Final = 1_024
 """Channels and patterns."""
+SUBSCRIPTION_PATTERN_BYTES_MAX: Final = 8 * 1024
+"""Of all patterns of one subscription: reading them takes a tenth of a second."""
 MESSAGES_PER_PUBLICATION_MAX: Final = 1_024
 CHANNEL_MESSAGE_BYTES_MAX: Final = 1024 * 1024
 SUBSCRIBER_MESSAGES_MAX: Final = 10_000

@@ -151,6 +151,8 @@ async def test_many_subscribers(tmp_path):
         ("Subscribe", channels_pb2.SubscribeRequest(channels=[b"c"] * 1_025), "LIMIT_EXCEEDED", "channels"),
         ("Subscribe", channels_pb2.SubscribeRequest(channels=[b"c", b""]), "INVALID_KEY", "channels[1]"),
         ("Subscribe", channels_pb2.SubscribeRequest(patterns=[bytes(1_025)]), "LIMIT_EXCEEDED", "patterns[0]"),
+        ("Subscribe", channels_pb2.SubscribeRequest(patterns=[b"x" * 1_000] * 9), "LIMIT_EXCEEDED", "patterns"),
+        ("ListChannels", channels_pb2.ListChannelsRequest(after=bytes(1_025)), "LIMIT_EXCEEDED", "after"),
         ("Subscribe", channels_pb2.SubscribeRequest(channels=[b"c"], heartbeat_ms=1), "INVALID_ARGUMENT", "heartbeat_ms"),
         ("ListChannels", channels_pb2.ListChannelsRequest(page_size=10_001), "LIMIT_EXCEEDED", "page_size"),
         ("ListChannels", channels_pb2.ListChannelsRequest(pattern=bytes(1_025)), "LIMIT_EXCEEDED", "pattern"),

@@ -337,3 +337,44 @@ async def test_locks_go_to_those_who_wait_in_turn_or_when_the_lease_ends(tmp_pat
         refused = await acquire(b"e", wait_ms=1)
         assert (refused.acquired, refused.holder.owner) == (False, b"d")
         server.at_rest()
+
+
+async def test_who_moves_to_a_list_is_in_nobodys_way_there(server):
+    move = lists_pb2.MoveListItemRequest(
+        key=b"{q}a", destination=b"{q}b", end=LEFT, destination_end=RIGHT, wait_ms=LONG_MS
+    )
+    moving = asyncio.create_task(server.servicer.run("move_list_item", move))
+    await server.waiting(1)
+    popping = server.pop(b"{q}b")
+    await server.waiting(2)
+    await server.push(b"{q}b", b"item")
+    assert (await popping).items == [b"item"]
+    moving.cancel()
+    await asyncio.gather(moving, return_exceptions=True)
+    server.at_rest()
+
+
+async def test_a_repeat_that_waits_beside_the_first_call_gets_its_result(server):
+    first = server.pop(b"k", request_id="a")
+    await server.waiting(1)
+    repeat = server.pop(b"k", request_id="a")
+    await server.waiting(2)
+    await server.push(b"k", b"1", b"2")
+    assert (await first).items == (await repeat).items == [b"1"]
+    assert (await server.pop(b"k", wait_ms=0)).items == [b"2"]
+    server.at_rest()
+
+
+async def test_the_holder_of_a_lock_prolongs_it_whoever_waits(server):
+    def acquire(owner):
+        request = locks_pb2.AcquireLockRequest(key=b"l", owner=owner, lease_ms=LONG_MS, wait_ms=LONG_MS)
+        return asyncio.create_task(server.servicer.run("acquire_lock", request))
+
+    held = await acquire(b"a")
+    waiting = acquire(b"b")
+    await server.waiting(1)
+    again = await acquire(b"a")
+    assert again.fencing_token == held.fencing_token
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    server.at_rest()

@@ -127,7 +127,7 @@ async def test_the_times_of_keys_that_are_gone_are_forgotten(tmp_path):
                 shard.memory.touch([b"%d" % number + key])
         for key in KEYS[:1_000]:
             await put(shard, key)
-        assert len(shard.memory._used_at) <= 2 * len(shard.state.keyspace.values) + 2 * memory.EVICTED_KEYS_MAX
+        assert len(shard.memory._used_at) <= 2 * len(shard.state.keyspace.values) + memory.FORGOTTEN_KEYS_MAX
 
 
 async def test_collections_count(tmp_path, monkeypatch):

@@ -57,6 +57,12 @@ class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
             )
         _check_names(request.channels, "channels")
         _check_names(request.patterns, "patterns")
+        pattern_bytes = sum(map(len, request.patterns))
+        if pattern_bytes > limits.SUBSCRIPTION_PATTERN_BYTES_MAX:
+            raise LimitExceededError(
+                f"{pattern_bytes} bytes of patterns, more than {limits.SUBSCRIPTION_PATTERN_BYTES_MAX}",
+                field="patterns",
+            )
         heartbeat_seconds = heartbeat_ms(request) / 1e3
         subscriber = self._channels.subscribe(request.channels, request.patterns)
         try:
@@ -82,6 +88,8 @@ class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
         """See the proto."""
         if request.pattern:
             check_key(request.pattern, "pattern")
+        if request.after:
+            check_key(request.after, "after")
         if request.page_size > limits.PAGE_SIZE_MAX:
             raise LimitExceededError(f"{request.page_size} is more than {limits.PAGE_SIZE_MAX}", field="page_size")
         page_size = request.page_size or limits.PAGE_SIZE_DEFAULT

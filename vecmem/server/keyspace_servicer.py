@@ -159,9 +159,10 @@ class _Servicer:
                 return await self._write(kind, request, waits=True)
             return await self._read(kind, operation, request)
 
-        if operation.writes and calls.is_repeated(self._shard, request):
-            return await self._write(kind, request)
-        response: Any = await wait_for(self._shard, self._lines, operation, request, attempt)
+        def is_repeated() -> bool:
+            return operation.writes and calls.is_repeated(self._shard, request)
+
+        response: Any = await wait_for(self._shard, self._lines, operation, request, attempt, is_repeated)
         if response is not None or not operation.writes:
             return await attempt() if response is None else response
         # Now nothing is the result: a repeat, or a first try that comes late, must not take something after all.
@@ -204,7 +205,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         # Raises where the keys are damaged, before anything is logged.
         state = self._shard.state
         pipeline = Pipeline(state.keyspace, request.operations, state.deduplication)
-        await calls.run_in_slices(pipeline.check(await self._refusal(request)))
+        await calls.run_in_slices(pipeline.check(await self._refusal(request), self._shard.now_unix_ms()))
         if self._shard.memory.tracks_use:
             self._shard.memory.touch(pipeline.keys())
         if pipeline.writes:

@@ -15,7 +15,7 @@ from vecmem.errors import ShuttingDownError
 from vecmem.server.calls import arrival
 from vecmem.store.keyspace.keyspace import NEVER
 from vecmem.store.keyspace.operation import Moment, Operation
-from vecmem.store.keyspace.operation_keys import keys_of
+from vecmem.store.keyspace.operation_keys import sources_of
 from vecmem.store.shard import Shard
 from vecmem.store.watching import Watched, Watcher
 
@@ -29,7 +29,7 @@ class Lines:
     """Who waits for what, those who came first in front."""
 
     def __init__(self) -> None:
-        self._lines: dict[Place, list[Watcher]] = {}
+        self._lines: dict[Place, dict[int, Watcher]] = {}
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -38,31 +38,39 @@ class Lines:
     def join(self, places: list[Place], watcher: Watcher) -> Iterator[None]:
         """Stand in some lines. At the end of the block those who are then in front are woken."""
         for place in places:
-            self._lines.setdefault(place, []).append(watcher)
+            self._lines.setdefault(place, {})[id(watcher)] = watcher
         try:
             yield
         finally:
             for place in places:
-                line = [other for other in self._lines[place] if other is not watcher]
+                line = self._lines[place]
+                del line[id(watcher)]
                 if line:
-                    self._lines[place] = line
-                    line[0].arrived.set()
+                    next(iter(line.values())).arrived.set()
                 else:
                     del self._lines[place]
 
     def is_first(self, places: list[Place], watcher: Watcher) -> bool:
         """Whether nobody came before in any of these."""
-        return all(self._lines[place][0] is watcher for place in places)
+        return all(next(iter(self._lines[place].values())) is watcher for place in places)
 
 
 async def wait_for(
-    shard: Shard, lines: Lines, operation: Operation, request: Any, attempt: Callable[[], Awaitable[Any]]
+    shard: Shard,
+    lines: Lines,
+    operation: Operation,
+    request: Any,
+    attempt: Callable[[], Awaitable[Any]],
+    is_repeated: Callable[[], bool],
 ) -> Any | None:
-    """Try until something is found, and return the response that has it; None: the time is over. Raises what an attempt raises."""
+    """Try until something is found, and return the response that has it; None: the time is over. Raises what an attempt raises.
+
+    `is_repeated`: whether the request has its result meanwhile, through another call: an attempt returns it.
+    """
     waits = operation.waits
     assert waits is not None
     deadline = time.monotonic() + request.wait_ms / 1e3
-    places = [(key, waits.line(request)) for key in dict.fromkeys(keys_of(request))]
+    places = [(key, waits.line(request)) for key in dict.fromkeys(sources_of(request))]
     watcher = shard.changes.watch(Watched(keys=frozenset(key for key, _ in places)), shard.applied_sequence)
     try:
         # What is read is there for all.
@@ -73,12 +81,18 @@ async def wait_for(
                     raise ShuttingDownError("the server is about to end, and nothing has come")
                 if shard.state.committing:
                     await shard.uncommitted()
+                if is_repeated():
+                    return await attempt()
                 keyspace, moment = shard.state.keyspace, Moment(shard.now_unix_ms())
                 # Who waits for several keys stands behind nobody at those that have nothing.
                 there = [
                     place for place in places if keyspace.find(place[0], moment.time_unix_ms) is not None
                 ] or places
-                first = not operation.writes or lines.is_first(there, watcher)
+                first = (
+                    not operation.writes
+                    or lines.is_first(there, watcher)
+                    or waits.needs_no_turn(keyspace, request, moment)
+                )
                 if first and waits.ready(keyspace, request, moment):
                     response = await attempt()
                     if waits.found(response):

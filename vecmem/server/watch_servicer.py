@@ -70,8 +70,10 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             records = watcher.records()
             yield self._response([], place)
             told_at = time.monotonic()
+            pause = calls.Pause()
             while True:
                 for record in records:
+                    await pause.when_due()
                     skipped = place.change_count if record.sequence == place.sequence else 0
                     async for changes, place in self._told(record, skipped, targets, with_content=request.with_content):
                         yield self._response(changes, place)
@@ -146,15 +148,19 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
         part: list[api.Change] = []
         part_bytes = 0
         command: command_pb2.Command | None = None
-        count = 0
+        count, place = 0, -1
         for count, change in enumerate(record.changes(), start=1):
             if count % STEP_CHANGES == 0:
                 await pause.when_due()
-            if count <= skipped or not targets.watched.has(change):
+            if not targets.watched.has(change):
+                continue
+            # An operation on several keys comes with the first of its changes: it may be large.
+            first_of_operation, place = change.place != place or change.holder == POINT, change.place
+            if count <= skipped:
                 continue
             told = _message(record, change, targets.names)
             told.change_count = count
-            if with_content:
+            if with_content and first_of_operation:
                 if command is None:
                     command = await self._command(record.sequence)
                 add_content(told, change, command)

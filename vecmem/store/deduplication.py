@@ -33,10 +33,6 @@ class DeduplicationWindow:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def has(self, request_id: str) -> bool:
-        """Whether there is a request of that id, if perhaps an old one."""
-        return request_id in self._entries
-
     def find(self, request_id: str, time_unix_ms: int) -> command_pb2.DeduplicationEntry | None:
         """What is remembered of a request at a time; the caller's own."""
         remembered = self._entries.get(request_id)

@@ -240,7 +240,7 @@ class SearchLanes:
         collection = batch[0].query.collection
         if paths:
             await self._shard.ensure_columns(collection, paths)
-        if _must_wait(batch):
+        if self._shard.state.committing or _must_wait(batch):
             await self._shard.settled(collection)
         # From here to the search nothing else runs.
         sequence, view, ticket = self._look(collection)
@@ -262,7 +262,7 @@ class SearchLanes:
                 results = await loop.run_in_executor(
                     self._executor, _search_index, index, requests, view, self._threads
                 )
-                if _must_wait(batch):
+                if self._shard.state.committing or _must_wait(batch):
                     await self._shard.settled(collection)
             else:
                 results = index.search(requests, view, threads=self._threads)

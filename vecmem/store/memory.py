@@ -30,6 +30,9 @@ SAMPLES_PER_KEY: Final = 5
 """Keys looked at for each that is evicted, as in Redis's maxmemory-samples; the ones used longest ago go."""
 VOLATILE_LOOKS_PER_KEY: Final = 50
 """Keys looked at for one that expires; where these are rarer the one that expires first goes."""
+VOLATILE_LOOKS_MAX: Final = 2_000
+FORGOTTEN_KEYS_MAX: Final = 2_048
+"""Keys whose time of use is forgotten at once, where there are twice as many times as keys."""
 ROOM_SHARE: Final = 0.005
 """Of the limit that eviction makes free beyond what is needed, so that not each write has to wait for it."""
 COLLECTIONS_SECONDS: Final = 0.05
@@ -72,9 +75,15 @@ class Memory:
     def touch(self, keys: Iterable[bytes]) -> None:
         """Note that keys are used now."""
         tick = next(self._ticks)
+        used_at = self._used_at
         for key in keys:
-            self._used_at[key] = tick
-        self._forget_removed()
+            # The ones used last stand at the end.
+            used_at.pop(key, None)
+            used_at[key] = tick
+        if len(used_at) > 2 * len(self._state.keyspace.values) + FORGOTTEN_KEYS_MAX:
+            # Keys that were removed otherwise, and such as were asked for in vain, leave their times behind. The oldest go.
+            for key in list(itertools.islice(used_at, FORGOTTEN_KEYS_MAX)):
+                del used_at[key]
 
     async def make_room(self) -> None:
         """Return when there is room for more, having evicted keys if need be and allowed.
@@ -137,7 +146,7 @@ class Memory:
         keys = self._state.keyspace.sorted_keys
         if not volatile and len(keys) <= count:
             return list(keys)
-        looks = count * (VOLATILE_LOOKS_PER_KEY if volatile else 1)
+        looks = min(count * VOLATILE_LOOKS_PER_KEY, VOLATILE_LOOKS_MAX) if volatile else count
         if volatile and not self._state.keyspace.expiries:
             return []
         found: dict[bytes, None] = {}
@@ -148,12 +157,6 @@ class Memory:
                 if len(found) == count:
                     break
         return list(found)
-
-    def _forget_removed(self) -> None:
-        # Keys that were removed otherwise, and such as were asked for in vain, leave their times behind.
-        values = self._state.keyspace.values
-        if len(self._used_at) > 2 * len(values) + EVICTED_KEYS_MAX:
-            self._used_at = {key: tick for key, tick in self._used_at.items() if key in values}
 
 
 def collection_bytes(collection: Collection) -> int:

@@ -45,7 +45,7 @@ class Pipeline:
         """Whether there is anything to log."""
         return bool(self._writing)
 
-    def check(self, full: VecmemError | None = None) -> Iterator[None]:
+    def check(self, full: VecmemError | None = None, now_unix_ms: int = 0) -> Iterator[None]:
         """Check each operation; one that is refused gets its error. `full`: why none may make the data grow, but for a repeated one."""
         for index, operation in enumerate(self._requested):
             if index % STEP_OPERATIONS == 0:
@@ -53,7 +53,7 @@ class Pipeline:
             result = self.response.results.add()
             try:
                 kind, found, asked = operations.check(operation)
-                if full is not None and found.grows and not self._was_done(operation):
+                if full is not None and found.grows and not self._was_done(operation, now_unix_ms):
                     raise full
             except VecmemError as error:
                 result.error.CopyFrom(operations.stored_error(error))
@@ -70,8 +70,9 @@ class Pipeline:
             if kind is not None:
                 yield from keys_of(getattr(operation, kind))
 
-    def _was_done(self, operation: pipeline_pb2.Operation) -> bool:
-        return bool(operation.request_id) and self._deduplication.has(operation.request_id)
+    def _was_done(self, operation: pipeline_pb2.Operation, now_unix_ms: int) -> bool:
+        request_id = operation.request_id
+        return bool(request_id) and self._deduplication.find(request_id, now_unix_ms) is not None
 
     def fill(self, command: command_pb2.Command) -> Iterator[None]:
         """Put the writes into a command."""

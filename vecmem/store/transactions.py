@@ -130,11 +130,11 @@ def commit(
 ) -> Steps[Changes]:
     """Apply a transaction, in steps. Nobody may look at keys or points until the end."""
     try:
-        held = [
-            _holds(compare, index, keyspace, by_uid, missing, time_unix_ms)
-            for index, compare in enumerate(command.compare)
-        ]
-        succeeded = all(held)
+        succeeded = True
+        contents: dict[bytes, bytes | None] = {}
+        for index, compare in enumerate(command.compare):
+            succeeded &= _holds(compare, index, keyspace, by_uid, missing, time_unix_ms, contents)
+            yield
         name, steps = ("then", command.then) if succeeded else ("otherwise", command.otherwise)
         yield from _check_points(steps, name, by_uid, missing, sequence, time_unix_ms)
         outcome = command_pb2.TransactionOutcome(succeeded=succeeded)
@@ -346,7 +346,9 @@ def _holds(
     by_uid: dict[int, Collection],
     missing: Callable[[int], VecmemError],
     time_unix_ms: int,
+    contents: dict[bytes, bytes | None],
 ) -> bool:
+    """Whether a comparison holds. `contents` keeps those of strings, which are copies, for further comparisons."""
     compare = stored.compare
     with _Located(f"compare[{index}]"):
         if stored.collection_uid:
@@ -362,20 +364,26 @@ def _holds(
                 held = 0 if value is None else STRING if isinstance(value, bytes) else value.TYPE
                 return held == compare.type
             case "value":
-                content = keyspace.string(compare.key, time_unix_ms)
+                content = _content(keyspace, compare.key, time_unix_ms, contents)
                 return content is not None and _COMPARISONS[compare.value.comparison](content, compare.value.value)
             case "field":
                 found = keyspace.container(compare.key, HashValue, time_unix_ms)
                 content = None if found is None else found.get(compare.field.field, time_unix_ms)
                 return content is not None and _COMPARISONS[compare.field.comparison](content, compare.field.value)
             case "integer":
-                content = keyspace.string(compare.key, time_unix_ms)
+                content = _content(keyspace, compare.key, time_unix_ms, contents)
                 number = 0 if content is None else integer_of(content)
                 if number is None:
                     raise NotANumberError(f"key: {shown(compare.key)} holds no integer", field="key")
                 return _COMPARISONS[compare.integer.comparison](number, compare.integer.value)
             case _:
                 return _version_holds(compare, 0 if value is None else version_of(value))
+
+
+def _content(keyspace: Keyspace, key: bytes, time_unix_ms: int, contents: dict[bytes, bytes | None]) -> bytes | None:
+    if key not in contents:
+        contents[key] = keyspace.string(key, time_unix_ms)
+    return contents[key]
 
 
 def _version_holds(compare: api.Compare, version: int) -> bool:

@@ -105,9 +105,9 @@ class ChangeHub:
     def __init__(self, window: ChangeWindow) -> None:
         self._window = window
         self._watchers: dict[int, Watcher] = {}
-        self._by_key: dict[bytes, list[Watcher]] = {}
-        self._by_prefix: dict[bytes, list[Watcher]] = {}
-        self._by_collection: dict[int, list[Watcher]] = {}
+        self._by_key: dict[bytes, dict[int, Watcher]] = {}
+        self._by_prefix: dict[bytes, dict[int, Watcher]] = {}
+        self._by_collection: dict[int, dict[int, Watcher]] = {}
         self._prefix_lengths: list[int] = []
 
     def __len__(self) -> int:
@@ -118,12 +118,13 @@ class ChangeHub:
         watcher = Watcher(watched, after, self._window)
         self._watchers[id(watcher)] = watcher
         for key in watched.keys:
-            self._by_key.setdefault(key, []).append(watcher)
+            self._by_key.setdefault(key, {})[id(watcher)] = watcher
         for prefix in watched.prefixes:
-            self._by_prefix.setdefault(prefix, []).append(watcher)
+            self._by_prefix.setdefault(prefix, {})[id(watcher)] = watcher
         for uid in watched.collection_uids:
-            self._by_collection.setdefault(uid, []).append(watcher)
-        self._measure_prefixes()
+            self._by_collection.setdefault(uid, {})[id(watcher)] = watcher
+        if watched.prefixes:
+            self._measure_prefixes()
         return watcher
 
     def forget(self, watcher: Watcher) -> None:
@@ -135,7 +136,8 @@ class ChangeHub:
             _take_out(self._by_prefix, prefix, watcher)
         for uid in watcher.watched.collection_uids:
             _take_out(self._by_collection, uid, watcher)
-        self._measure_prefixes()
+        if watcher.watched.prefixes:
+            self._measure_prefixes()
 
     def wake_all(self) -> None:
         """Wake every watcher, for another reason than a change."""
@@ -152,23 +154,23 @@ class ChangeHub:
             return
         for change in record.changes():
             if change.holder == POINT:
-                interested = self._by_collection.get(change.number, ())
+                interested = self._by_collection.get(change.number, _NOBODY)
             else:
-                interested = self._by_key.get(change.name, ())
+                interested = self._by_key.get(change.name, _NOBODY)
                 for length in self._prefix_lengths:
-                    for watcher in self._by_prefix.get(change.name[:length], ()):
+                    for watcher in self._by_prefix.get(change.name[:length], _NOBODY).values():
                         watcher.tell(record)
-            for watcher in interested:
+            for watcher in interested.values():
                 watcher.tell(record)
 
     def _measure_prefixes(self) -> None:
         self._prefix_lengths = sorted({len(prefix) for prefix in self._by_prefix})
 
 
-def _take_out(places: dict[K, list[Watcher]], place: K, watcher: Watcher) -> None:
-    # Not by `remove`, which would take another one that is equal.
-    left = [other for other in places[place] if other is not watcher]
-    if left:
-        places[place] = left
-    else:
+_NOBODY: Final[dict[int, Watcher]] = {}
+
+
+def _take_out(places: dict[K, dict[int, Watcher]], place: K, watcher: Watcher) -> None:
+    del places[place][id(watcher)]
+    if not places[place]:
         del places[place]

@@ -78,3 +78,33 @@ async def test_documents_in_pipelines_and_transactions(client, key):
             ]
         )
     assert (await client.run(json_documents.document(key))).value == {"visits": 1}
+
+
+async def test_matches_of_another_type_are_told_of(client, key):
+    await client.run(
+        json_documents.set(key, "$", {"list": [3, 1, 1], "text": "ab", "flag": True, "o": {"x": 1, "y": 2}})
+    )
+    assert await client.run(json_documents.insert(key, "$.*", -1, [{"n": None}, 2])) == [5, None, None, None]
+    assert await client.run(json_documents.insert(key, "$.list", 9, [1])) == [None]
+    assert await client.run(json_documents.index_of(key, "$.*", 1, 2)) == [4, None, None, None]
+    assert await client.run(json_documents.index_of(key, "$.list", {"n": None}, 0, 1)) == [-1]
+    assert await client.run(json_documents.trim(key, "$.*", 1, -2)) == [3, None, None, None]
+    assert await client.run(json_documents.pop(key, "$.*", default="none")) == [2, "none", "none", "none"]
+    assert await client.run(json_documents.append_text(key, "$.*", "é")) == [None, 3, None, None]
+    assert await client.run(json_documents.toggle(key, "$.*")) == [None, None, False, None]
+    assert await client.run(json_documents.names(key, "$.*")) == [None, None, None, ["x", "y"]]
+    assert await client.run(json_documents.add(key, "$.o.*", 0.5)) == [1.5, 2.5]
+    absent = await client.run(json_documents.set(key, "$.o.x", 9, condition="absent"))
+    present = await client.run(json_documents.set(key, "$.o.z", 9, condition="present"))
+    assert (absent.written_count, present.written_count) == (0, 0)
+    expected = {"list": [1, {"n": None}], "text": "abé", "flag": False, "o": {"x": 1.5, "y": 2.5}}
+    assert await client.run(json_documents.get(key)) == [expected]
+    assert await client.run(json_documents.clear(key, "$.*")) == 2
+    assert await client.run(json_documents.get(key)) == [expected | {"list": [], "o": {}}]
+
+
+def test_values_are_json(key):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_documents.set(key, "$", [float("nan")])
+    with pytest.raises(TypeError):
+        json_documents.set(key, "$", {"when": object()})

@@ -160,6 +160,11 @@ def _is_free(keyspace: Keyspace, request: api.AcquireLockRequest, moment: Moment
     return held is None or held.owner == request.owner
 
 
+def _is_owner(keyspace: Keyspace, request: api.AcquireLockRequest, moment: Moment) -> bool:
+    held = _held(keyspace, request.key, moment)
+    return held is not None and held.owner == request.owner
+
+
 def _lease_ends_at_unix_ms(keyspace: Keyspace, request: api.AcquireLockRequest, moment: Moment) -> int:
     held = _held(keyspace, request.key, moment)
     return NEVER if held is None else held.lease_ends_at_unix_ms
@@ -199,7 +204,12 @@ OPERATIONS = {
     "acquire_lock": writes(
         _check_acquire,
         _acquire,
-        Waits(lambda response: response.acquired, _is_free, due_unix_ms=_lease_ends_at_unix_ms),
+        Waits(
+            lambda response: response.acquired,
+            _is_free,
+            needs_no_turn=_is_owner,
+            due_unix_ms=_lease_ends_at_unix_ms,
+        ),
     ),
     "renew_lock": frees(_check_renew, _renew),
     "release_lock": frees(_check_release, _release),

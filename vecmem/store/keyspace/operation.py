@@ -51,6 +51,8 @@ class Waits:
     """Whether the operation would find something, or be refused, if it ran now."""
     line: Callable[[Any], bytes] = lambda _: b""
     """Those who wait for a key take turns within a line; calls whose lines differ do not take from each other."""
+    needs_no_turn: Callable[[Keyspace, Any, Moment], bool] = lambda *_: False
+    """Whether what is there is for this one alone, whoever came before."""
     due_unix_ms: Callable[[Keyspace, Any, Moment], int] = lambda *_: NEVER
     """When there will be something even if nothing is changed; NEVER: only a change helps."""
 

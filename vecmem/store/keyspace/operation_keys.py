@@ -18,6 +18,12 @@ def keys_of(request: Any) -> list[bytes]:
     return [key for path in key_paths(request.DESCRIPTOR) for key in _values(request, path)]
 
 
+def sources_of(request: Any) -> list[bytes]:
+    """The keys that an operation takes something from, but none that it only puts something to."""
+    paths = [path for path in key_paths(request.DESCRIPTOR) if path[-1] != "destination"]
+    return [key for path in paths for key in _values(request, path)]
+
+
 @cache
 def key_paths(descriptor: Descriptor) -> tuple[tuple[str, ...], ...]:
     """Where a request has keys: fields from the outside to the inside."""

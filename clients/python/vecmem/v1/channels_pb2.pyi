@@ -92,7 +92,7 @@ class SubscribeRequest(_message.Message):
 
     @_builtins.property
     def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Patterns of channels, as in ScanKeysRequest.pattern, of 1 to 1,024 bytes each. A message comes once, however many of them match."""
+        """Patterns of channels, as in ScanKeysRequest.pattern, of 1 to 1,024 bytes each and 8 KiB together. A message comes once, however many of them match."""
 
     def __init__(
         self,

@@ -27,22 +27,25 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JsonServiceStub:
-    """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but for
-    what is said here.
+    """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but
+    for what is said here.
 
-    Documents. An integer is one of 64 bits with a sign, and `1.0` is none: it stays a double. Doubles are kept exactly, members of an object in the
-    order they came. Of a name that comes twice in an object the first place and the last value count. A document is nested 128 levels deep at
-    most, an object or array at the top being the first, and takes 16 MiB of memory at most, as DescribeKey counts it: some ten times the length of
-    its text where it holds small numbers, about its length where it holds long strings. JSON in a request has to be one value in UTF-8 of
-    at most 16 MiB: NaN, infinities, integers beyond 64 bits, doubles out of range and lone surrogates are INVALID_ARGUMENT, with the place in the text.
+    Documents. An integer is one of 64 bits with a sign, and `1.0` is none: it stays a double. Doubles are kept exactly, and members of an
+    object in the order in which they came; of a name that comes twice in an object the first place and the last value count. A document is
+    nested 128 levels deep at most, an object or array at the top being the first. It takes 16 MiB of memory at most, as DescribeJson counts
+    it: up to twenty times the length of its text where it holds small numbers, about that length where it holds long strings. JSON in a
+    request is one value in UTF-8 of at most 16 MiB; NaN, infinities, integers beyond 64 bits, numbers that no double holds and lone
+    surrogates are INVALID_ARGUMENT, with the place in the text.
 
-    Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search` are not there, because a
-    regular expression can take for ever, and the filters of a path have 64 expressions at most. A path that looks at more than 250,000 values is refused
-    when it runs: LIMIT_EXCEEDED. Every operation finds all matches before it changes any; what has several ways to be matched is changed once.
+    Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search`
+    are not there, because a regular expression can take for ever. The filters of a path have 64 expressions at most. A path, or all paths
+    of one GetJson together, that look at more than 250,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
+    matches before it changes any, and changes what is reached in several ways once.
 
-    All operations: a key that does not exist has no matches, which is no error but where it is said. The expiry of a key stays whatever is done to its document. Results are in the order in
-    which the path finds its matches. Either all matches are changed or none, but for those that are told of as left alone. Errors: see
-    KeyService; INVALID_ARGUMENT for a path or JSON that cannot be read, LIMIT_EXCEEDED for a document that would grow too large or too deep.
+    Results are in the order in which the path finds its matches. Either all matches are changed or none, but for those that an operation
+    tells of as left alone. A key that does not exist has no matches, which is no error but where it is said. The expiry of a key stays
+    whatever is done to its document. Errors of all operations: see KeyService; INVALID_ARGUMENT for a path or JSON that cannot be read;
+    LIMIT_EXCEEDED for a document that would grow too large or too deep, and for results of writes beyond 40 MiB (see PipelineService).
     """
 
     @_typing.overload
@@ -50,22 +53,24 @@ class JsonServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JsonServiceAsyncStub: ...
     SetJson: _grpc.UnaryUnaryMultiCallable[_json_pb2.SetJsonRequest, _json_pb2.SetJsonResponse]
-    """SetJson writes a value at every match of a path and, where the last step of the path is a name (`$.a.b`, `$.list[*]['b']`), as a new member into
-    every object that the steps before it find without one. `$` writes the whole document and makes the key. Of two places one inside the
-    other only the outer one is written. Errors: KEY_NOT_FOUND for any other path where there is no document.
+    """SetJson writes a value at every match of a path and, where the last step of the path is a name (`$.a.b`, `$.list[*]['b']`), as a new
+    member into every object without one that the steps before it find. RedisJSON makes members only where the path matches nothing. `$`
+    writes the whole document and makes the key. Of two places one inside the other only the outer one is written. Errors: KEY_NOT_FOUND
+    for any other path where there is no document.
     """
     GetJson: _grpc.UnaryUnaryMultiCallable[_json_pb2.GetJsonRequest, _json_pb2.GetJsonResponse]
     """GetJson returns the values that paths match. Errors: LIMIT_EXCEEDED where they do not fit into a message."""
     DeleteJson: _grpc.UnaryUnaryMultiCallable[_json_pb2.DeleteJsonRequest, _json_pb2.DeleteJsonResponse]
     """DeleteJson removes every match; `$` removes the key. Items behind one that goes from an array move up."""
     MergeJson: _grpc.UnaryUnaryMultiCallable[_json_pb2.MergeJsonRequest, _json_pb2.MergeJsonResponse]
-    """MergeJson applies a merge patch (RFC 7396) to every match, and to a member that is not there as SetJson would write it: members of the patch are set, those that are null are
-    removed, and a patch that is no object takes the place of what it is applied to. `$` makes the key. Of two matches one inside the other
-    only the outer one is patched. Errors: KEY_NOT_FOUND for any other path where there is no document.
+    """MergeJson applies a merge patch (RFC 7396) to every match, and to members that are not there as SetJson would make them: members of the
+    patch are set, those that are null are removed, and a patch that is no object takes the place of what it is applied to. `$` makes the
+    key. Of two matches one inside the other only the outer one is patched. Errors: KEY_NOT_FOUND for any other path where there is no
+    document.
     """
     AddJsonNumber: _grpc.UnaryUnaryMultiCallable[_json_pb2.AddJsonNumberRequest, _json_pb2.AddJsonNumberResponse]
-    """AddJsonNumber adds to every match that is a number. An integer plus an integer is an integer; otherwise the sum is a double. Errors: OVERFLOW for a sum that is no integer of
-    64 bits, or no finite double: nothing is changed.
+    """AddJsonNumber adds to every match that is a number. An integer plus an integer is an integer; otherwise the sum is a double. Errors:
+    OVERFLOW for a sum that is no integer of 64 bits, or no finite double: nothing is changed.
     """
     AppendJsonArray: _grpc.UnaryUnaryMultiCallable[_json_pb2.AppendJsonArrayRequest, _json_pb2.AppendJsonArrayResponse]
     """AppendJsonArray adds items to the end of every match that is an array."""
@@ -92,42 +97,47 @@ class JsonServiceStub:
 
 @_typing.type_check_only
 class JsonServiceAsyncStub(JsonServiceStub):
-    """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but for
-    what is said here.
+    """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but
+    for what is said here.
 
-    Documents. An integer is one of 64 bits with a sign, and `1.0` is none: it stays a double. Doubles are kept exactly, members of an object in the
-    order they came. Of a name that comes twice in an object the first place and the last value count. A document is nested 128 levels deep at
-    most, an object or array at the top being the first, and takes 16 MiB of memory at most, as DescribeKey counts it: some ten times the length of
-    its text where it holds small numbers, about its length where it holds long strings. JSON in a request has to be one value in UTF-8 of
-    at most 16 MiB: NaN, infinities, integers beyond 64 bits, doubles out of range and lone surrogates are INVALID_ARGUMENT, with the place in the text.
+    Documents. An integer is one of 64 bits with a sign, and `1.0` is none: it stays a double. Doubles are kept exactly, and members of an
+    object in the order in which they came; of a name that comes twice in an object the first place and the last value count. A document is
+    nested 128 levels deep at most, an object or array at the top being the first. It takes 16 MiB of memory at most, as DescribeJson counts
+    it: up to twenty times the length of its text where it holds small numbers, about that length where it holds long strings. JSON in a
+    request is one value in UTF-8 of at most 16 MiB; NaN, infinities, integers beyond 64 bits, numbers that no double holds and lone
+    surrogates are INVALID_ARGUMENT, with the place in the text.
 
-    Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search` are not there, because a
-    regular expression can take for ever, and the filters of a path have 64 expressions at most. A path that looks at more than 250,000 values is refused
-    when it runs: LIMIT_EXCEEDED. Every operation finds all matches before it changes any; what has several ways to be matched is changed once.
+    Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search`
+    are not there, because a regular expression can take for ever. The filters of a path have 64 expressions at most. A path, or all paths
+    of one GetJson together, that look at more than 250,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
+    matches before it changes any, and changes what is reached in several ways once.
 
-    All operations: a key that does not exist has no matches, which is no error but where it is said. The expiry of a key stays whatever is done to its document. Results are in the order in
-    which the path finds its matches. Either all matches are changed or none, but for those that are told of as left alone. Errors: see
-    KeyService; INVALID_ARGUMENT for a path or JSON that cannot be read, LIMIT_EXCEEDED for a document that would grow too large or too deep.
+    Results are in the order in which the path finds its matches. Either all matches are changed or none, but for those that an operation
+    tells of as left alone. A key that does not exist has no matches, which is no error but where it is said. The expiry of a key stays
+    whatever is done to its document. Errors of all operations: see KeyService; INVALID_ARGUMENT for a path or JSON that cannot be read;
+    LIMIT_EXCEEDED for a document that would grow too large or too deep, and for results of writes beyond 40 MiB (see PipelineService).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetJson: _aio.UnaryUnaryMultiCallable[_json_pb2.SetJsonRequest, _json_pb2.SetJsonResponse]  # type: ignore[assignment]
-    """SetJson writes a value at every match of a path and, where the last step of the path is a name (`$.a.b`, `$.list[*]['b']`), as a new member into
-    every object that the steps before it find without one. `$` writes the whole document and makes the key. Of two places one inside the
-    other only the outer one is written. Errors: KEY_NOT_FOUND for any other path where there is no document.
+    """SetJson writes a value at every match of a path and, where the last step of the path is a name (`$.a.b`, `$.list[*]['b']`), as a new
+    member into every object without one that the steps before it find. RedisJSON makes members only where the path matches nothing. `$`
+    writes the whole document and makes the key. Of two places one inside the other only the outer one is written. Errors: KEY_NOT_FOUND
+    for any other path where there is no document.
     """
     GetJson: _aio.UnaryUnaryMultiCallable[_json_pb2.GetJsonRequest, _json_pb2.GetJsonResponse]  # type: ignore[assignment]
     """GetJson returns the values that paths match. Errors: LIMIT_EXCEEDED where they do not fit into a message."""
     DeleteJson: _aio.UnaryUnaryMultiCallable[_json_pb2.DeleteJsonRequest, _json_pb2.DeleteJsonResponse]  # type: ignore[assignment]
     """DeleteJson removes every match; `$` removes the key. Items behind one that goes from an array move up."""
     MergeJson: _aio.UnaryUnaryMultiCallable[_json_pb2.MergeJsonRequest, _json_pb2.MergeJsonResponse]  # type: ignore[assignment]
-    """MergeJson applies a merge patch (RFC 7396) to every match, and to a member that is not there as SetJson would write it: members of the patch are set, those that are null are
-    removed, and a patch that is no object takes the place of what it is applied to. `$` makes the key. Of two matches one inside the other
-    only the outer one is patched. Errors: KEY_NOT_FOUND for any other path where there is no document.
+    """MergeJson applies a merge patch (RFC 7396) to every match, and to members that are not there as SetJson would make them: members of the
+    patch are set, those that are null are removed, and a patch that is no object takes the place of what it is applied to. `$` makes the
+    key. Of two matches one inside the other only the outer one is patched. Errors: KEY_NOT_FOUND for any other path where there is no
+    document.
     """
     AddJsonNumber: _aio.UnaryUnaryMultiCallable[_json_pb2.AddJsonNumberRequest, _json_pb2.AddJsonNumberResponse]  # type: ignore[assignment]
-    """AddJsonNumber adds to every match that is a number. An integer plus an integer is an integer; otherwise the sum is a double. Errors: OVERFLOW for a sum that is no integer of
-    64 bits, or no finite double: nothing is changed.
+    """AddJsonNumber adds to every match that is a number. An integer plus an integer is an integer; otherwise the sum is a double. Errors:
+    OVERFLOW for a sum that is no integer of 64 bits, or no finite double: nothing is changed.
     """
     AppendJsonArray: _aio.UnaryUnaryMultiCallable[_json_pb2.AppendJsonArrayRequest, _json_pb2.AppendJsonArrayResponse]  # type: ignore[assignment]
     """AppendJsonArray adds items to the end of every match that is an array."""
@@ -153,22 +163,25 @@ class JsonServiceAsyncStub(JsonServiceStub):
     """GetJsonNames returns the names of the members of every match that is an object."""
 
 class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
-    """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but for
-    what is said here.
+    """JsonService keeps JSON documents under keys and changes them in place. Operations that coincide with those of RedisJSON do the same, but
+    for what is said here.
 
-    Documents. An integer is one of 64 bits with a sign, and `1.0` is none: it stays a double. Doubles are kept exactly, members of an object in the
-    order they came. Of a name that comes twice in an object the first place and the last value count. A document is nested 128 levels deep at
-    most, an object or array at the top being the first, and takes 16 MiB of memory at most, as DescribeKey counts it: some ten times the length of
-    its text where it holds small numbers, about its length where it holds long strings. JSON in a request has to be one value in UTF-8 of
-    at most 16 MiB: NaN, infinities, integers beyond 64 bits, doubles out of range and lone surrogates are INVALID_ARGUMENT, with the place in the text.
+    Documents. An integer is one of 64 bits with a sign, and `1.0` is none: it stays a double. Doubles are kept exactly, and members of an
+    object in the order in which they came; of a name that comes twice in an object the first place and the last value count. A document is
+    nested 128 levels deep at most, an object or array at the top being the first. It takes 16 MiB of memory at most, as DescribeJson counts
+    it: up to twenty times the length of its text where it holds small numbers, about that length where it holds long strings. JSON in a
+    request is one value in UTF-8 of at most 16 MiB; NaN, infinities, integers beyond 64 bits, numbers that no double holds and lone
+    surrogates are INVALID_ARGUMENT, with the place in the text.
 
-    Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search` are not there, because a
-    regular expression can take for ever, and the filters of a path have 64 expressions at most. A path that looks at more than 250,000 values is refused
-    when it runs: LIMIT_EXCEEDED. Every operation finds all matches before it changes any; what has several ways to be matched is changed once.
+    Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search`
+    are not there, because a regular expression can take for ever. The filters of a path have 64 expressions at most. A path, or all paths
+    of one GetJson together, that look at more than 250,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
+    matches before it changes any, and changes what is reached in several ways once.
 
-    All operations: a key that does not exist has no matches, which is no error but where it is said. The expiry of a key stays whatever is done to its document. Results are in the order in
-    which the path finds its matches. Either all matches are changed or none, but for those that are told of as left alone. Errors: see
-    KeyService; INVALID_ARGUMENT for a path or JSON that cannot be read, LIMIT_EXCEEDED for a document that would grow too large or too deep.
+    Results are in the order in which the path finds its matches. Either all matches are changed or none, but for those that an operation
+    tells of as left alone. A key that does not exist has no matches, which is no error but where it is said. The expiry of a key stays
+    whatever is done to its document. Errors of all operations: see KeyService; INVALID_ARGUMENT for a path or JSON that cannot be read;
+    LIMIT_EXCEEDED for a document that would grow too large or too deep, and for results of writes beyond 40 MiB (see PipelineService).
     """
 
     @_abc_1.abstractmethod
@@ -177,9 +190,10 @@ class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _json_pb2.SetJsonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_json_pb2.SetJsonResponse, _abc.Awaitable[_json_pb2.SetJsonResponse]]:
-        """SetJson writes a value at every match of a path and, where the last step of the path is a name (`$.a.b`, `$.list[*]['b']`), as a new member into
-        every object that the steps before it find without one. `$` writes the whole document and makes the key. Of two places one inside the
-        other only the outer one is written. Errors: KEY_NOT_FOUND for any other path where there is no document.
+        """SetJson writes a value at every match of a path and, where the last step of the path is a name (`$.a.b`, `$.list[*]['b']`), as a new
+        member into every object without one that the steps before it find. RedisJSON makes members only where the path matches nothing. `$`
+        writes the whole document and makes the key. Of two places one inside the other only the outer one is written. Errors: KEY_NOT_FOUND
+        for any other path where there is no document.
         """
 
     @_abc_1.abstractmethod
@@ -204,9 +218,10 @@ class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _json_pb2.MergeJsonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_json_pb2.MergeJsonResponse, _abc.Awaitable[_json_pb2.MergeJsonResponse]]:
-        """MergeJson applies a merge patch (RFC 7396) to every match, and to a member that is not there as SetJson would write it: members of the patch are set, those that are null are
-        removed, and a patch that is no object takes the place of what it is applied to. `$` makes the key. Of two matches one inside the other
-        only the outer one is patched. Errors: KEY_NOT_FOUND for any other path where there is no document.
+        """MergeJson applies a merge patch (RFC 7396) to every match, and to members that are not there as SetJson would make them: members of the
+        patch are set, those that are null are removed, and a patch that is no object takes the place of what it is applied to. `$` makes the
+        key. Of two matches one inside the other only the outer one is patched. Errors: KEY_NOT_FOUND for any other path where there is no
+        document.
         """
 
     @_abc_1.abstractmethod
@@ -215,8 +230,8 @@ class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _json_pb2.AddJsonNumberRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_json_pb2.AddJsonNumberResponse, _abc.Awaitable[_json_pb2.AddJsonNumberResponse]]:
-        """AddJsonNumber adds to every match that is a number. An integer plus an integer is an integer; otherwise the sum is a double. Errors: OVERFLOW for a sum that is no integer of
-        64 bits, or no finite double: nothing is changed.
+        """AddJsonNumber adds to every match that is a number. An integer plus an integer is an integer; otherwise the sum is a double. Errors:
+        OVERFLOW for a sum that is no integer of 64 bits, or no finite double: nothing is changed.
         """
 
     @_abc_1.abstractmethod

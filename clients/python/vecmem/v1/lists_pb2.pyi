@@ -158,7 +158,7 @@ class PopListItemsRequest(_message.Message):
     """At most so many items, 1 to 1,024; 0: one."""
     wait_ms: _builtins.int
     """How long to wait where there is nothing to take, milliseconds, at most 3,600,000; 0: not at all. Those who wait are served in the order
-    in which they came. A call that is cancelled may have taken something all the same: the same request_id tells. Refused in pipelines and
+    in which they came. A call that is cancelled may have taken something all the same: the same request, with the same request_id, tells. Refused in pipelines and
     transactions.
     """
     @_builtins.property
@@ -663,7 +663,7 @@ class MoveListItemRequest(_message.Message):
     """Which end of the destination. Required."""
     wait_ms: _builtins.int
     """How long to wait where there is nothing to take, milliseconds, at most 3,600,000; 0: not at all. Those who wait are served in the order
-    in which they came. A call that is cancelled may have taken something all the same: the same request_id tells. Refused in pipelines and
+    in which they came. A call that is cancelled may have taken something all the same: the same request, with the same request_id, tells. Refused in pipelines and
     transactions.
     """
     @_builtins.property

@@ -974,7 +974,7 @@ class PopSortedSetMembersRequest(_message.Message):
     """At most so many, 1 to 1,024; 0: one."""
     wait_ms: _builtins.int
     """How long to wait where there is nothing to take, milliseconds, at most 3,600,000; 0: not at all. Those who wait are served in the order
-    in which they came. A call that is cancelled may have taken something all the same: the same request_id tells. Refused in pipelines and
+    in which they came. A call that is cancelled may have taken something all the same: the same request, with the same request_id, tells. Refused in pipelines and
     transactions.
     """
     @_builtins.property

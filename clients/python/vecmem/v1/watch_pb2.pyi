@@ -107,7 +107,9 @@ class WatchTarget(_message.Message):
     key_prefix: _builtins.bytes
     """All keys that begin with these bytes, at most 1,024; empty: all keys."""
     collection: _builtins.str
-    """All points of a collection, which has to exist, and the collection itself."""
+    """All points of the collection that has this name when the call begins, and the collection itself. Of an earlier one of that name, deleted before,
+    nothing is told: whoever goes on `after` a position should look whether the collection was made behind it.
+    """
     def __init__(
         self,
         *,

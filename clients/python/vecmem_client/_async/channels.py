@@ -75,9 +75,8 @@ class AsyncSubscription:
         try:
             response = await self._replies.receive()
         except VecmemClientError as failure:
-            first = not self._replies.failed_count
+            self.gap_count += self._started and not self._replies.failed_count
             await self._replies.recover(failure, again=self._reconnect or not self._started)
-            self.gap_count += self._started and first
             return
         if response is not None:
             self._started = True

@@ -118,7 +118,12 @@ class AsyncLock:
         if wait_seconds:
             # Since when it is held is not known here: the lease begins anew, with what is known.
             self._holds_until = time.monotonic() + self._lease_seconds
-            await self.renew()
+            try:
+                await self.renew()
+            except BaseException:
+                self._fencing_token = 0
+                await self._undo(owner)
+                raise
         if self._renews:
             self._background = Background(self._keep, self._lease_seconds / 3)
         return self._fencing_token

@@ -76,9 +76,8 @@ class Subscription:
         try:
             response = self._replies.receive()
         except VecmemClientError as failure:
-            first = not self._replies.failed_count
+            self.gap_count += self._started and not self._replies.failed_count
             self._replies.recover(failure, again=self._reconnect or not self._started)
-            self.gap_count += self._started and first
             return
         if response is not None:
             self._started = True
