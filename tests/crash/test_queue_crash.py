@@ -70,7 +70,9 @@ def test_each_message_is_acknowledged_exactly_once_whenever_the_server_dies(
             assert described.type == keys_pb2.KEY_TYPE_UNSPECIFIED, "an empty queue is no key"
     print(f"{len(ledger.enqueued)} messages", dict(ledger.events))
     expected = ("delivered again", "acknowledged too late", "pending", "from a checkpoint")
-    assert rounds < ROUNDS or all(ledger.events[event] for event in expected), "too little has happened to tell"
+    # What happens in one run is chance; a run in which next to nothing does says nothing.
+    happened = sum(bool(ledger.events[event]) for event in expected)
+    assert rounds < ROUNDS or happened >= 2, "too little has happened to tell"
 
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "again"])
