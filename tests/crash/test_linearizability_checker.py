@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.linearizability import (
     QUEUE,
     REGISTER,
     SET,
+    UNKNOWN,
     Action,
     NotLinearizableError,
     Operation,
@@ -65,6 +68,20 @@ LINEARIZABLE = {
         did(3, 4, "r", "get", result=("a", 1)),
         did(5, 6, "r", "get", result=("b", 7)),
         did(7, 8, "r", "set_if_version", "c", 7, result=(True, 8)),
+    ],
+    "several actions that leave some states as they are and change others": [
+        did(0, 1, "q", "push", 1, result=1),
+        did(2, 3, "q", "push", 1, result=2),
+        Operation.known("client", 4, 9, Action("q", "push", (1,), 3), Action("q", "pop", (), 1)),
+        did(5, 6, "q", "pop", result=1),
+        did(7, 8, "q", "push", 0, result=2),
+        did(10, 11, "q", "items", result=(0, 1)),
+    ],
+    "a write of unknown version that leaves some states as they are and changes others": [
+        did(0, 1, "r", "set", "a", result=UNKNOWN),
+        did(2, 9, "r", "set", "a", result=UNKNOWN),
+        did(3, 4, "r", "set", "b", result=UNKNOWN),
+        did(10, 11, "r", "get", result=("a", 3)),
     ],
     "an unknown write that never happens": [
         may_have(0, "r", "set", "b"),
@@ -283,3 +300,90 @@ def test_keys_that_a_transaction_joins_are_one_part() -> None:
 def test_an_action_that_a_value_does_not_know_is_an_error(specification: Specification) -> None:
     with pytest.raises(ValueError, match="has no"):
         specification.step(specification.initial, Action("x", "fly"))
+
+
+_actions = {
+    "r": [
+        Action("r", name, arguments, result)
+        for name, arguments in [
+            ("set", ("a",)),
+            ("get", ()),
+            ("set_if_absent", ("a",)),
+            ("set_if_version", ("a", 2)),
+            ("delete", ()),
+        ]
+        for result in [
+            0,
+            1,
+            2,
+            3,
+            True,
+            False,
+            ("a", 1),
+            ("a", 2),
+            (None, 0),
+            (True, 2),
+            (True, 3),
+            (False, 0),
+            (False, 1),
+            (False, 2),
+        ]
+        if isinstance(result, tuple) == (name in ("get", "set_if_absent", "set_if_version"))
+    ],
+    "c": [
+        Action("c", name, arguments, result)
+        for name, arguments in [("add", (0,)), ("add", (1,)), ("get", ()), ("is_at_least", (1,))]
+        for result in range(3)
+    ],
+    "s": [
+        Action("s", name, arguments, result)
+        for name, arguments in [
+            ("add", (1,)),
+            ("add", (2,)),
+            ("remove", (1,)),
+            ("contains", (1,)),
+            ("size", ()),
+            ("members", ()),
+        ]
+        for result in [True, False, 0, 2, frozenset(), frozenset({1})]
+    ],
+    "q": [
+        Action("q", name, arguments, result)
+        for name, arguments in [("push", (0,)), ("push", (1,)), ("pop", ()), ("items", ())]
+        for result in [None, 0, 1, 2, 3, (), (0,), (1, 0)]
+    ],
+    "l": [
+        Action("l", name, arguments, result)
+        for name, arguments in [
+            ("acquire", ("A",)),
+            ("acquire", ("B",)),
+            ("holder", ()),
+            ("release", ("A", 1)),
+            ("release", ("A", 2)),
+        ]
+        for result in ([True, False] if name == "release" else [None, ("A", 1), ("A", 2), ("B", 1), ("B", 2)])
+    ],
+}
+
+
+def _reachable(specification: Specification, actions: Sequence[Action], depth: int) -> set[Any]:
+    """States after a few of the actions, told their results or not."""
+    found, new = {specification.initial}, {specification.initial}
+    for _ in range(depth):
+        untold = [replace(action, result=UNKNOWN) for action in actions]
+        new = {after for state in new for action in [*actions, *untold] for after in specification.step(state, action)}
+        found |= new
+    return found
+
+
+@pytest.mark.parametrize("key", _actions)
+def test_a_told_action_leaves_all_states_alone_or_none_on_the_way_there(key: str) -> None:
+    """The search relies on it: what changes nothing here may come at once, for it would change nothing later."""
+    specification = SPECIFICATIONS[key]
+    states = _reachable(specification, _actions[key], 3)
+    assert len(states) > 2
+    for action in _actions[key]:
+        for state in states:
+            if specification.step(state, action) == (state,):
+                later = {after for other in _actions[key] for after in specification.step(state, other)}
+                assert all(specification.step(one, action) in ((), (one,)) for one in later), (action, state)

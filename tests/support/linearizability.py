@@ -8,7 +8,7 @@ effect at any time after its call, or never, with any result. An operation may a
 
 The search is that of Wing and Gong (Testing and verifying concurrent objects, 1993), which does not enter a configuration, of operations done and
 state reached, twice (Lowe, Testing for linearizability, 2017). Keys that no operation has in common are searched apart (Horn and Kroening, Faster
-linearizability checking via P-compositionality, 2015). An operation that leaves the state as it is comes as soon as it can; one of unknown outcome comes
+linearizability checking via P-compositionality, 2015). An operation none of whose actions changes anything comes as soon as it can; one of unknown outcome comes
 where nothing else explains what follows.
 """
 
@@ -57,6 +57,12 @@ class Action:
     arguments: tuple[Any, ...] = ()
     result: Any = UNKNOWN
 
+    @property
+    def told(self) -> bool:
+        """Whether the client was told all of the result."""
+        parts = self.result if isinstance(self.result, tuple) else (self.result,)
+        return UNKNOWN not in parts
+
     def __str__(self) -> str:
         return f"{self.key}.{self.name}({', '.join(map(repr, self.arguments))}) -> {self.result!r}"
 
@@ -97,7 +103,8 @@ class Specification:
 
     initial: Hashable
     step: Callable[[Any, Action], tuple[Hashable, ...]]
-    """The states that a state can become by an action that has this result; none: the result is not possible."""
+    """The states that a state can become by an action that has this result; none: the result is not possible.
+    A result that is told in full and leaves one state as it is leaves every state as it is that can give it."""
 
 
 def check(
@@ -209,7 +216,7 @@ class _Search:
                 _Configuration(first, done, configuration.used, state)
                 for state in self._after(configuration.state, self._known[place])
             ]
-            if [one.state for one in after] == [configuration.state]:
+            if self._changes_nothing(configuration.state, self._known[place]):
                 stack += after  # whatever continues this configuration may as well begin with it
                 return
             further += after
@@ -240,6 +247,19 @@ class _Search:
                 returned_ns = min(returned_ns, operation.returned_ns)
             done >>= 1
         return candidates, returned_ns
+
+    def _changes_nothing(self, state: tuple[Hashable, ...], operation: Operation) -> bool:
+        """Whether an operation leaves this state as it is, and every other in which it has the same results.
+
+        One action that is told all of its result and leaves one state alone leaves alone every state that gives that result: a specification's promise.
+        It does not hold of several together: push(1) and pop() -> 1 exchange equal items of one queue and turn round another.
+        """
+        return all(
+            action.told and self._specifications[place].step(state[place], action) == (state[place],)
+            for way in operation.ways
+            for action in way
+            for place in [self._places[action.key]]
+        )
 
     def _after(self, state: tuple[Hashable, ...], operation: Operation) -> list[tuple[Hashable, ...]]:
         self.steps += 1
