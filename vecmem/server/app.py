@@ -33,6 +33,7 @@ from vecmem.server.channel_servicer import ChannelServicer
 from vecmem.server.collection_servicer import CollectionServicer
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicers
+from vecmem.server.open_streams import OpenStreams
 from vecmem.server.point_servicer import PointServicer
 from vecmem.server.serializers import adapted
 from vecmem.server.transaction_servicer import TransactionServicer
@@ -96,6 +97,7 @@ async def _serve(
             lanes = SearchLanes(shard, search_executor, threads)
             server = make_server(engine)
             methods = adapted(server)
+            streams = OpenStreams()
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
                 importlib.metadata.version("vecmem"),
@@ -107,8 +109,8 @@ async def _serve(
             points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, lanes), methods)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
             transactions_pb2_grpc.add_TransactionServiceServicer_to_server(TransactionServicer(shard), methods)
-            watch_pb2_grpc.add_WatchServiceServicer_to_server(WatchServicer(shard), methods)
-            channels_pb2_grpc.add_ChannelServiceServicer_to_server(ChannelServicer(shard), methods)
+            watch_pb2_grpc.add_WatchServiceServicer_to_server(WatchServicer(shard, streams), methods)
+            channels_pb2_grpc.add_ChannelServiceServicer_to_server(ChannelServicer(shard, streams), methods)
             add_keyspace_servicers(shard, methods)
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
@@ -136,7 +138,7 @@ async def _serve(
             _logger.info("draining, for %g s at most", settings.grace_seconds)
             await healthy.enter_graceful_shutdown()
             shard.end_waiting()
-            await server.stop(settings.grace_seconds)
+            await streams.stop(server, settings.grace_seconds)
 
 
 def _return_freed_memory() -> None:

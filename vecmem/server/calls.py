@@ -8,13 +8,14 @@ import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
 from vecmem.errors import DeadlineExceededError, InvalidArgumentError, VecmemError
 from vecmem.log.group_commit import SLICE_SECONDS
 from vecmem.server.error_table import abort
+from vecmem.server.open_streams import OpenStreams
 from vecmem.server.serializers import check_decoded
 from vecmem.store import wire
 from vecmem.store.collection import Collection
@@ -35,6 +36,17 @@ HEARTBEAT_MS_DEFAULT = 10_000
 S = TypeVar("S")
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+class HasStreams(Protocol):
+    """A servicer with streams that go on until somebody ends them."""
+
+    @property
+    def streams(self) -> OpenStreams:
+        """Of its server."""
+
+
+H = TypeVar("H", bound=HasStreams)
 
 _logger = logging.getLogger(__name__)
 
@@ -80,27 +92,29 @@ def streaming(
 
 
 def server_streaming(
-    method: Callable[[S, Q, Context], AsyncIterator[R]],
-) -> Callable[[S, Q, Context], AsyncIterator[R]]:
+    method: Callable[[H, Q, Context], AsyncIterator[R]],
+) -> Callable[[H, Q, Context], AsyncIterator[R]]:
     """Make a servicer method that answers one request with a stream, in the same way.
 
-    What waits in it has to end, with ShuttingDownError, when `Shard.ending` is set.
+    What waits in it has to end, with ShuttingDownError, when `Shard.ending` is set; one whose client does not read is cancelled
+    (`vecmem.server.open_streams`).
     """
 
     @functools.wraps(method)
-    async def call(self: S, request: Q, context: Context) -> AsyncIterator[R]:
-        try:
-            check_deadline(context)
-            check_decoded(request)
-            async with contextlib.aclosing(
-                cast("AsyncGenerator[R, None]", method(self, request, context))
-            ) as responses:
-                async for response in responses:
-                    yield response
-        except VecmemError as error:
-            await abort(context, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
-            await _abort_unexpected(method.__qualname__, context, error)
+    async def call(self: H, request: Q, context: Context) -> AsyncIterator[R]:
+        with self.streams.open():
+            try:
+                check_deadline(context)
+                check_decoded(request)
+                async with contextlib.aclosing(
+                    cast("AsyncGenerator[R, None]", method(self, request, context))
+                ) as responses:
+                    async for response in responses:
+                        yield response
+            except VecmemError as error:
+                await abort(context, error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
+                await _abort_unexpected(method.__qualname__, context, error)
 
     return call
 

@@ -9,6 +9,7 @@ from vecmem import limits
 from vecmem.errors import InvalidArgumentError, LimitExceededError, ShuttingDownError
 from vecmem.server import calls
 from vecmem.server.calls import Context, arrival, heartbeat_ms, server_streaming, unary
+from vecmem.server.open_streams import OpenStreams
 from vecmem.store.keyspace.operation import check_key
 from vecmem.store.shard import Shard
 from vecmem.v1 import channels_pb2 as api
@@ -21,8 +22,9 @@ RESPONSE_BYTES_MAX = 1024 * 1024
 class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
     """Channels of one node."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, streams: OpenStreams) -> None:
         self._shard = shard
+        self.streams = streams
         self._channels = shard.channels
 
     @unary

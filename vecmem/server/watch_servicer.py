@@ -19,6 +19,7 @@ from vecmem.errors import (
 )
 from vecmem.server import calls
 from vecmem.server.calls import Context, arrival, heartbeat_ms, server_streaming
+from vecmem.server.open_streams import OpenStreams
 from vecmem.store.change_content import add_content
 from vecmem.store.changes import POINT, Change, ChangeKind, RecordChanges
 from vecmem.store.keyspace.operation import check_key
@@ -53,8 +54,9 @@ class _Place:
 class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
     """The change feed of one shard."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, streams: OpenStreams) -> None:
         self._shard = shard
+        self.streams = streams
 
     @server_streaming
     async def Watch(self, request: api.WatchRequest, context: Context) -> AsyncIterator[api.WatchResponse]:

@@ -1,0 +1,65 @@
+"""Streams of replies that go on until somebody ends them, and how they end with the server.
+
+Each of them looks at `Shard.ending` whenever it waits, and ends with ShuttingDownError. One whose client has stopped reading waits for
+room on its connection instead, where nothing wakes it and no status gets through: it is cut off after a moment, so that it
+does not hold up the end of the server for as long as calls may that have work to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+STREAM_END_SECONDS_MAX = 1.0
+"""How long streams may take to tell their clients of the end."""
+Task = asyncio.Task[Any]
+
+
+class OpenStreams:
+    """Those of one server, given to its servicers."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[Task, None] = {}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Take the call of the current task for an open stream, for the length of the block."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = None
+        try:
+            yield
+        finally:
+            del self._tasks[task]
+
+    async def stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
+        """Stop a server whose streams have been told to end, once all other calls are answered or their grace is over."""
+        stopping = asyncio.create_task(server.stop(grace_seconds))
+        # Runs until it waits: no call is taken on from then on.
+        await asyncio.sleep(0)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=min(STREAM_END_SECONDS_MAX, grace_seconds))
+        stuck = [task for task in self._tasks if not task.done()]
+        if stuck:
+            others = _calls_beside(stuck)
+            if others:
+                await asyncio.wait(others, timeout=grace_seconds)
+            # The native engine lets a call go with its task, grpcio only when all calls are cancelled.
+            for task in stuck:
+                task.cancel()
+            await server.stop(None)
+        await stopping
+
+
+def _calls_beside(streams: list[Task]) -> list[Task]:
+    """Other calls in flight. Each has a task that ends when its answer is sent, and that runs the same function as a stream's does."""
+    functions = {_function(task) for task in streams}
+    return [task for task in asyncio.all_tasks() if _function(task) in functions and task not in streams]
+
+
+def _function(task: Task) -> str:
+    return getattr(task.get_coro(), "__qualname__", "")
