@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from tests.support.api import DOT, connect, expect_refusal, params, point
+from tests.support.keyspace import operation
 from tests.support.server import ServerProcess
 from vecmem.v1 import (
     collections_pb2,
@@ -24,6 +25,51 @@ from vecmem.v1 import (
 )
 
 SECONDS_MAX = 60.0
+SETUP = [
+    operation("push_list_items", key=b"list", items=[b"a", b"b", b"c"], end=1),
+    operation("set_hash_fields", key=b"hash", fields=[{"field": b"f", "value": b"v"}]),
+    operation("add_set_members", key=b"set", members=[b"a", b"b"]),
+    operation("add_sorted_set_members", key=b"scores", members=[{"score": 1, "member": b"a"}]),
+    operation("append_stream_entry", key=b"stream", fields=[{"field": b"f", "value": b"v"}]),
+    operation("set_json", key=b"json", path="$", value_json=b'{"a":1,"b":[1]}'),
+    operation("enqueue_messages", key=b"queue", messages=[{"body": b"m"}]),
+    operation("acquire_lock", key=b"lock", owner=b"me", lease_ms=10**6),
+    operation("begin_idempotent", key=b"once", fingerprint=b"f", lease_ms=10**6, retention_ms=10**6),
+]
+GROWING = [
+    operation("add_integer", key=b"new", delta=1),
+    operation("append_string", key=b"new", value=b"x"),
+    operation("set_bit", key=b"new", offset=1, bit=True),
+    operation("set_hash_fields", key=b"hash", fields=[{"field": b"g", "value": b"v"}]),
+    operation("add_set_members", key=b"set", members=[b"c"]),
+    operation("push_list_items", key=b"list", items=[b"d"], end=1),
+    operation("add_sorted_set_members", key=b"scores", members=[{"score": 2, "member": b"b"}]),
+    operation("add_geo_members", key=b"places", members=[{"member": b"m", "position": {}}]),
+    operation("add_hyper_log_log_items", key=b"visitors", items=[b"a"]),
+    operation("append_stream_entry", key=b"stream", fields=[{"field": b"f", "value": b"v"}]),
+    operation("set_json", key=b"json", path="$.c", value_json=b"1"),
+    operation("enqueue_messages", key=b"queue", messages=[{"body": b"m"}]),
+    operation("acquire_lock", key=b"lock2", owner=b"me", lease_ms=10**6),
+    operation(
+        "acquire_permits", key=b"rate", cost=1, token_bucket={"capacity": 1, "refill_permits": 1, "interval_ms": 1}
+    ),
+    operation("begin_idempotent", key=b"once2", fingerprint=b"f", lease_ms=10**6, retention_ms=10**6),
+]
+GOING_ON = [
+    operation("pop_list_items", key=b"list", end=1),
+    operation("trim_list", key=b"list", start=0, stop=0),
+    operation("remove_set_members", key=b"set", members=[b"a"]),
+    operation("pop_set_members", key=b"set", count=1),
+    operation("delete_hash_fields", key=b"hash", fields=[b"f"]),
+    operation("pop_sorted_set_members", key=b"scores", end=1, count=1),
+    operation("trim_stream", key=b"stream", trim={"max_length": 1}),
+    operation("delete_json", key=b"json", path="$.b"),
+    operation("receive_messages", key=b"queue", count=1, visibility_timeout_ms=1_000),
+    operation("take_string", key=b"key00002"),
+    operation("expire_key", key=b"key00003", expiry={"ttl_ms": 10**6}),
+    operation("persist_key", key=b"key00003"),
+    operation("delete_keys", keys=[b"key00004"]),
+]
 LIMIT_BYTES = 3_000_000
 FULL = ("RESOURCE_EXHAUSTED", "MEMORY_LIMIT_EXCEEDED")
 
@@ -56,7 +102,7 @@ def full(tmp_path):
     with served(tmp_path, "none") as process, connect(process.address) as api:
         api.create("c", params(2, DOT))
         api.upsert("c", [point("p", [1.0, 2.0], payload_json=b'{"a":1}')])
-        run(api, pipeline_pb2.Operation(push_list_items={"key": b"list", "items": [b"a", b"b", b"c"], "end": 1}))
+        assert not any(result.HasField("error") for result in run(api, *SETUP))
         number = 0
         while True:
             results = run(api, *(set_(b"key%05d" % (number + place)) for place in range(500)), request_id=f"r{number}")
@@ -87,6 +133,37 @@ def test_what_grows_is_refused(full):
     [outcome] = api.points.UpsertBatch(batch, timeout=SECONDS_MAX).outcomes
     assert outcome.error.reason == "MEMORY_LIMIT_EXCEEDED"
     assert api.info().log_last_sequence == before
+
+
+def test_operations_of_all_structures_are_refused_where_they_grow_and_go_on_where_they_do_not(full):
+    api, _ = full
+    [held] = run(api, operation("describe_lock", key=b"lock"))
+    lock = {"key": b"lock", "owner": b"me", "fencing_token": held.describe_lock.holder.fencing_token}
+    going_on = [*GOING_ON, operation("renew_lock", **lock, lease_ms=10**6), operation("release_lock", **lock)]
+    results = run(api, *GROWING, *going_on)
+    for asked, result in zip(GROWING, results, strict=False):
+        assert result.error.reason == "MEMORY_LIMIT_EXCEEDED", asked
+        assert set(result.error.metadata) == {"used_bytes", "limit_bytes"}
+    for asked, result in zip(going_on, results[len(GROWING) :], strict=True):
+        assert result.WhichOneof("kind") == asked.WhichOneof("kind"), result
+
+
+def test_parts_of_payloads_can_be_removed(full):
+    api, _ = full
+    update = points_pb2.UpdatePayloadRequest(
+        collection="c", ids=filter_pb2.PointIds(ids=["p"]), remove={"paths": ["a"]}
+    )
+    commit = transactions_pb2_grpc.TransactionServiceStub(api.channel).Commit
+    step = transactions_pb2.TransactionStep(update_payload=update)
+    reply = commit(transactions_pb2.CommitRequest(then=[step]), timeout=SECONDS_MAX)
+    assert reply.results[0].update_payload.updated_count == 1
+    assert api.call("UpdatePayload", update).updated_count == 1
+    replaced = points_pb2.UpdatePayloadRequest(
+        collection="c", ids=filter_pb2.PointIds(ids=["p"]), replace_json=b'{"b":2}'
+    )
+    step = transactions_pb2.TransactionStep(update_payload=replaced)
+    request = transactions_pb2.CommitRequest(then=[step])
+    assert refusal_of(lambda: commit(request, timeout=SECONDS_MAX)) == FULL
 
 
 def test_bad_requests_are_told_as_such(full):
@@ -140,7 +217,7 @@ def test_keys_are_evicted_and_stay_evicted(tmp_path, policy):
                 assert all(result.set_string.written for result in run(api, *operations))
             info = api.info()
             # One pipeline more than there was room for is let in.
-            assert info.data_memory_bytes < LIMIT_BYTES + 500 * 1_300
+            assert info.data_memory_bytes < LIMIT_BYTES + 500 * 1_400
             assert info.evicted_key_count + info.key_count == 10_000
             scan = keys_pb2.ScanKeysRequest(page_size=10_000)
             left = keys_pb2_grpc.KeyServiceStub(api.channel).ScanKeys(scan, timeout=SECONDS_MAX).keys

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 
+from tests.support.server import ServerProcess
+
 
 def test_a_string_is_written_read_described_renamed_and_deleted(ask, refused, collection_name):
     key, other = f"{{{collection_name}}}", f"{{{collection_name}}}.2"
@@ -98,3 +100,26 @@ def test_the_server_counts_its_keys(ask, collection_name):
     after = ask("info")
     assert after["key_count"] == before["key_count"] + 1
     assert after["key_memory_bytes"] > before["key_memory_bytes"]
+
+
+def test_info_tells_of_the_memory_limit(ask, vecmem, tmp_path, collection_name):
+    unlimited = ask("info")
+    assert (unlimited["memory_limit_bytes"], unlimited["eviction_policy"], unlimited["evicted_key_count"]) == (
+        0,
+        "none",
+        0,
+    )
+    arguments = ["--memory-limit-bytes", "20000", "--eviction-policy", "lru"]
+    with ServerProcess(tmp_path / "data", arguments=arguments) as limited:
+        for number in range(30):
+            assert (
+                vecmem("--address", limited.address, "strings", "set", f"{collection_name}{number}", "x" * 500).code
+                == 0
+            )
+        info = vecmem("--address", limited.address, "info", "--json").document
+        assert (info["memory_limit_bytes"], info["eviction_policy"]) == (20_000, "lru")
+        assert info["evicted_key_count"] == 30 - info["key_count"] > 0
+        assert info["data_memory_bytes"] > info["key_memory_bytes"] > 0
+        shown = vecmem("--address", limited.address, "info").stdout
+        assert "evicted_key_count" in shown
+        assert "memory_limit_bytes" in shown

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.store.support import DIMENSION, Command, apply, create, dump, entries, shard_at
+from tests.store.support import DIMENSION, Command, apply, create, delete_collection, dump, entries, shard_at
 from tests.support.keyspace import operation
 from vecmem.errors import MemoryLimitError
 from vecmem.store import memory
@@ -33,6 +34,17 @@ async def put(shard: Shard, key: bytes, size: int = 100, expires_at_unix_ms: int
     command.run_operations.operations.append(written)
     if shard.memory.tracks_use:
         shard.memory.touch([key])
+    await shard.write(command)
+
+
+async def upsert_points(shard: Shard, name: str, count: int) -> None:
+    """Make a collection of so many points."""
+    await shard.write(create(name, flat=True))
+    command = Command()
+    command.upsert_points.collection_uid = shard.state.collection(name).uid
+    for number in range(count):
+        command.upsert_points.points.add(id=f"p{number}", payload_json=b'{"a":"%s"}' % (b"x" * 100))
+    command.upsert_points.vectors.add(rows=bytes(4 * DIMENSION * count))
     await shard.write(command)
 
 
@@ -120,36 +132,56 @@ async def test_what_was_used_lately_stays(tmp_path):
         assert sum(key in left for key in unused) <= 100
 
 
-async def test_the_times_of_keys_that_are_gone_are_forgotten(tmp_path):
-    async with limited(tmp_path, "lru") as shard:
-        for number in range(3):
-            for key in KEYS:
-                shard.memory.touch([b"%d" % number + key])
-        for key in KEYS[:1_000]:
-            await put(shard, key)
-        assert len(shard.memory._used_at) <= 2 * len(shard.state.keyspace.values) + memory.FORGOTTEN_KEYS_MAX
-
-
 async def test_collections_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "COLLECTIONS_SECONDS", 0)
-    async with limited(tmp_path, "lru") as shard:
-        await put(shard, KEYS[0])
-        made = create("a", flat=True)
-        await shard.write(made)
-        command = Command()
-        command.upsert_points.collection_uid = shard.state.collection("a").uid
-        for number in range(1_000):
-            command.upsert_points.points.add(id=f"p{number}", payload_json=b'{"a":"%s"}' % (b"x" * 100))
-        command.upsert_points.vectors.add(rows=bytes(4 * DIMENSION * 1_000))
-        await shard.write(command)
+    monkeypatch.setattr(memory, "COLLECTIONS_PAUSE_FACTOR", 0)  # a sum over collections is never an old one
+    async with limited(tmp_path, "volatile-ttl") as shard:
+        await put(shard, KEYS[0], expires_at_unix_ms=shard.now_unix_ms() + 10**6)
+        await upsert_points(shard, "a", 1_000)
         collection = shard.state.collection("a")
-        assert shard.memory.used_bytes() == collection_bytes(collection) + shard.state.keyspace.memory_bytes
+        key_bytes = shard.state.keyspace.memory_bytes + memory.EXPIRY_BYTES
+        assert shard.memory.used_bytes() == collection_bytes(collection) + key_bytes
         assert collection_bytes(collection) > 1_000 * (100 + 4 * DIMENSION)
-        # Points are never evicted: the one key goes, and that is not enough.
+        # Points are never evicted, and there are too many of them: without the key it would be no better.
         with pytest.raises(MemoryLimitError):
             await put(shard, KEYS[1])
-        assert not shard.state.keyspace.values
+        assert list(shard.state.keyspace.values) == [KEYS[0]]
         assert len(collection.row_of) == 1_000
+
+
+async def test_a_collection_that_is_deleted_makes_room_at_once(tmp_path):
+    async with limited(tmp_path, "none") as shard:
+        await upsert_points(shard, "a", 1_000)
+        with pytest.raises(MemoryLimitError):
+            await shard.memory.make_room()
+        await shard.write(delete_collection(shard.state.collection("a").uid))
+        await asyncio.sleep(0.005)
+        await shard.memory.make_room()
+        assert shard.memory.used_bytes() == 0
+
+
+async def test_where_the_keys_are_damaged_points_are_refused_for_want_of_memory(tmp_path):
+    async with limited(tmp_path, "lru") as shard:
+        await upsert_points(shard, "a", 1_000)
+        shard.state.keyspace_damage = "for this test"
+        with pytest.raises(MemoryLimitError):
+            await shard.memory.make_room()
+        shard.memory.touch([b"a"])
+        shard.state.keyspace_damage = ""
+
+
+async def test_an_eviction_goes_on_and_is_counted_when_those_who_wait_for_it_go_away(tmp_path):
+    async with limited(tmp_path, "lru") as shard:
+        while shard.memory.used_bytes() <= LIMIT_BYTES:
+            await put(shard, b"key%06d" % len(shard.state.keyspace.values))
+        count = len(shard.state.keyspace.values)
+        waiting = [asyncio.create_task(shard.memory.make_room()) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in waiting[:2]:
+            task.cancel()
+        await waiting[2]
+        assert all(task.cancelled() for task in waiting[:2])
+        assert shard.memory.used_bytes() <= LIMIT_BYTES
+        assert shard.memory.evicted_key_count == count - len(shard.state.keyspace.values) > 0
 
 
 def test_an_eviction_of_keys_that_are_gone_does_nothing() -> None:

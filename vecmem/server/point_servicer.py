@@ -119,7 +119,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             command.update_payloads.CopyFrom(validation.update_payload_command(collection, request))
 
         await self._prepare_selection(request)
-        result = await calls.write(self._shard, request, build, grows=True)
+        result = await calls.write(self._shard, request, build, grows=not request.HasField("remove"))
         return api.UpdatePayloadResponse(
             header=calls.header(self._shard, result.sequence),
             updated_count=result.updated_count,

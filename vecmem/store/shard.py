@@ -407,10 +407,10 @@ class Shard:
             await asyncio.sleep(EXPIRY_SWEEP_PAUSE_FACTOR * (time.perf_counter() - began))
         return more
 
-    async def _evict_keys(self, keys: list[bytes]) -> None:
+    async def _evict_keys(self, keys: list[bytes]) -> int:
         command = command_pb2.Command()
         command.evict_keys.keys.extend(keys)
-        await self.write(command)
+        return (await self.write(command)).deleted_count
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ def grows(request: api.CommitRequest) -> bool:
     return any(
         operations.OPERATIONS[str(step.operation.WhichOneof("kind"))].grows
         if step.HasField("operation") and step.operation.WhichOneof("kind")
-        else step.HasField("upsert") or step.HasField("update_payload")
+        else step.HasField("upsert") or (step.HasField("update_payload") and not step.update_payload.HasField("remove"))
         for step in (*request.then, *request.otherwise)
     )
 

@@ -186,6 +186,16 @@ class Keyspace:
             heapq.heappush(self._expiring, (due_unix_ms, key))
         return list(found), more
 
+    def expires(self, key: bytes) -> bool:
+        """Whether a key is there and goes at some time by itself."""
+        return key in self.expiries or key in self.endings
+
+    def some_expiring(self, shares: Iterable[float]) -> Iterator[bytes]:
+        """Keys that expire, one for each share from 0 to below 1 of them, in no order that matters; some may be gone."""
+        for share in shares:
+            if self._expiring:
+                yield self._expiring[int(share * len(self._expiring))][1]
+
     def remove_expired(self, keys: Iterable[bytes], now_unix_ms: int) -> int:
         """Remove those of the keys whose time has come; returns how many."""
         expired = [key for key in dict.fromkeys(keys) if key in self.values and self.find(key, now_unix_ms) is None]
