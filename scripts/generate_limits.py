@@ -69,6 +69,7 @@ GROUPS: dict[str, dict[str, Told]] = {
         "SUBSCRIPTION_PATTERN_BYTES_MAX": Told("bytes", "of the patterns of one subscription", TOO_MUCH),
         "MESSAGES_PER_PUBLICATION_MAX": Told("messages", "of one publication", TOO_MUCH),
         "CHANNEL_MESSAGE_BYTES_MAX": Told("bytes", "of a message to a channel", TOO_MUCH),
+        "PUBLICATION_BYTES_MAX": Told("bytes", "of the messages of one publication", TOO_MUCH),
         "SUBSCRIBER_MESSAGES_MAX": Told("messages", "that wait for a subscriber", "SLOW_CONSUMER"),
         "SUBSCRIBER_BYTES_MAX": Told("bytes", "of messages that wait for a subscriber", "SLOW_CONSUMER"),
         "WATCH_TARGETS_MAX": Told("targets", "of one change feed", TOO_MUCH),

@@ -52,6 +52,8 @@ SUBSCRIPTION_PATTERN_BYTES_MAX: Final = 8 * 1024
 """Of all patterns of one subscription: reading them takes a tenth of a second."""
 MESSAGES_PER_PUBLICATION_MAX: Final = 1_024
 CHANNEL_MESSAGE_BYTES_MAX: Final = 1024 * 1024
+PUBLICATION_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Of messages published at once: half of what may wait for a subscriber, so that one who keeps up is not cut off by a single call."""
 SUBSCRIBER_MESSAGES_MAX: Final = 10_000
 SUBSCRIBER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Of messages that a subscriber has not read; one that is further behind is cut off with SLOW_CONSUMER."""

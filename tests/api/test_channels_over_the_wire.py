@@ -84,12 +84,15 @@ def test_a_slow_subscriber_is_told_and_nobody_else_notices(tmp_path, engine):
     ):
         message = b"x" * 100_000
         with Listener(slow.channel, channels=[b"c"]) as lagging, Listener(api.channel, channels=[b"c"]) as quick:
+            got = []
             for _ in range(400):
-                assert publish(api.channel, b"c", message) == 2
+                got.append(publish(api.channel, b"c", message))
                 assert quick.take(1) == [(b"c", message)]
             refusal = expect_refusal(lambda: lagging.take(401))
             assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "SLOW_CONSUMER")
-            assert 0 < int(refusal.metadata["missed_count"]) < 400
+            missed_count = int(refusal.metadata["missed_count"])
+            assert 0 < missed_count < 400
+            assert got == [2] * (400 - missed_count) + [1] * missed_count
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -146,6 +149,12 @@ async def test_many_subscribers(tmp_path):
             channels_pb2.PublishRequest(channel=b"c", messages=[b"", bytes(2**20 + 1)]),
             "LIMIT_EXCEEDED",
             "messages[1]",
+        ),
+        (
+            "Publish",
+            channels_pb2.PublishRequest(channel=b"c", messages=[bytes(2**20)] * 8 + [b"m"]),
+            "LIMIT_EXCEEDED",
+            "messages",
         ),
         ("Subscribe", channels_pb2.SubscribeRequest(), "INVALID_ARGUMENT", "channels"),
         ("Subscribe", channels_pb2.SubscribeRequest(channels=[b"c"] * 1_025), "LIMIT_EXCEEDED", "channels"),

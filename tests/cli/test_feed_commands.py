@@ -65,8 +65,9 @@ def test_watch_shows_changes_as_they_happen(ask, vecmem, server, run_beside, col
     assert document["operation"] == {"deleteKeys": {"keys": [encoded(key)]}}
 
 
-def test_watch_ends_with_an_interrupt(run_beside, collection_name):
-    watching = run_beside("watch", collection_name)
+@pytest.mark.parametrize("command", ["watch", "subscribe"])
+def test_an_interrupt_ends_what_goes_on(run_beside, collection_name, command):
+    watching = run_beside(command, collection_name)
     watching.send_signal(signal.SIGINT)
     watching.communicate(timeout=SECONDS_MAX)
     assert watching.returncode == 130

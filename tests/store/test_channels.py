@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from vecmem import limits
 from vecmem.errors import SlowConsumerError
-from vecmem.store.channels import Channels, Subscriber
+from vecmem.store.channels import Channels, Published, Subscriber
 
 NAMES = [b"a", b"ab", b"b", b"news.x"]
 PATTERNS = [b"*", b"a*", b"?", b"news.*", b"[ab]"]
@@ -38,7 +39,7 @@ def test_everybody_gets_what_they_subscribed_to_once_and_in_order(
 ) -> None:
     channels = Channels()
     subscribers = [channels.subscribe(*interest) for interest in interests]
-    taken: list[list[tuple[bytes, bytes]]] = [[] for _ in subscribers]
+    taken: list[list[Published]] = [[] for _ in subscribers]
     for name, messages in published:
         expected = sum(name in names or any(matches(one, name) for one in patterns) for names, patterns in interests)
         assert channels.publish(name, messages) == expected
@@ -49,12 +50,15 @@ def test_everybody_gets_what_they_subscribed_to_once_and_in_order(
         while more := subscriber.messages(150):
             found.extend(more)
         assert subscriber.waiting_bytes == 0
-        assert found == [
+        assert [(one.channel, one.message) for one in found] == [
             (name, message)
             for name, messages in published
             if name in names or any(matches(one, name) for one in patterns)
             for message in messages
         ]
+        for one in found:
+            assert not one.pattern if one.channel in names else matches(one.pattern, one.channel)
+            assert one.pattern in (b"", *patterns)
     listed, more = channels.listing(b"", b"", 10)
     assert not more
     assert listed == [(name, count) for name in NAMES if (count := sum(name in names for names, _ in interests))]
@@ -65,17 +69,83 @@ def test_everybody_gets_what_they_subscribed_to_once_and_in_order(
     assert not channels._by_pattern
 
 
+class Reader:
+    """A subscriber as it ought to be: all that it was sent, until there was no room."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.waiting: list[tuple[bytes, bytes]] = []
+        self.missed = 0
+
+    def takes(self, name: bytes, messages: list[bytes]) -> bool:
+        size = sum(100 + len(a) + len(b) for a, b in [*self.waiting, *((name, one) for one in messages)])
+        room = not self.missed and len(self.waiting) + len(messages) <= 5 and size <= 600
+        if room:
+            self.waiting += [(name, message) for message in messages]
+        else:
+            self.missed += len(messages)
+        return room
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("subscribe"), st.lists(st.sampled_from(NAMES), min_size=1, max_size=2)),
+    st.tuples(st.just("forget"), st.integers(0, 10)),
+    st.tuples(st.just("read"), st.integers(0, 10)),
+    st.tuples(st.just("publish"), st.sampled_from(NAMES), st.lists(st.binary(max_size=90), min_size=1, max_size=3)),
+    st.tuples(st.just("publish"), st.sampled_from(NAMES), st.lists(st.binary(max_size=90), min_size=1, max_size=3)),
+)
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_those_who_come_and_go_and_fall_behind_are_in_nobodys_way(steps: list[tuple[Any, ...]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "SUBSCRIBER_MESSAGES_MAX", 5)
+        patch.setattr(limits, "SUBSCRIBER_BYTES_MAX", 600)
+        channels = Channels()
+        readers: list[Reader] = []
+        for what, *arguments in steps:
+            match what:
+                case "subscribe":
+                    readers.append(Reader(channels.subscribe(arguments[0], [])))
+                case "publish":
+                    name, messages = arguments
+                    took = [one.takes(name, messages) for one in readers if name in one.subscriber.channels]
+                    assert channels.publish(name, messages) == sum(took)
+                case "forget" if readers:
+                    channels.forget(readers.pop(arguments[0] % len(readers)).subscriber)
+                case "read" if readers:
+                    reader = readers[arguments[0] % len(readers)]
+                    if reader.missed and not reader.waiting:
+                        with pytest.raises(SlowConsumerError, match=f" {reader.missed} messages"):
+                            reader.subscriber.messages(10_000)
+                        continue
+                    found = reader.subscriber.messages(10_000)
+                    assert [(one.channel, one.message) for one in found] == reader.waiting
+                    reader.waiting = []
+        assert len(channels) == len(readers)
+
+
+def test_what_waits_counts_with_its_channel() -> None:
+    """Many short messages on a channel with a long name are what their names are."""
+    channels = Channels()
+    subscriber = channels.subscribe([], [b"n*"])
+    channels.publish(b"n" * 1_024, [b"m"] * 1_000)
+    part = subscriber.messages(100_000)
+    assert sum(len(one.channel) + len(one.message) + len(one.pattern) for one in part) < 100_000
+    assert subscriber.waiting_bytes == sum(one.size_bytes for one in subscriber.waiting)
+
+
 @pytest.mark.parametrize("limit", ["SUBSCRIBER_MESSAGES_MAX", "SUBSCRIBER_BYTES_MAX"])
 def test_who_is_too_slow_gets_what_it_had_and_then_hears_of_it(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(limits, limit, {"SUBSCRIBER_MESSAGES_MAX": 4, "SUBSCRIBER_BYTES_MAX": 4 * 101}[limit])
+    monkeypatch.setattr(limits, limit, {"SUBSCRIBER_MESSAGES_MAX": 4, "SUBSCRIBER_BYTES_MAX": 4 * 102}[limit])
     channels = Channels()
     slow, quick = channels.subscribe([b"c"], []), channels.subscribe([b"c"], [])
-    taken: list[tuple[bytes, bytes]] = []
+    taken: list[Published] = []
     for number in range(7):
-        assert channels.publish(b"c", [b"%d" % number]) == 2
+        assert channels.publish(b"c", [b"%d" % number]) == (2 if number < 4 else 1)
         taken += quick.messages(1_000)
-    assert [message for _, message in taken] == [b"%d" % number for number in range(7)]
-    assert [message for _, message in slow.messages(1_000)] == [b"0", b"1", b"2", b"3"]
+    assert [one.message for one in taken] == [b"%d" % number for number in range(7)]
+    assert [one.message for one in slow.messages(1_000)] == [b"0", b"1", b"2", b"3"]
     channels.publish(b"c", [b"7"])
     with pytest.raises(SlowConsumerError) as told:
         slow.messages(1_000)
@@ -97,6 +167,6 @@ def test_subscribers_that_are_equal_are_not_mistaken_for_each_other() -> None:
     first, second = (channels.subscribe([b"a"], [b"*"]) for _ in range(2))
     channels.forget(first)
     assert channels.publish(b"a", [b"m"]) == 1
-    assert second.messages(10) == [(b"a", b"m")]
+    assert second.messages(10) == [Published(b"a", b"m", b"")]
     assert isinstance(first, Subscriber)
     assert first.messages(10) == []

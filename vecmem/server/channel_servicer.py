@@ -43,6 +43,11 @@ class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
                     f"has {len(message)} bytes, more than {limits.CHANNEL_MESSAGE_BYTES_MAX}",
                     field=f"messages[{index}]",
                 )
+        size_bytes = sum(map(len, request.messages))
+        if size_bytes > limits.PUBLICATION_BYTES_MAX:
+            raise LimitExceededError(
+                f"{size_bytes} bytes of messages, more than {limits.PUBLICATION_BYTES_MAX}", field="messages"
+            )
         count = self._channels.publish(request.channel, request.messages)
         return api.PublishResponse(header=self._header(), subscriber_count=count)
 
@@ -77,7 +82,10 @@ class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
                 if messages or time.monotonic() - told_at >= heartbeat_seconds:
                     yield api.SubscribeResponse(
                         header=self._header(),
-                        messages=[api.ChannelMessage(channel=channel, message=one) for channel, one in messages],
+                        messages=[
+                            api.ChannelMessage(channel=one.channel, message=one.message, pattern=one.pattern)
+                            for one in messages
+                        ],
                     )
                     told_at = time.monotonic()
                 else:

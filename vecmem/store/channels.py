@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
@@ -19,8 +19,21 @@ from vecmem.errors import SlowConsumerError
 from vecmem.store.keyspace.glob import compile_glob
 
 MESSAGE_OVERHEAD_BYTES = 100
-"""About what a waiting message takes beyond its own bytes, its channel's included."""
-K = TypeVar("K")
+"""About what a waiting message takes beyond its own bytes and those of its channel and pattern."""
+
+
+class Published(NamedTuple):
+    """A message on its way to one subscriber."""
+
+    channel: bytes
+    message: bytes
+    pattern: bytes
+    """One of the subscriber's that matches the channel; empty where it listens to the channel by name."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes."""
+        return len(self.channel) + len(self.message) + len(self.pattern) + MESSAGE_OVERHEAD_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -29,42 +42,43 @@ class Subscriber:
 
     channels: tuple[bytes, ...]
     patterns: tuple[bytes, ...]
-    waiting: deque[tuple[bytes, bytes]] = field(default_factory=deque)
-    """Channel and message."""
+    waiting: deque[Published] = field(default_factory=deque)
     waiting_bytes: int = 0
     missed_count: int = 0
     """Messages that there was no room for; from the first of them on nothing is taken."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self, channel: bytes, messages: Sequence[bytes]) -> None:
-        """Keep messages, or, without room for all of them, none from now on."""
-        size_bytes = sum(map(len, messages)) + MESSAGE_OVERHEAD_BYTES * len(messages)
-        if (
-            self.missed_count
-            or len(self.waiting) + len(messages) > limits.SUBSCRIBER_MESSAGES_MAX
-            or self.waiting_bytes + size_bytes > limits.SUBSCRIBER_BYTES_MAX
-        ):
-            self.missed_count += len(messages)
-        else:
-            self.waiting.extend((channel, message) for message in messages)
+    def take(self, published: Sequence[Published]) -> bool:
+        """Keep messages, or, without room for all of them, none from now on; returns which."""
+        size_bytes = sum(one.size_bytes for one in published)
+        room = (
+            not self.missed_count
+            and len(self.waiting) + len(published) <= limits.SUBSCRIBER_MESSAGES_MAX
+            and self.waiting_bytes + size_bytes <= limits.SUBSCRIBER_BYTES_MAX
+        )
+        if room:
+            self.waiting.extend(published)
             self.waiting_bytes += size_bytes
+        else:
+            self.missed_count += len(published)
         self.arrived.set()
+        return room
 
-    def messages(self, size_bytes_max: int) -> list[tuple[bytes, bytes]]:
-        """Channel and message of what has come, up to a size but at least one; empty: nothing has.
+    def messages(self, size_bytes_max: int) -> list[Published]:
+        """What has come, up to a size but at least one message; empty: nothing has.
 
         Raises:
             SlowConsumerError: there was no room for what came behind the messages that were taken before.
         """
         self.arrived.clear()
-        found: list[tuple[bytes, bytes]] = []
+        found: list[Published] = []
         size_bytes = 0
         while self.waiting:
-            size_bytes += len(self.waiting[0][1]) + MESSAGE_OVERHEAD_BYTES
+            size_bytes += self.waiting[0].size_bytes
             if found and size_bytes > size_bytes_max:
                 return found
             found.append(self.waiting.popleft())
-            self.waiting_bytes -= len(found[-1][1]) + MESSAGE_OVERHEAD_BYTES
+            self.waiting_bytes -= found[-1].size_bytes
         if not found and self.missed_count:
             raise SlowConsumerError(
                 f"the subscriber was too slow: {self.missed_count} messages found no room",
@@ -109,14 +123,17 @@ class Channels:
                 del self._by_pattern[pattern]
 
     def publish(self, channel: bytes, messages: Sequence[bytes]) -> int:
-        """Pass messages on; returns how many subscribers there were for them, those included that have been cut off."""
-        listening = {id(subscriber): subscriber for subscriber in self._by_channel.get(channel, ())}
-        for matches, subscribers in self._by_pattern.values():
+        """Pass messages on; returns how many subscribers got them."""
+        listening = {id(subscriber): (subscriber, b"") for subscriber in self._by_channel.get(channel, ())}
+        for pattern, (matches, subscribers) in self._by_pattern.items():
             if matches(channel):
-                listening.update((id(subscriber), subscriber) for subscriber in subscribers)
-        for subscriber in listening.values():
-            subscriber.take(channel, messages)
-        return len(listening)
+                for subscriber in subscribers:
+                    listening.setdefault(id(subscriber), (subscriber, pattern))
+        published = {
+            pattern: [Published(channel, message, pattern) for message in messages]
+            for pattern in {pattern for _, pattern in listening.values()}
+        }
+        return sum(subscriber.take(published[pattern]) for subscriber, pattern in listening.values())
 
     def listing(self, pattern: bytes, after: bytes, count_max: int) -> tuple[list[tuple[bytes, int]], bool]:
         """Channels that match and how many subscribe to each, in order behind one, and whether there are more."""

@@ -31,7 +31,12 @@ async def test_messages_reach_those_who_listen(server, collection_name):
                 ChannelMessage(name.encode(), b"1"),
                 ChannelMessage(name.encode(), b"2"),
             ]
-            assert [(await anext(several)).message for _ in range(3)] == [b"1", b"2", b"3"]
+            pattern = name.encode() + b"*"
+            assert [await anext(several) for _ in range(2)] == [
+                ChannelMessage(name.encode(), b"1", pattern),
+                ChannelMessage(name.encode(), b"2", pattern),
+            ]
+            assert (await anext(several)).message == b"3"
             assert await client.list_channels(name + "*") == {name.encode(): 1}
         assert [message async for message in one] == []
         with pytest.raises(LimitExceededError):

@@ -17,6 +17,8 @@ class ChannelMessage:
 
     channel: bytes
     message: bytes
+    pattern: bytes = b""
+    """The pattern that matched; empty where the subscription names the channel itself."""
 
 
 def names(values: Iterable[BytesLike], argument: str) -> list[bytes]:

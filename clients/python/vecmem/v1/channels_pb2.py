@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vecmem.v1 import common_pb2 as vecmem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vecmem/v1/channels.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\"3\n\x0ePublishRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x0c\x12\x10\n\x08messages\x18\x02 \x03(\x0c\"V\n\x0fPublishResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x18\n\x10subscriber_count\x18\x02 \x01(\x04\"L\n\x10SubscribeRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\x0c\x12\x10\n\x08patterns\x18\x02 \x03(\x0c\x12\x14\n\x0cheartbeat_ms\x18\x03 \x01(\r\"2\n\x0e\x43hannelMessage\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x0c\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"k\n\x11SubscribeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12+\n\x08messages\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.ChannelMessage\"H\n\x13ListChannelsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\x0c\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\"8\n\x0b\x43hannelInfo\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x0c\x12\x18\n\x10subscriber_count\x18\x02 \x01(\x04\"\x9b\x01\n\x14ListChannelsResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12(\n\x08\x63hannels\x18\x02 \x03(\x0b\x32\x16.vecmem.v1.ChannelInfo\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12 \n\x18pattern_subscriber_count\x18\x04 \x01(\x04\x32\xed\x01\n\x0e\x43hannelService\x12@\n\x07Publish\x12\x19.vecmem.v1.PublishRequest\x1a\x1a.vecmem.v1.PublishResponse\x12H\n\tSubscribe\x12\x1b.vecmem.v1.SubscribeRequest\x1a\x1c.vecmem.v1.SubscribeResponse0\x01\x12O\n\x0cListChannels\x12\x1e.vecmem.v1.ListChannelsRequest\x1a\x1f.vecmem.v1.ListChannelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vecmem/v1/channels.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\"3\n\x0ePublishRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x0c\x12\x10\n\x08messages\x18\x02 \x03(\x0c\"V\n\x0fPublishResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x18\n\x10subscriber_count\x18\x02 \x01(\x04\"L\n\x10SubscribeRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\x0c\x12\x10\n\x08patterns\x18\x02 \x03(\x0c\x12\x14\n\x0cheartbeat_ms\x18\x03 \x01(\r\"C\n\x0e\x43hannelMessage\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x0c\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0f\n\x07pattern\x18\x03 \x01(\x0c\"k\n\x11SubscribeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12+\n\x08messages\x18\x02 \x03(\x0b\x32\x19.vecmem.v1.ChannelMessage\"H\n\x13ListChannelsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\x0c\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\"8\n\x0b\x43hannelInfo\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\x0c\x12\x18\n\x10subscriber_count\x18\x02 \x01(\x04\"\x9b\x01\n\x14ListChannelsResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12(\n\x08\x63hannels\x18\x02 \x03(\x0b\x32\x16.vecmem.v1.ChannelInfo\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12 \n\x18pattern_subscriber_count\x18\x04 \x01(\x04\x32\xed\x01\n\x0e\x43hannelService\x12@\n\x07Publish\x12\x19.vecmem.v1.PublishRequest\x1a\x1a.vecmem.v1.PublishResponse\x12H\n\tSubscribe\x12\x1b.vecmem.v1.SubscribeRequest\x1a\x1c.vecmem.v1.SubscribeResponse0\x01\x12O\n\x0cListChannels\x12\x1e.vecmem.v1.ListChannelsRequest\x1a\x1f.vecmem.v1.ListChannelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBSCRIBEREQUEST']._serialized_start=204
   _globals['_SUBSCRIBEREQUEST']._serialized_end=280
   _globals['_CHANNELMESSAGE']._serialized_start=282
-  _globals['_CHANNELMESSAGE']._serialized_end=332
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=334
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=441
-  _globals['_LISTCHANNELSREQUEST']._serialized_start=443
-  _globals['_LISTCHANNELSREQUEST']._serialized_end=515
-  _globals['_CHANNELINFO']._serialized_start=517
-  _globals['_CHANNELINFO']._serialized_end=573
-  _globals['_LISTCHANNELSRESPONSE']._serialized_start=576
-  _globals['_LISTCHANNELSRESPONSE']._serialized_end=731
-  _globals['_CHANNELSERVICE']._serialized_start=734
-  _globals['_CHANNELSERVICE']._serialized_end=971
+  _globals['_CHANNELMESSAGE']._serialized_end=349
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=351
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=458
+  _globals['_LISTCHANNELSREQUEST']._serialized_start=460
+  _globals['_LISTCHANNELSREQUEST']._serialized_end=532
+  _globals['_CHANNELINFO']._serialized_start=534
+  _globals['_CHANNELINFO']._serialized_end=590
+  _globals['_LISTCHANNELSRESPONSE']._serialized_start=593
+  _globals['_LISTCHANNELSRESPONSE']._serialized_end=748
+  _globals['_CHANNELSERVICE']._serialized_start=751
+  _globals['_CHANNELSERVICE']._serialized_end=988
 # @@protoc_insertion_point(module_scope)

@@ -31,7 +31,7 @@ class PublishRequest(_message.Message):
     """The channel, 1 to 1,024 bytes."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """1 to 1,024 messages, of at most 1 MiB each."""
+        """1 to 1,024 messages, of at most 1 MiB each and 8 MiB together."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PublishResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     SUBSCRIBER_COUNT_FIELD_NUMBER: _builtins.int
     subscriber_count: _builtins.int
-    """Subscribers that the messages were passed on to."""
+    """Subscribers that the messages were passed on to. Those that have fallen too far behind are not among them."""
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """What the reply reflects."""
@@ -117,19 +117,23 @@ class ChannelMessage(_message.Message):
 
     CHANNEL_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
     channel: _builtins.bytes
     """Where it was published."""
     message: _builtins.bytes
     """What it says."""
+    pattern: _builtins.bytes
+    """The pattern that matched; one of them, where several of the subscriber's do. Empty: the subscriber names the channel itself."""
     def __init__(
         self,
         *,
         channel: _builtins.bytes = ...,
         message: _builtins.bytes = ...,
+        pattern: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "message", b"message", "pattern", b"pattern"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

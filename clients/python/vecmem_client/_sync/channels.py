@@ -53,7 +53,7 @@ class Subscription:
                 raise StopIteration
             self._hear()
         message = self._messages.popleft()
-        return ChannelMessage(message.channel, message.message)
+        return ChannelMessage(message.channel, message.message, message.pattern)
 
     def __iter__(self) -> Self:
         return self
@@ -88,7 +88,7 @@ class ChannelMethods(Base):
     """ChannelService."""
 
     def publish(self, channel: BytesLike, *messages: BytesLike, timeout_seconds: float | None = None) -> int:
-        """Send 1 to 1,024 messages to whoever listens to a channel now; returns how many subscribers there are.
+        """Send 1 to 1,024 messages, 8 MiB at most, to whoever listens to a channel now; returns how many subscribers got them.
 
         Nothing is kept, and a call that fails is not repeated: its messages may have been sent. Topics keep messages.
         """
