@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 
 import grpc
 import pytest
@@ -32,7 +33,7 @@ from vecmem.v1 import (
 
 SECONDS_MAX = 60.0
 WRITTEN, EXPIRY_SET, DELETED, EXPIRED = range(1, 5)
-COLLECTION_CHANGED, COLLECTION_DELETED = 6, 7
+COLLECTION_CHANGED, COLLECTION_DELETED, COLLECTION_CREATED = 6, 7, 8
 ENGINES = [engine for engine in GRPC_ENGINES if engine != "auto"]
 
 
@@ -156,6 +157,48 @@ def test_changes_of_a_collection_and_its_points(api, key, collection_name):
         assert memoryview(changes[1].written_point.vector.dense.packed).cast("f").tolist() == [3.0, 4.0]
         assert changes[2].payload_update == points_pb2.UpdatePayloadRequest(merge_json=b'{"n":2}')
         assert changes[3].WhichOneof("content") is None
+
+
+def test_a_collection_is_watched_by_its_name_through_deletion_and_restart(tmp_path):
+    """Whoever was away while it was made anew learns what became of the old one, after a restart as well."""
+
+    def told(api, *targets, **start):
+        with Feed(api.channel, *targets, **start) as feed:
+            return [(one.kind, one.point.collection or one.collection, one.point.id) for one in feed.changes(7)]
+
+    expected = [
+        (COLLECTION_CREATED, "a", ""),
+        (WRITTEN, "a", "old"),
+        (COLLECTION_CHANGED, "a", ""),
+        (COLLECTION_DELETED, "a", ""),
+        (COLLECTION_CREATED, "a", ""),
+        (WRITTEN, "a", "new"),
+        (DELETED, "a", "new"),
+    ]
+    arguments = ["--checkpoint-idle-seconds", "0.1", "--checkpoint-log-bytes", "1024"]
+    with ServerProcess(tmp_path / "data", arguments=arguments) as process:
+        with connect(process.address) as api, Feed(api.channel, of_collection("a")) as feed:
+            api.create("other", params(2, DOT))
+            api.upsert("other", [point("p", [1.0, 2.0])])
+            api.create("a", params(2, DOT))
+            api.upsert("a", [point("old", [1.0, 2.0])])
+            api.call("UpdateCollection", collections_pb2.UpdateCollectionRequest(name="a", description="d" * 2_000))
+            for name in ("a", "other"):
+                api.call("DeleteCollection", collections_pb2.DeleteCollectionRequest(name=name))
+            api.create("a", params(2, DOT))
+            api.upsert("a", [point("new", [1.0, 2.0])])
+            api.delete("a", "new")
+            assert [
+                (one.kind, one.point.collection or one.collection, one.point.id) for one in feed.changes(7)
+            ] == expected
+            assert told(api, of_collection("a"), earliest=True) == expected
+            assert told(api, of_collection("a"), after={"sequence": 2}) == expected
+            while api.info().checkpoint_sequence < 9:
+                time.sleep(0.05)
+        process.kill()
+        process.start()
+        with connect(process.address) as api:
+            assert told(api, of_collection("a"), earliest=True) == expected
 
 
 def test_what_a_transaction_did_comes_with_its_content(api, key, collection_name):
@@ -351,7 +394,7 @@ def test_the_newest_changes_outlive_a_checkpoint_and_a_restart(own_server, tmp_p
         ({"targets": [watch_pb2.WatchTarget()]}, "INVALID_ARGUMENT", "INVALID_ARGUMENT", "targets[0].kind"),
         ({"targets": [of_key(b"")]}, "INVALID_ARGUMENT", "INVALID_KEY", "targets[0].key"),
         ({"targets": [of_prefix(bytes(1_025))]}, "INVALID_ARGUMENT", "LIMIT_EXCEEDED", "targets[0].key_prefix"),
-        ({"targets": [of_collection("none")]}, "NOT_FOUND", "COLLECTION_NOT_FOUND", "targets[0].collection"),
+        ({"targets": [of_collection(".x")]}, "INVALID_ARGUMENT", "INVALID_ID", "targets[0].collection"),
         ({"targets": [of_prefix(b"")], "heartbeat_ms": 99}, "INVALID_ARGUMENT", "INVALID_ARGUMENT", "heartbeat_ms"),
         ({"targets": [of_prefix(b"")], "after": {"sequence": 2**63}}, "OUT_OF_RANGE", "POSITION_AHEAD", ""),
     ],

@@ -150,8 +150,8 @@ def test_what_records_do_to_points_is_noted_in_order_of_ids() -> None:
     for entry in entries([create("a", flat=True), write, by_filter, dropped]):
         apply(state, entry)
     assert [told(state, sequence) for sequence in range(1, 5)] == [
-        [],
+        [(0, ChangeKind.COLLECTION_CREATED, POINT, b"a")],
         [(0, ChangeKind.WRITTEN, POINT, b"p3"), (2, ChangeKind.WRITTEN, POINT, b"p2")],
         [(0, ChangeKind.DELETED, POINT, b"p2"), (0, ChangeKind.DELETED, POINT, b"p3")],
-        [(0, ChangeKind.COLLECTION_DELETED, POINT, b"")],
+        [(0, ChangeKind.COLLECTION_DELETED, POINT, b"a")],
     ]

@@ -24,13 +24,18 @@ def record(sequence: int, *changes: tuple[int, int, bytes]) -> RecordChanges:
     return RecordChanges(sequence, 0, bytes(noted.packed))
 
 
+def collection_name(change: Change) -> str:
+    """The name of the collection of a point."""
+    return f"c{change.number}"
+
+
 def seen(watcher: Watcher) -> list[tuple[int, bytes]]:
     """What a watcher is told now."""
     return [
         (one.sequence, change.name)
         for one in watcher.records()
         for change in one.changes()
-        if watcher.watched.has(change)
+        if watcher.watched.has(change, collection_name(change))
     ]
 
 
@@ -42,7 +47,7 @@ watched = st.builds(
     Watched,
     keys=st.frozensets(st.sampled_from(KEYS)),
     prefixes=st.lists(st.sampled_from([b"", b"a", b"ab", b"c"]), max_size=2, unique=True).map(tuple),
-    collection_uids=st.frozensets(st.integers(1, 2)),
+    collections=st.frozensets(st.sampled_from(["c1", "c2"])),
 )
 
 
@@ -69,7 +74,7 @@ def test_everything_of_interest_comes_once_and_in_order(
         patch.setattr(watching, "CATCH_UP_RECORDS", 2)
         patch.setattr(watching, "INDEXED_BYTES_MAX", indexed_max)
         window = ChangeWindow()
-        hub = ChangeHub(window)
+        hub = ChangeHub(window, collection_name)
         watchers: list[tuple[int, Watcher, list[tuple[int, bytes]]]] = []
         records: list[RecordChanges] = []
         for sequence, made in enumerate(history, start=1):
@@ -91,7 +96,7 @@ def test_everything_of_interest_comes_once_and_in_order(
                 for one in records
                 if one.sequence > start
                 for change in one.changes()
-                if watcher.watched.has(change)
+                if watcher.watched.has(change, collection_name(change))
             ]
             hub.forget(watcher)
         assert len(hub) == 0
@@ -102,7 +107,7 @@ def test_everything_of_interest_comes_once_and_in_order(
 
 def test_what_is_of_no_interest_wakes_nobody() -> None:
     window = ChangeWindow()
-    hub = ChangeHub(window)
+    hub = ChangeHub(window, collection_name)
     mine, others = hub.watch(Watched(keys=frozenset([b"a"])), 0), hub.watch(Watched(prefixes=(b"b",)), 0)
     assert mine.records() == others.records() == []
     for sequence, key in enumerate([b"b", b"a", b"bc", b"c"], start=1):
@@ -115,8 +120,8 @@ def test_what_is_of_no_interest_wakes_nobody() -> None:
 
 def test_a_record_comes_once_however_many_of_its_changes_are_of_interest() -> None:
     window = ChangeWindow()
-    hub = ChangeHub(window)
-    watcher = hub.watch(Watched(keys=frozenset([b"a"]), prefixes=(b"", b"a"), collection_uids=frozenset([7])), 0)
+    hub = ChangeHub(window, collection_name)
+    watcher = hub.watch(Watched(keys=frozenset([b"a"]), prefixes=(b"", b"a"), collections=frozenset(["c7"])), 0)
     assert watcher.records() == []
     several = record(1, (1, 1, b"a"), (1, 1, b"ab"), (POINT, 7, b"p"), (POINT, 8, b"p"))
     window.add(several)
@@ -129,7 +134,7 @@ def test_who_is_too_slow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CHANGES_BYTES_MAX", 1_000)
     monkeypatch.setattr(watching, "PENDING_RECORDS_MAX", 3)
     window = ChangeWindow()
-    hub = ChangeHub(window)
+    hub = ChangeHub(window, collection_name)
     watcher = hub.watch(Watched(prefixes=(b"",)), 0)
     assert watcher.records() == []
     for sequence in range(1, 100):
@@ -147,7 +152,7 @@ def test_what_was_of_no_interest_need_not_be_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(limits, "CHANGES_BYTES_MAX", 2_000)
     monkeypatch.setattr(watching, "PENDING_RECORDS_MAX", 3)
     window = ChangeWindow()
-    hub = ChangeHub(window)
+    hub = ChangeHub(window, collection_name)
     watcher = hub.watch(Watched(keys=frozenset([b"k"])), 0)
     assert watcher.records() == []
     for sequence in range(1, 106):
@@ -159,9 +164,11 @@ def test_what_was_of_no_interest_need_not_be_kept(monkeypatch: pytest.MonkeyPatc
 
 
 def test_points_are_not_keys() -> None:
-    everything, collection = Watched(prefixes=(b"",)), Watched(collection_uids=frozenset([3]))
+    everything, collection = Watched(prefixes=(b"",)), Watched(collections=frozenset(["c3"]))
     point, key = Change(0, 1, POINT, 3, b"k"), Change(0, 1, 1, 3, b"k")
-    assert everything.has(key)
-    assert not everything.has(point)
-    assert collection.has(point)
-    assert not collection.has(key)
+    assert everything.has(key, None)
+    assert not everything.has(point, "c3")
+    assert collection.has(point, "c3")
+    assert not collection.has(point, "c4")
+    assert not collection.has(point, None)
+    assert not collection.has(key, None)

@@ -15,13 +15,13 @@ from vecmem.errors import (
     LimitExceededError,
     NotFoundError,
     ShuttingDownError,
-    located,
 )
 from vecmem.server import calls
 from vecmem.server.calls import Context, arrival, heartbeat_ms, server_streaming
 from vecmem.server.open_streams import OpenStreams
 from vecmem.store.change_content import add_content
 from vecmem.store.changes import POINT, Change, ChangeKind, RecordChanges
+from vecmem.store.configuration import check_collection_name
 from vecmem.store.keyspace.operation import check_key
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
@@ -34,13 +34,6 @@ RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 """Of content; a change that has more by itself comes alone."""
 STEP_CHANGES = 256
 """Changes looked at between two looks at the time."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Targets:
-    watched: Watched
-    names: dict[int, str]
-    """Of the collections, by uid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +54,13 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
     @server_streaming
     async def Watch(self, request: api.WatchRequest, context: Context) -> AsyncIterator[api.WatchResponse]:
         """See the proto."""
-        targets = self._targets(request)
-        if targets.watched.keys or targets.watched.prefixes:
+        watched = _watched(request)
+        if watched.keys or watched.prefixes:
             _ = self._shard.state.keyspace  # raises where it is damaged
         heartbeat_seconds = heartbeat_ms(request) / 1e3
         place = self._start(request)
         # Of a record that was told in part the rest is to come.
-        watcher = self._shard.changes.watch(targets.watched, place.sequence - bool(place.change_count))
+        watcher = self._shard.changes.watch(watched, place.sequence - bool(place.change_count))
         try:
             records = watcher.records()
             yield self._response([], place)
@@ -77,7 +70,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
                 for record in records:
                     await pause.when_due()
                     skipped = place.change_count if record.sequence == place.sequence else 0
-                    async for changes, place in self._told(record, skipped, targets, with_content=request.with_content):
+                    async for changes, place in self._told(record, skipped, watched, with_content=request.with_content):
                         yield self._response(changes, place)
                         told_at = time.monotonic()
                     place = _Place(record.sequence)
@@ -101,36 +94,6 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             position=api.ChangePosition(sequence=place.sequence, change_count=place.change_count),
         )
 
-    def _targets(self, request: api.WatchRequest) -> _Targets:
-        """What is watched. Raises InvalidArgumentError, LimitExceededError, CollectionNotFoundError, with the path of the field."""
-        if not request.targets:
-            raise InvalidArgumentError("names nothing to watch", field="targets")
-        if len(request.targets) > limits.WATCH_TARGETS_MAX:
-            raise LimitExceededError(
-                f"{len(request.targets)} targets, more than {limits.WATCH_TARGETS_MAX}", field="targets"
-            )
-        keys: set[bytes] = set()
-        prefixes: dict[bytes, None] = {}
-        names: dict[int, str] = {}
-        for index, target in enumerate(request.targets):
-            path = f"targets[{index}]"
-            match target.WhichOneof("kind"):
-                case "key":
-                    check_key(target.key, f"{path}.key")
-                    keys.add(target.key)
-                case "key_prefix":
-                    if target.key_prefix:
-                        check_key(target.key_prefix, f"{path}.key_prefix")
-                    prefixes[target.key_prefix] = None
-                case "collection":
-                    try:
-                        names[self._shard.state.collection(target.collection).uid] = target.collection
-                    except NotFoundError as error:
-                        raise located(error, f"{path}.collection") from error
-                case _:
-                    raise InvalidArgumentError("is of a kind that this version does not know", field=f"{path}.kind")
-        return _Targets(Watched(frozenset(keys), tuple(prefixes), frozenset(names)), names)
-
     def _start(self, request: api.WatchRequest) -> _Place:
         """Where to begin. Raises PositionAheadError."""
         match request.WhichOneof("start"):
@@ -143,7 +106,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
                 return _Place(self._shard.applied_sequence)
 
     async def _told(
-        self, record: RecordChanges, skipped: int, targets: _Targets, *, with_content: bool
+        self, record: RecordChanges, skipped: int, watched: Watched, *, with_content: bool
     ) -> AsyncIterator[tuple[list[api.Change], _Place]]:
         """What is told of a record behind its first `skipped` changes, in parts, each with the place behind it."""
         pause = calls.Pause()
@@ -154,13 +117,21 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
         for count, change in enumerate(record.changes(), start=1):
             if count % STEP_CHANGES == 0:
                 await pause.when_due()
-            if not targets.watched.has(change):
+            collection = None
+            if change.holder == POINT and watched.collections:
+                collection = self._shard.state.collection_name(change)
+                if collection is None:
+                    raise ChangesNotRetainedError(
+                        f"the collection of a change of sequence {record.sequence} was deleted, and that is not kept any more",
+                        first_sequence=str(self._shard.state.changes.complete_after + 1),
+                    )
+            if not watched.has(change, collection):
                 continue
             # An operation on several keys comes with the first of its changes: it may be large.
             first_of_operation, place = change.place != place or change.holder == POINT, change.place
             if count <= skipped:
                 continue
-            told = _message(record, change, targets.names)
+            told = _message(record, change, collection)
             told.change_count = count
             if with_content and first_of_operation:
                 if command is None:
@@ -195,7 +166,36 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             ) from error
 
 
-def _message(record: RecordChanges, change: Change, names: dict[int, str]) -> api.Change:
+def _watched(request: api.WatchRequest) -> Watched:
+    """What is watched. Raises InvalidArgumentError, LimitExceededError, InvalidKeyError, InvalidIdError, with the path of the field."""
+    if not request.targets:
+        raise InvalidArgumentError("names nothing to watch", field="targets")
+    if len(request.targets) > limits.WATCH_TARGETS_MAX:
+        raise LimitExceededError(
+            f"{len(request.targets)} targets, more than {limits.WATCH_TARGETS_MAX}", field="targets"
+        )
+    keys: set[bytes] = set()
+    prefixes: dict[bytes, None] = {}
+    collections: set[str] = set()
+    for index, target in enumerate(request.targets):
+        path = f"targets[{index}]"
+        match target.WhichOneof("kind"):
+            case "key":
+                check_key(target.key, f"{path}.key")
+                keys.add(target.key)
+            case "key_prefix":
+                if target.key_prefix:
+                    check_key(target.key_prefix, f"{path}.key_prefix")
+                prefixes[target.key_prefix] = None
+            case "collection":
+                check_collection_name(target.collection, f"{path}.collection")
+                collections.add(target.collection)
+            case _:
+                raise InvalidArgumentError("is of a kind that this version does not know", field=f"{path}.kind")
+    return Watched(frozenset(keys), tuple(prefixes), frozenset(collections))
+
+
+def _message(record: RecordChanges, change: Change, collection: str | None) -> api.Change:
     told = api.Change(
         sequence=record.sequence, time_unix_ms=record.time_unix_ms, kind=api.ChangeKind.ValueType(change.kind)
     )
@@ -203,9 +203,9 @@ def _message(record: RecordChanges, change: Change, names: dict[int, str]) -> ap
         told.key = change.name
         told.version = change.number
         told.key_type = keys_pb2.KeyType.ValueType(change.holder)
-    elif change.name:
-        told.point.collection, told.point.id = names[change.number], change.name.decode()
-        told.version = record.sequence if change.kind == ChangeKind.WRITTEN else 0
+    elif change.of_collection:
+        told.collection = change.name.decode()
     else:
-        told.collection = names[change.number]
+        told.point.collection, told.point.id = collection or "", change.name.decode()
+        told.version = record.sequence if change.kind == ChangeKind.WRITTEN else 0
     return told

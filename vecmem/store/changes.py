@@ -33,6 +33,7 @@ class ChangeKind(IntEnum):
     EVICTED = 5
     COLLECTION_CHANGED = 6
     COLLECTION_DELETED = 7
+    COLLECTION_CREATED = 8
 
 
 POINT: Final = 255
@@ -50,7 +51,12 @@ class Change(NamedTuple):
     number: int
     """The key's version, 0 where it is gone; of points and collections the collection's uid."""
     name: bytes
-    """The key, or the point's id in UTF-8; empty: the collection itself."""
+    """The key, the point's id in UTF-8, or the collection's name where the change is one of the collection itself."""
+
+    @property
+    def of_collection(self) -> bool:
+        """Whether it is one of a collection itself."""
+        return self.kind >= ChangeKind.COLLECTION_CHANGED
 
 
 class Noted:
@@ -68,8 +74,12 @@ class Noted:
         self.packed += _CHANGE.pack(self.base + place, kind, holder, number, len(name)) + name
 
     def add_point(self, place: int, kind: ChangeKind, collection_uid: int, point_id: str) -> None:
-        """Note a change of a point; without an id of the collection itself."""
+        """Note a change of a point."""
         self.add(place, kind, POINT, collection_uid, point_id.encode())
+
+    def add_collection(self, kind: ChangeKind, uid: int, name: str) -> None:
+        """Note a change of a collection itself: nothing else is in its record."""
+        self.add(0, kind, POINT, uid, name.encode())
 
 
 class RecordChanges(NamedTuple):
@@ -93,22 +103,30 @@ class ChangeWindow:
     """Changes of the newest records, at most CHANGES_BYTES_MAX of them; those of the last record are always there."""
 
     def __init__(self, records: Iterable[RecordChanges] = (), complete_after: int = 0) -> None:
-        self._records = list(records)
+        self._records: list[RecordChanges] = list(records)
         self._sequences = [record.sequence for record in self._records]
         self._first = 0
         self._size_bytes = sum(map(_size_bytes, self._records))
         self.complete_after = complete_after
         """Of records with a greater sequence all changes are here."""
+        self.deleted_collections = {
+            deleted.number: deleted.name.decode() for deleted in map(_deletion, self._records) if deleted is not None
+        }
+        """Names by uid, of those whose deletion is here: what was told of their points is told of no living collection."""
 
     def add(self, record: RecordChanges) -> None:
         """Keep the changes of the newest record."""
         self._records.append(record)
         self._sequences.append(record.sequence)
         self._size_bytes += _size_bytes(record)
+        if (deleted := _deletion(record)) is not None:
+            self.deleted_collections[deleted.number] = deleted.name.decode()
         while self._size_bytes > limits.CHANGES_BYTES_MAX and self._first < len(self._records) - 1:
             dropped = self._records[self._first]
             self._size_bytes -= _size_bytes(dropped)
             self.complete_after = dropped.sequence
+            if (deleted := _deletion(dropped)) is not None:
+                del self.deleted_collections[deleted.number]
             self._records[self._first] = _DROPPED
             self._first += 1
         if self._first > _DROPPED_MIN and 2 * self._first > len(self._records):
@@ -146,6 +164,18 @@ class ChangeWindow:
                 raise ValueError(f"the changes of record {sequence} run past the end")
             records.append(RecordChanges(sequence, time_unix_ms, content[position - size_bytes : position]))
         return cls(records, int.from_bytes(content[:8], "little"))
+
+
+_KIND_PLACE: Final = 4
+"""Of a change's kind in its packed form."""
+
+
+def _deletion(record: RecordChanges) -> Change | None:
+    """The deletion of a collection, if that is what the record did."""
+    packed = record.packed
+    if len(packed) <= _KIND_PLACE or packed[_KIND_PLACE] != ChangeKind.COLLECTION_DELETED:
+        return None
+    return next(record.changes())
 
 
 _DROPPED: Final = RecordChanges(0, 0, b"")

@@ -211,7 +211,7 @@ class Collection:
         self.payloads.declare(payload_types(config))
         for name, parameters in changed.items():
             self.vectors[name].configure(parameters, arenas.get(name))
-        noted.add_point(0, ChangeKind.COLLECTION_CHANGED, self.uid, "")
+        noted.add_collection(ChangeKind.COLLECTION_CHANGED, self.uid, self.name)
         return Changes()
 
     # -- reading ---------------------------------------------------------------------------------------------------------

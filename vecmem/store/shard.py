@@ -81,7 +81,7 @@ class Shard:
         self.recovery = recovered.recovery
         self.clock = clock
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
-        self.changes = ChangeHub(self.state.changes)
+        self.changes = ChangeHub(self.state.changes, self.state.collection_name)
         self.state.listener = self.changes.told
         self.memory = Memory(self.state, settings, self._evict_keys)
         self.channels = Channels()

@@ -24,7 +24,7 @@ from vecmem.errors import (
 )
 from vecmem.log.record import LogEntry
 from vecmem.store import transactions
-from vecmem.store.changes import ChangeKind, ChangeWindow, Noted, RecordChanges
+from vecmem.store.changes import Change, ChangeKind, ChangeWindow, Noted, RecordChanges
 from vecmem.store.collection import Changes, Collection, Steps
 from vecmem.store.deduplication import DeduplicationWindow
 from vecmem.store.keyspace import operations
@@ -101,6 +101,18 @@ class StateMachine:
         """The uid of a collection, damaged ones included. Raises CollectionNotFoundError."""
         return self.damaged[name][0] if name in self.damaged else self.collection(name).uid
 
+    def collection_name(self, change: Change) -> str | None:
+        """The name of the collection that a change is one of; None: it was deleted, longer ago than the window of changes goes back."""
+        if change.of_collection:
+            return change.name.decode()
+        found = self.by_uid.get(change.number)
+        if found is not None:
+            return found.name
+        for name, (uid, _) in self.damaged.items():
+            if uid == change.number:
+                return name
+        return self.changes.deleted_collections.get(change.number)
+
     def add(self, collection: Collection) -> None:
         """Put a collection into place."""
         self.collections[collection.name] = collection
@@ -166,7 +178,7 @@ class StateMachine:
         if kind is None:
             raise UnsupportedFormatError(f"record {sequence} holds a command of a kind that this version does not know")
         if kind == "create_collection":
-            return self._create(command.create_collection, sequence, time_unix_ms)
+            return self._create(command.create_collection, sequence, time_unix_ms, noted)
         if kind == "commit_transaction":
             return (yield from self._commit_transaction(command.commit_transaction, sequence, time_unix_ms, noted))
         if kind in ("run_operations", "expire_keys", "evict_keys"):
@@ -182,7 +194,7 @@ class StateMachine:
         operation = getattr(command, kind)
         collection = self.by_uid.get(operation.collection_uid)
         if collection is None:
-            if kind == "delete_collection" and self._give_up(operation.collection_uid):
+            if kind == "delete_collection" and self._give_up(operation.collection_uid, noted):
                 return Changes()
             return Changes(refused=self._missing(operation.collection_uid))
         match kind:
@@ -191,7 +203,7 @@ class StateMachine:
             case "delete_collection":
                 del self.collections[collection.name]
                 del self.by_uid[collection.uid]
-                noted.add_point(0, ChangeKind.COLLECTION_DELETED, collection.uid, "")
+                noted.add_collection(ChangeKind.COLLECTION_DELETED, collection.uid, collection.name)
                 return Changes(deleted_count=len(collection.row_of))
             case "upsert_points":
                 return (yield from collection.upsert(operation, sequence, time_unix_ms, noted))
@@ -295,18 +307,20 @@ class StateMachine:
         else:
             result.error.CopyFrom(operations.stored_error(_reused(remembered.request_id, "request_id")))
 
-    def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int) -> Changes:
+    def _create(self, command: command_pb2.CreateCollection, sequence: int, time_unix_ms: int, noted: Noted) -> Changes:
         # Not the limit on their number, which is checked before the log: a limit that changes must not change a replay.
         if command.name in self.collections or command.name in self.damaged:
             return Changes(refused=CollectionExistsError(f"collection {command.name!r} exists"))
         self.add(Collection(command.name, sequence, time_unix_ms, command.config))
+        noted.add_collection(ChangeKind.COLLECTION_CREATED, sequence, command.name)
         return Changes()
 
-    def _give_up(self, uid: int) -> bool:
+    def _give_up(self, uid: int, noted: Noted) -> bool:
         """Delete a damaged collection: its operator has decided that nothing of it is to be saved."""
         names = [name for name, (damaged_uid, _) in self.damaged.items() if damaged_uid == uid]
         for name in names:
             del self.damaged[name]
+            noted.add_collection(ChangeKind.COLLECTION_DELETED, uid, name)
         return bool(names)
 
     def _missing(self, uid: int) -> VecmemError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -34,12 +34,13 @@ class Watched:
     keys: frozenset[bytes] = frozenset()
     prefixes: tuple[bytes, ...] = ()
     """Of keys; the empty one is that of all."""
-    collection_uids: frozenset[int] = frozenset()
+    collections: frozenset[str] = frozenset()
+    """Whatever has one of these names at the time."""
 
-    def has(self, change: Change) -> bool:
-        """Whether a change is one of these."""
+    def has(self, change: Change, collection: str | None) -> bool:
+        """Whether a change is one of these; `collection` is the name of that which a point is in."""
         if change.holder == POINT:
-            return change.number in self.collection_uids
+            return collection in self.collections
         return change.name in self.keys or change.name.startswith(self.prefixes)
 
 
@@ -102,12 +103,13 @@ class Watcher:
 class ChangeHub:
     """All watchers of a node."""
 
-    def __init__(self, window: ChangeWindow) -> None:
+    def __init__(self, window: ChangeWindow, collection_name: Callable[[Change], str | None]) -> None:
         self._window = window
+        self._collection_name = collection_name
         self._watchers: dict[int, Watcher] = {}
         self._by_key: dict[bytes, dict[int, Watcher]] = {}
         self._by_prefix: dict[bytes, dict[int, Watcher]] = {}
-        self._by_collection: dict[int, dict[int, Watcher]] = {}
+        self._by_collection: dict[str, dict[int, Watcher]] = {}
         self._prefix_lengths: list[int] = []
 
     def __len__(self) -> int:
@@ -121,8 +123,8 @@ class ChangeHub:
             self._by_key.setdefault(key, {})[id(watcher)] = watcher
         for prefix in watched.prefixes:
             self._by_prefix.setdefault(prefix, {})[id(watcher)] = watcher
-        for uid in watched.collection_uids:
-            self._by_collection.setdefault(uid, {})[id(watcher)] = watcher
+        for name in watched.collections:
+            self._by_collection.setdefault(name, {})[id(watcher)] = watcher
         if watched.prefixes:
             self._measure_prefixes()
         return watcher
@@ -134,8 +136,8 @@ class ChangeHub:
             _take_out(self._by_key, key, watcher)
         for prefix in watcher.watched.prefixes:
             _take_out(self._by_prefix, prefix, watcher)
-        for uid in watcher.watched.collection_uids:
-            _take_out(self._by_collection, uid, watcher)
+        for name in watcher.watched.collections:
+            _take_out(self._by_collection, name, watcher)
         if watcher.watched.prefixes:
             self._measure_prefixes()
 
@@ -154,7 +156,9 @@ class ChangeHub:
             return
         for change in record.changes():
             if change.holder == POINT:
-                interested = self._by_collection.get(change.number, _NOBODY)
+                if not self._by_collection:
+                    continue
+                interested = self._by_collection.get(self._collection_name(change) or "", _NOBODY)
             else:
                 interested = self._by_key.get(change.name, _NOBODY)
                 for length in self._prefix_lengths:

@@ -18,7 +18,7 @@ from vecmem_client import (
     ChangesNotRetainedError,
     Client,
     ClientClosedError,
-    CollectionNotFoundError,
+    InvalidIdError,
     Point,
     PositionAheadError,
     RetryPolicy,
@@ -133,9 +133,9 @@ async def test_a_feed_outlasts_restarts_and_lost_connections(make_client, own_se
 
 
 async def test_what_a_feed_is_refused_for(client, watch, key):
-    missing = await watch(collections=["none"])
-    with pytest.raises(CollectionNotFoundError):
-        await missing.take(1)
+    misnamed = await watch(collections=[".none"])
+    with pytest.raises(InvalidIdError):
+        await misnamed.take(1)
     ahead = await watch(keys=[key], after=ChangePosition(2**62))
     with pytest.raises(PositionAheadError):
         await ahead.started()

@@ -30,6 +30,7 @@ class ChangeKind(StrEnum):
     EVICTED = "evicted"
     COLLECTION_CHANGED = "collection_changed"
     COLLECTION_DELETED = "collection_deleted"
+    COLLECTION_CREATED = "collection_created"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +130,5 @@ _KINDS = {
     watch_pb2.CHANGE_KIND_EVICTED: ChangeKind.EVICTED,
     watch_pb2.CHANGE_KIND_COLLECTION_CHANGED: ChangeKind.COLLECTION_CHANGED,
     watch_pb2.CHANGE_KIND_COLLECTION_DELETED: ChangeKind.COLLECTION_DELETED,
+    watch_pb2.CHANGE_KIND_COLLECTION_CREATED: ChangeKind.COLLECTION_CREATED,
 }

@@ -44,7 +44,9 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     CHANGE_KIND_COLLECTION_CHANGED: _ChangeKind.ValueType  # 6
     """The collection has another definition."""
     CHANGE_KIND_COLLECTION_DELETED: _ChangeKind.ValueType  # 7
-    """The collection is gone, and its points with it. No further change of it follows."""
+    """The collection is gone, and its points with it: of these nothing is told one by one."""
+    CHANGE_KIND_COLLECTION_CREATED: _ChangeKind.ValueType  # 8
+    """There is a collection of that name now, without points."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
     """ChangeKind says what became of a key, a point or a collection."""
@@ -64,7 +66,9 @@ CHANGE_KIND_EVICTED: ChangeKind.ValueType  # 5
 CHANGE_KIND_COLLECTION_CHANGED: ChangeKind.ValueType  # 6
 """The collection has another definition."""
 CHANGE_KIND_COLLECTION_DELETED: ChangeKind.ValueType  # 7
-"""The collection is gone, and its points with it. No further change of it follows."""
+"""The collection is gone, and its points with it: of these nothing is told one by one."""
+CHANGE_KIND_COLLECTION_CREATED: ChangeKind.ValueType  # 8
+"""There is a collection of that name now, without points."""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
@@ -107,8 +111,8 @@ class WatchTarget(_message.Message):
     key_prefix: _builtins.bytes
     """All keys that begin with these bytes, at most 1,024; empty: all keys."""
     collection: _builtins.str
-    """All points of the collection that has this name when the call begins, and the collection itself. Of an earlier one of that name, deleted before,
-    nothing is told: whoever goes on `after` a position should look whether the collection was made behind it.
+    """The collection of this name and all points in it. It need not exist: its creation is told, its deletion, and what becomes of another that is
+    made with the name later.
     """
     def __init__(
         self,

@@ -58,7 +58,7 @@ class WatchServiceServicer:
         What expires by itself is told when it is removed, within seconds.
 
         Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
-        not reached; COLLECTION_NOT_FOUND; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
+        not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

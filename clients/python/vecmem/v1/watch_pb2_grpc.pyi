@@ -45,7 +45,7 @@ class WatchServiceStub:
     What expires by itself is told when it is removed, within seconds.
 
     Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
-    not reached; COLLECTION_NOT_FOUND; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
+    not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
     """
 
 @_typing.type_check_only
@@ -65,7 +65,7 @@ class WatchServiceAsyncStub(WatchServiceStub):
     What expires by itself is told when it is removed, within seconds.
 
     Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
-    not reached; COLLECTION_NOT_FOUND; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
+    not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
     """
 
 class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -88,7 +88,7 @@ class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
         What expires by itself is told when it is removed, within seconds.
 
         Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
-        not reached; COLLECTION_NOT_FOUND; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
+        not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
         """
 
 def add_WatchServiceServicer_to_server(servicer: WatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

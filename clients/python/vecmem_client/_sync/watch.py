@@ -109,7 +109,9 @@ class WatchMethods(Base):
         with_content: bool = False,
         heartbeat_seconds: float = 10.0,
     ) -> Watch:
-        """Watch keys, all keys with a prefix (empty: all), and the points of collections; the call begins with the first step.
+        """Watch keys, all keys with a prefix (empty: all), and collections with their points; the call begins with the first step.
+
+        Nothing of it need exist yet. A collection is watched by its name: one that is made anew with it is watched as well.
 
         From `after` on, from the `earliest` change that is retained, or from now. Iterate over what is returned; its `position` after a
         change is where to go on. `with_content` tells what did each change. Nothing more than a heartbeat late is lost unnoticed.
