@@ -80,11 +80,12 @@ class Machine:
 
     def power_cut(self) -> None:
         """Rebuild root from what was synced. Every process that writes there must have ended."""
-        key = (self._notes / "root").read_text()
-        lost = self.root.with_name("lost")
-        shutil.rmtree(lost, ignore_errors=True)
-        self.root.rename(lost)
-        self._rebuild(self.root, key)
+        started = self._notes / "root"
+        if started.exists():  # otherwise whoever was started died before it had changed anything (see unsynced.c)
+            lost = self.root.with_name("lost")
+            shutil.rmtree(lost, ignore_errors=True)
+            self.root.rename(lost)
+            self._rebuild(self.root, started.read_text())
         shutil.rmtree(self._notes)
         self._notes.mkdir()
 

@@ -10,6 +10,7 @@
  * Environment:
  *   UNSYNCED_ROOT     absolute, resolved path of the directory watched
  *   UNSYNCED_NOTES    directory for the notes, outside the root
+ *   UNSYNCED_SYNCS    number: the process dies (SIGKILL) right after that many syncs below the root; absent: it lives on
  *   UNSYNCED_CONTROL  file of commands, read at every interposed call while it exists:
  *                              "eio"      fsync and fdatasync fail with EIO and sync nothing
  *                              "enospc"   write and its kin fail with ENOSPC
@@ -17,8 +18,10 @@
  *
  * Notes: `content/KEY` holds the durable bytes of a file and `listing/KEY` the durable names of a directory, one line
  * "f KEY NAME" or "d KEY NAME" each. KEY is inode and birth time, so renames follow by themselves and a reused inode
- * is another file. What is there when the first process starts is taken as durable. Files named *.log and MANIFEST-*
- * are only appended to, so just their growth is copied; any other file is copied whole at each fsync.
+ * is another file. What is there when the first process starts is taken as durable: it notes all of it before its first
+ * instruction. The note `root`, the root's KEY, comes last: without it that process died before it had changed anything,
+ * the other notes may be a part, and the root is durable as it stands. Files named *.log and MANIFEST-* are only appended
+ * to, so just their growth is copied; any other file is copied whole at each fsync.
  *
  * Not modelled: mmap with msync, sync, syncfs, O_SYNC. Nothing under test uses them.
  */
@@ -29,9 +32,11 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -39,6 +44,7 @@
 
 static const char *root, *notes, *control;
 static size_t root_length;
+static long syncs_left;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*real_fsync)(int);
@@ -169,28 +175,43 @@ static void note_tree(const char *path) {
 static void take_lock(void) { pthread_mutex_lock(&lock); }
 static void give_lock(void) { pthread_mutex_unlock(&lock); }
 
-__attribute__((constructor)) static void begin(void) {
-    char path[PATH_MAX], key[64];
+/* Notes what is there at the start, unless an earlier process of the same run has. */
+static void note_start(void) {
+    char path[PATH_MAX], temporary[PATH_MAX], key[64];
     unsigned mode;
+    snprintf(path, sizeof path, "%s/lock", notes);
+    int gate = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* a death gives it back */
+    if (gate < 0 || flock(gate, LOCK_EX)) die("cannot lock", path);
+    snprintf(path, sizeof path, "%s/root", notes);
+    if (!access(path, F_OK)) {
+        close(gate);
+        return;
+    }
+    snprintf(temporary, sizeof temporary, "%s/content", notes);
+    if (mkdir(temporary, 0700) && errno != EEXIST) die("cannot make", temporary);
+    snprintf(temporary, sizeof temporary, "%s/listing", notes);
+    if (mkdir(temporary, 0700) && errno != EEXIST) die("cannot make", temporary);
+    note_tree(root);
+    if (key_of(AT_FDCWD, root, key, sizeof key, &mode) < 0) die("cannot stat", root);
+    snprintf(temporary, sizeof temporary, "%s/root.new", notes);
+    int descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (descriptor < 0 || real_write(descriptor, key, strlen(key)) < 0) die("cannot write", temporary);
+    close(descriptor);
+    if (rename(temporary, path)) die("cannot rename", temporary);
+    close(gate);
+}
+
+__attribute__((constructor)) static void begin(void) {
     resolve();
     pthread_atfork(take_lock, give_lock, give_lock);
-    const char *watched = getenv("UNSYNCED_ROOT");
+    const char *watched = getenv("UNSYNCED_ROOT"), *syncs = getenv("UNSYNCED_SYNCS");
     notes = getenv("UNSYNCED_NOTES");
     control = getenv("UNSYNCED_CONTROL");
     if (!watched || !notes) return;
     root = watched;
     root_length = strlen(root);
-    snprintf(path, sizeof path, "%s/root", notes);
-    int descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (descriptor < 0) return; /* an earlier process of the same run took the first notes */
-    if (key_of(AT_FDCWD, root, key, sizeof key, &mode) < 0) die("cannot stat", root);
-    if (real_write(descriptor, key, strlen(key)) < 0) die("cannot write", path);
-    close(descriptor);
-    snprintf(path, sizeof path, "%s/content", notes);
-    if (mkdir(path, 0700) && errno != EEXIST) die("cannot make", path);
-    snprintf(path, sizeof path, "%s/listing", notes);
-    if (mkdir(path, 0700) && errno != EEXIST) die("cannot make", path);
-    note_tree(root);
+    syncs_left = syncs ? atol(syncs) : 0;
+    note_start();
 }
 
 static int commanded(const char *word, char *argument, size_t size) {
@@ -225,6 +246,7 @@ static int sync_and_note(int descriptor, int (*real)(int)) {
         note_listing(descriptor, key, path);
     else
         note_content(descriptor, key, path, status.st_size);
+    if (syncs_left && !--syncs_left) kill(getpid(), SIGKILL);
     pthread_mutex_unlock(&lock);
     return 0;
 }
