@@ -6,8 +6,10 @@ parent kills it at some moment, drops whatever the child had not synced (tests/c
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +63,14 @@ def check_log(directory: Path, acknowledged: int) -> int:
         log.close()
 
 
+def check_directory(directory: Path, acknowledged: int) -> int:
+    """The same, where the process may have died before there was a log."""
+    if (directory / "rocksdb").exists():
+        return check_log(directory, acknowledged)
+    assert acknowledged == 0
+    return 0
+
+
 def environment_with(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **extra}
 
@@ -82,10 +92,33 @@ def test_power_cuts_lose_nothing_acknowledged(tmp_path: Path, mode: str) -> None
             child.kill()
         last, _ = run_until_killed(child, rng.randint(1, 80))
         machine.power_cut()
-        acknowledged = (
-            check_log(machine.root / "log", max(last, acknowledged)) if (machine.root / "log").exists() else 0
-        )
-        assert acknowledged >= last
+        acknowledged = check_directory(machine.root / "log", max(last, acknowledged))
+
+
+@pytest.mark.parametrize("opening", ["first", "later"])
+def test_an_opening_may_end_at_any_sync(tmp_path: Path, opening: str) -> None:
+    """Right after each sync of an opening in turn, the process dies, alone or with the power: the next one has it all."""
+    machine = Machine(tmp_path)
+    command = child_command(machine.root / "log", "write", 7)
+    acknowledged = 0
+    if opening == "later":
+        acknowledged, _ = run_until_killed(machine.start(command, PYTHONPATH=str(REPOSITORY)), 20)
+        machine.power_cut()
+    before, killed = tmp_path / "before", tmp_path / "killed"
+    shutil.copytree(machine.root, before)
+    for syncs in itertools.count(1):
+        for directory in (machine.root, killed):
+            shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(before, machine.root)
+        child = machine.start(command, PYTHONPATH=str(REPOSITORY), UNSYNCED_SYNCS=str(syncs))
+        last, acks = run_until_killed(child, 1)
+        shutil.copytree(machine.root, killed)
+        machine.power_cut()
+        for directory in (killed, machine.root):
+            check_directory(directory / "log", max(last, acknowledged))
+        if acks:
+            break
+    assert syncs > 10
 
 
 def test_a_log_that_lies_is_caught(tmp_path: Path) -> None:

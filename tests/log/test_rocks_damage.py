@@ -22,6 +22,7 @@ from vecmem.log.record import LogEntry, Record
 from vecmem.log.rocks import RocksLog
 from vecmem.log.rocks_files import BLOCK_BYTES, scan_directory, scan_file
 from vecmem.log.rocks_verify import verify_rocks_log
+from vecmem.log.tip import Tip, write_tip
 
 
 @dataclass
@@ -274,6 +275,45 @@ def test_a_log_whose_files_are_gone_or_whose_tip_is_damaged_is_refused(written: 
         assert verify_rocks_log(copy).damage
 
 
+def test_a_log_that_lost_all_it_had_since_its_first_opening_is_refused(tmp_path: Path) -> None:
+    """The tip is still that of the empty log, yet a log was here."""
+    unflushed = write_log(tmp_path / "log", [], [b"acknowledged"])
+    for child in (unflushed.path / "rocksdb").iterdir():
+        child.unlink()
+    assert check_full_or_refused(unflushed.path, unflushed.entries) == "refused"
+    assert verify_rocks_log(unflushed.path).damage
+
+
+@pytest.mark.parametrize("families", [0, 1])
+def test_what_a_first_opening_left_that_never_ended_is_no_damage(tmp_path: Path, families: int) -> None:
+    """CURRENT and a manifest without all its families may be all there is. But what holds data is not taken for that."""
+    unflushed = write_log(tmp_path / "log", [], [b"acknowledged"])
+    log_name = only(unflushed.path, "*.log").name
+    ends = record_ends(only(unflushed.path, "MANIFEST-*"))  # its last two records add a family each
+    (unflushed.path / "tip").unlink()
+
+    def left(*kept: str, cut: int = ends[families - 2]) -> Path:
+        copy = unflushed.copy(tmp_path / "copy")
+        if "families" not in kept:
+            os.truncate(only(copy, "MANIFEST-*"), cut)
+        if "tip" in kept:
+            write_tip(copy, Tip(0, 0))
+        if "log" not in kept:
+            (copy / "rocksdb" / log_name).unlink()
+        if "table" in kept:
+            (copy / "rocksdb" / "000999.sst").touch()
+        return copy
+
+    assert verify_rocks_log(left()).damage == []
+    assert check_full_or_refused(left(), []) == "full"
+    for kept in ("families", "tip", "log", "table"):
+        assert verify_rocks_log(left(kept)).damage, kept
+        assert check_full_or_refused(left(kept), unflushed.entries) == "refused", kept
+    for cut in ends[:2]:  # RocksDB would not start from it
+        assert verify_rocks_log(left(cut=cut)).damage
+        assert check_full_or_refused(left(cut=cut), unflushed.entries) == "refused"
+
+
 def test_zeroes_at_the_end_are_a_torn_tail(written: Written, tmp_path: Path) -> None:
     """The file's new size was durable, the bytes of the last write were not."""
     copy = written.copy(tmp_path / "copy")
@@ -331,9 +371,9 @@ def test_a_tear_with_a_later_log_file_is_damage(written: Written, tmp_path: Path
     copy = written.copy(tmp_path / "copy")
     log_file = only(copy, "*.log")
     shutil.copyfile(log_file, log_file.with_name("000999.log"))
-    assert scan_directory(copy / "rocksdb").damage == []
+    assert scan_directory(copy / "rocksdb", opened_before=True).damage == []
     os.truncate(log_file, log_file.stat().st_size - 3)
-    (damage,) = scan_directory(copy / "rocksdb").damage
+    (damage,) = scan_directory(copy / "rocksdb", opened_before=True).damage
     assert damage.path == str(log_file)
     assert "later log file" in damage.message
     with pytest.raises(CorruptionError):

@@ -34,7 +34,7 @@ from vecmem.log import failpoints
 from vecmem.log.record import LogEntry, Record, decode, encode, verify_chain
 from vecmem.log.rocks_database import Database
 from vecmem.log.rocks_files import scan_directory
-from vecmem.log.tip import Tip, check_tip, read_tip, write_tip
+from vecmem.log.tip import Tip, check_tip, has_tip, read_tip, write_tip
 from vecmem.log.transaction_log import Follower
 
 if TYPE_CHECKING:
@@ -327,13 +327,13 @@ class DirectoryLock:
 
 def _recover(path: Path, files: Path) -> RecoveryReport:
     """Refuse damage and cut a torn tail, before RocksDB opens."""
-    scan = scan_directory(files)
+    scan = scan_directory(files, opened_before=has_tip(path))
     if scan.damage:
         for other in scan.damage[1:]:
             scan.damage[0].add_note(str(other))
         raise scan.damage[0]
     tip = read_tip(path)
-    if scan.fresh and tip and tip.sequence:
+    if scan.fresh and tip:
         raise CorruptionError(f"the log had reached sequence {tip.sequence}, but its files are gone", path=str(files))
     report = RecoveryReport(notes=scan.notes)
     if scan.torn is not None:

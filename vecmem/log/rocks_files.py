@@ -29,6 +29,9 @@ A tail may be torn only in the last log file that has any content. The manifest'
 while it was written: what its last record told of is in a log file still. Whether that is so, or the record had been
 durable and its loss takes data along, shows when the log is read: as missing sequences, or by its tip (vecmem.log.tip).
 But a manifest that lacks a column family is damaged if there is data, because RocksDB skips what it has for it in logs.
+
+The first opening of all writes CURRENT and a manifest before there is a log file or a column family, and may die there.
+What it leaves is fresh, not damaged: no opening was ever finished, and there is neither a table nor a byte in a log file.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ _CURRENT_CONTENT = re.compile(rb"(MANIFEST-\d{6,})\n")
 
 # Tags of a version edit, the manifest's record (RocksDB db/version_edit.h), by what follows them.
 _TAG_LOG_NUMBER, _TAG_MIN_LOG, _TAG_FAMILY, _TAG_DELETED_FILE, _TAG_NEW_FILE_4 = 2, 10, 200, 6, 103
+_TAG_NEXT_FILE, _TAG_LAST_SEQUENCE = 3, 4
 _TAGS_OF_NUMBERS: Final = {2: 1, 3: 1, 4: 1, 6: 2, 9: 1, 10: 1, 200: 1, 203: 1, 300: 1}
 _TAG_COMPARATOR, _TAG_COMPACT_CURSOR, _TAG_FAMILY_ADD, _TAG_FAMILY_DROP = 1, 5, 201, 202
 _TAG_SAFE_TO_SKIP: Final = 1 << 13
@@ -97,11 +101,12 @@ class DirectoryScan:
     notes: list[str] = field(default_factory=list)
 
 
-def scan_directory(path: Path) -> DirectoryScan:
+def scan_directory(path: Path, *, opened_before: bool) -> DirectoryScan:
     """Look at CURRENT, the manifest, every live log file and the names of the table files; change nothing.
 
     Args:
         path: RocksDB's directory; it must exist and not be in use.
+        opened_before: whether an opening was ever finished, without which no record was acknowledged.
     """
     scan = DirectoryScan()
     logs = {int(match[1]): child for child in path.iterdir() if (match := _LOG_NAME.fullmatch(child.name))}
@@ -144,6 +149,10 @@ def scan_directory(path: Path) -> DirectoryScan:
     if manifest_scan.torn:
         scan.notes.append(f"{manifest}: torn tail at byte {manifest_scan.whole_bytes}: {manifest_scan.torn}")
     missing_families = {"log", "metadata"} - live.families
+    holds_data = bool(tables or live.tables or any(log.stat().st_size for log in logs.values()))
+    if missing_families and live.startable and not holds_data and not opened_before:
+        scan.fresh = True
+        return scan
     if missing_families and (with_content or tables):
         scan.damage.append(
             CorruptionError(
@@ -182,6 +191,8 @@ class _Live:
     """This log file or a later one existed before the manifest said so."""
     tables: set[int] = field(default_factory=set)
     families: set[str] = field(default_factory=set)
+    startable: bool = False
+    """The numbers without which RocksDB refuses a manifest are there."""
 
 
 def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
@@ -189,6 +200,7 @@ def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
     log_numbers: dict[int, int] = {}
     files: set[tuple[int, int]] = set()
     live = _Live()
+    tags: set[int] = set()
     for payload in scanner:
         try:
             family, edit = _decode_version_edit(payload)
@@ -196,6 +208,7 @@ def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
             scanner.damage, scanner.damage_offset = f"a record cannot be understood: {error}", scanner.record_offset
             break
         for tag, numbers in edit:
+            tags.add(tag)
             if tag == _TAG_LOG_NUMBER:
                 log_numbers[family] = numbers[0]
             elif tag == _TAG_FAMILY_ADD:
@@ -208,6 +221,7 @@ def _scan_manifest(path: Path) -> tuple[FileScan, _Live]:
                 files.add((family, numbers[1]))
     live.log_number_min = min(log_numbers.values(), default=0)
     live.tables = {number for _, number in files}
+    live.startable = tags >= {_TAG_LOG_NUMBER, _TAG_NEXT_FILE, _TAG_LAST_SEQUENCE}
     return scanner.result(path), live
 
 

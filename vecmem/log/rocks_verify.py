@@ -20,7 +20,7 @@ from vecmem.filesystem import write_durably
 from vecmem.log.record import decode, verify_chain
 from vecmem.log.rocks_database import Database
 from vecmem.log.rocks_files import DirectoryScan, scan_directory
-from vecmem.log.tip import check_tip, read_tip
+from vecmem.log.tip import check_tip, has_tip, read_tip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -65,7 +65,7 @@ def verify_rocks_log(
         raise UnavailableError(f"{path} holds no log")
     _check_not_in_use(path / "lock")
     report = VerifyReport()
-    scan = scan_directory(files)
+    scan = scan_directory(files, opened_before=has_tip(path))
     report.notes.extend(scan.notes)
     report.damage.extend(scan.damage)
     if scan.torn is not None:
@@ -77,7 +77,7 @@ def verify_rocks_log(
     except CorruptionError as error:
         report.damage.append(error)
         return report
-    if scan.fresh and tip and tip.sequence:
+    if scan.fresh and tip:
         what = f"the log had reached sequence {tip.sequence}, but its files are gone"
         report.damage.append(CorruptionError(what, path=str(files)))
     if scan.damage or scan.fresh:

@@ -44,11 +44,16 @@ def write_tip(directory: Path, tip: Tip) -> None:
     replace_durably(directory / NAME, content + google_crc32c.value(content).to_bytes(4, "little"))
 
 
+def has_tip(directory: Path) -> bool:
+    """Whether a tip was ever noted: before the first one, which ends the first opening, nothing is acknowledged."""
+    return (directory / NAME).exists()
+
+
 def read_tip(directory: Path) -> Tip | None:
     """The tip noted last; None if there is no note. Raises CorruptionError."""
-    path = directory / NAME
-    if not path.exists():
+    if not has_tip(directory):
         return None
+    path = directory / NAME
     content = path.read_bytes()
     end = _FIELDS.size
     if len(content) != end + 4 or google_crc32c.value(content[:end]) != int.from_bytes(content[end:], "little"):
