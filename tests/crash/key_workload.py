@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Iterable
 
 import grpc
 
-from tests.crash.workload import CALL_SECONDS_MAX, Connection
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, TrafficWriter
 from vecmem.v1 import (
     collections_pb2,
     common_pb2,
@@ -36,28 +35,18 @@ POINT = b"the point"
 """In the model: what the writer's point says."""
 
 
-class KeyWriter:
+class KeyWriter(TrafficWriter):
     """One client with keys of its own."""
 
     def __init__(self, number: int, seed: int) -> None:
+        super().__init__()
         self.prefix = b"{w%d}" % number
         self.values: Values = {}
         self.pending: Request | None = None
         self.acknowledged_count = 0
-        self.error: BaseException | None = None
         self._rng = random.Random(seed)
         self._requests = 0
         self._name = f"keys-{number}-{seed}"
-
-    def run(self, connection: Connection, stop: threading.Event) -> None:
-        """Write until stopped or cut off; whatever is wrong stands in `error`."""
-        try:
-            while not stop.is_set():
-                self.step(connection)
-        except grpc.RpcError:
-            return  # the server is gone, or going: the pipeline stays pending
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            self.error = error
 
     def step(self, connection: Connection) -> None:
         """One request, acknowledged and applied to the model; on an RpcError it stays pending."""

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, Self
 import grpc
 
 from tests.crash.linearizable_messages import READS, answered, condition_of, kind_of, operation_of
-from tests.crash.workload import CALL_SECONDS_MAX
+from tests.crash.traffic import CALL_SECONDS_MAX
 from tests.support.linearizability import NEVER, Action, Operation
 from vecmem.v1 import pipeline_pb2, transactions_pb2, transactions_pb2_grpc
 from vecmem_client import AsyncClient, RetryPolicy, VecmemClientError

@@ -7,15 +7,12 @@ most messages are delivered several times.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import Counter
 from typing import Any
 
-import grpc
-
-from tests.crash.workload import CALL_SECONDS_MAX, Connection
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Retrying
 from vecmem.v1 import queues_pb2 as api
 from vecmem.v1 import queues_pb2_grpc
 
@@ -71,47 +68,10 @@ class Ledger:
         assert self.ids == self.enqueued, "messages have other ids than their producers were told"
 
 
-class Worker:
-    """What producers and consumers share: a request that is sent until it is answered."""
+class Worker(Retrying[Ledger]):
+    """A producer or a consumer."""
 
-    def __init__(self, name: str, ledger: Ledger, seed: int) -> None:
-        self.error: BaseException | None = None
-        self.ledger = ledger
-        self.rng = random.Random(seed)
-        self.pending: tuple[str, Any] | None = None
-        self._name = f"{name}-{seed}"
-        self._requests = 0
-
-    def run(self, connection: Connection, stop: threading.Event) -> None:
-        """Work until stopped or cut off; whatever is wrong stands in `error`."""
-        try:
-            while not stop.is_set():
-                self.step(connection)
-        except grpc.RpcError:
-            return  # the server is gone, or going: the request stays pending
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            self.error = error
-
-    def step(self, connection: Connection) -> None:
-        """Send what is pending, or something new, and note what was answered."""
-        if self.pending is None:
-            method, request = self.next()
-            self._requests += 1
-            request.write.request_id = f"{self._name}-{self._requests}"
-            self.pending = method, request
-        method, request = self.pending
-        stub = queues_pb2_grpc.QueueServiceStub(connection.channel)
-        reply = getattr(stub, method)(request, timeout=CALL_SECONDS_MAX)
-        self.pending = None
-        self.answered(request, reply)
-
-    def next(self) -> tuple[str, Any]:
-        """A method and a new request."""
-        raise NotImplementedError
-
-    def answered(self, request: Any, reply: Any) -> None:
-        """Note what was answered."""
-        raise NotImplementedError
+    STUB = queues_pb2_grpc.QueueServiceStub
 
 
 class Producer(Worker):
@@ -120,7 +80,7 @@ class Producer(Worker):
     def next(self) -> tuple[str, Any]:
         request = api.EnqueueMessagesRequest(key=KEY)
         for place in range(self.rng.randint(1, 5)):
-            body = f"{self._name}-{self._requests}-{place}".encode()
+            body = f"{self.name}-{self.request_count}-{place}".encode()
             request.messages.add(body=body, delay_ms=self.rng.choice([0, 0, 5, 50]))
         return "EnqueueMessages", request
 

@@ -7,15 +7,12 @@ what others have forgotten, so that entries are delivered several times, and ack
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import Counter
 from typing import Any
 
-import grpc
-
-from tests.crash.workload import CALL_SECONDS_MAX, Connection
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Retrying
 from vecmem.v1 import streams_pb2 as api
 from vecmem.v1 import streams_pb2_grpc
 
@@ -72,54 +69,17 @@ class Ledger:
         assert set(self.acknowledged) == set(self.appended.values()), "entries are neither pending nor acknowledged"
 
 
-class Worker:
-    """What producers and consumers share: a request that is sent until it is answered."""
+class Worker(Retrying[Ledger]):
+    """A producer or a consumer."""
 
-    def __init__(self, name: str, ledger: Ledger, seed: int) -> None:
-        self.error: BaseException | None = None
-        self.ledger = ledger
-        self.rng = random.Random(seed)
-        self.pending: tuple[str, Any] | None = None
-        self.name = f"{name}-{seed}".encode()
-        self._requests = 0
-
-    def run(self, connection: Connection, stop: threading.Event) -> None:
-        """Work until stopped or cut off; whatever is wrong stands in `error`."""
-        try:
-            while not stop.is_set():
-                self.step(connection)
-        except grpc.RpcError:
-            return  # the server is gone, or going: the request stays pending
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            self.error = error
-
-    def step(self, connection: Connection) -> None:
-        """Send what is pending, or something new, and note what was answered."""
-        if self.pending is None:
-            method, request = self.next()
-            self._requests += 1
-            request.write.request_id = f"{self.name.decode()}-{self._requests}"
-            self.pending = method, request
-        method, request = self.pending
-        stub = streams_pb2_grpc.StreamServiceStub(connection.channel)
-        reply = getattr(stub, method)(request, timeout=CALL_SECONDS_MAX)
-        self.pending = None
-        self.answered(request, reply)
-
-    def next(self) -> tuple[str, Any]:
-        """A method and a new request."""
-        raise NotImplementedError
-
-    def answered(self, request: Any, reply: Any) -> None:
-        """Note what was answered."""
-        raise NotImplementedError
+    STUB = streams_pb2_grpc.StreamServiceStub
 
 
 class Producer(Worker):
     """Appends entries, the server choosing their ids."""
 
     def next(self) -> tuple[str, Any]:
-        body = b"%s-%d" % (self.name, self._requests)
+        body = f"{self.name}-{self.request_count}".encode()
         return "AppendStreamEntry", api.AppendStreamEntryRequest(
             key=KEY, fields=[api.StreamField(field=b"body", value=body)]
         )
@@ -146,7 +106,7 @@ class Consumer(Worker):
         named: dict[str, Any] = {"key": KEY, "group": GROUP}
         if self._held:
             return "AcknowledgeStreamEntries", api.AcknowledgeStreamEntriesRequest(**named, ids=self._held)
-        named |= {"consumer": self.name, "count": self.rng.randint(1, 20)}
+        named |= {"consumer": self.name.encode(), "count": self.rng.randint(1, 20)}
         self._claims = not self._claims if self.careful else self.rng.random() < 0.4
         if self._claims:
             idle_ms = 0 if self.careful else IDLE_MS

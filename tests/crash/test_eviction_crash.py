@@ -8,14 +8,12 @@ all the time and the log is kept whole, so that each round ends with two replays
 from __future__ import annotations
 
 import random
-import threading
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 
-from tests.crash.workload import CALL_SECONDS_MAX, Connection, Traffic
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic, TrafficWriter
 from tests.store.support import dump
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
@@ -30,28 +28,18 @@ PIPELINE = 40
 ROUNDS = 4
 
 
-class Setter:
+class Setter(TrafficWriter):
     """Sets keys that nobody else does, a pipeline at a time, and knows what it was told to have set."""
 
     def __init__(self, number: int, seed: int) -> None:
-        self.error: BaseException | None = None
+        super().__init__()
         self.acknowledged: dict[bytes, bytes] = {}
         self.pending: pipeline_pb2.PipelineRequest | None = None
         self._rng = random.Random(seed)
         self._number = number
         self._requests = 0
 
-    def run(self, connection: Connection, stop: threading.Event) -> None:
-        """Write until stopped or cut off; whatever is wrong stands in `error`."""
-        try:
-            while not stop.is_set():
-                self._step(connection)
-        except grpc.RpcError:
-            return  # the server is gone, or going: the request stays pending
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            self.error = error
-
-    def _step(self, connection: Connection) -> None:
+    def step(self, connection: Connection) -> None:
         if self.pending is None:
             self._requests += 1
             self.pending = pipeline_pb2.PipelineRequest()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.queue_workload import KEY, Consumer, Ledger, Producer, Worker, finish
-from tests.crash.workload import CALL_SECONDS_MAX, Connection, Traffic
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic
 from tests.support.server import ServerProcess
 from vecmem.v1 import keys_pb2, keys_pb2_grpc, queues_pb2, queues_pb2_grpc
 

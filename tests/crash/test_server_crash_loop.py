@@ -21,7 +21,8 @@ import grpc
 import pytest
 
 from tests.crash.key_workload import COLLECTION, KeyWriter, create_collection
-from tests.crash.workload import Connection, Operation, Traffic, Writer
+from tests.crash.traffic import Connection, Traffic
+from tests.crash.workload import Operation, Writer
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
 from vecmem.v1 import pipeline_pb2, pipeline_pb2_grpc, points_pb2

@@ -12,7 +12,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from tests.crash.harness import Machine
-from tests.crash.workload import Connection, Traffic, Writer
+from tests.crash.traffic import Connection, Traffic
+from tests.crash.workload import Writer
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
 

@@ -12,7 +12,8 @@ from typing import get_args
 import grpc
 import pytest
 
-from tests.crash.workload import Connection, Writer
+from tests.crash.traffic import Connection
+from tests.crash.workload import Writer
 from tests.support.server import ServerProcess
 from vecmem.log import failpoints
 from vecmem.log.rocks_verify import verify_rocks_log

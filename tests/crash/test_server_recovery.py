@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from tests.crash.test_server_failing_disk import reason_of
-from tests.crash.workload import Connection, Traffic, Writer, search
+from tests.crash.traffic import Connection, Traffic
+from tests.crash.workload import Writer, search
 from tests.support.server import ServerProcess
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.v1 import collections_pb2, points_pb2

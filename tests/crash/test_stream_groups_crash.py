@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.stream_workload import GROUP, KEY, Consumer, Ledger, Producer, Worker, check, create, finish, parts
-from tests.crash.workload import CALL_SECONDS_MAX, Connection, Traffic
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic
 from tests.support.server import ServerProcess
 from vecmem.v1 import streams_pb2, streams_pb2_grpc
 

@@ -9,61 +9,25 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, TrafficWriter
 from vecmem.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
     collections_pb2,
-    collections_pb2_grpc,
     common_pb2,
     filter_pb2,
     points_pb2,
-    points_pb2_grpc,
 )
 
-CALL_SECONDS_MAX = 30.0
 TAGS = ["red", "green", "blue", "grey"]
 METRICS = [common_pb2.METRIC_COSINE, common_pb2.METRIC_EUCLIDEAN, common_pb2.METRIC_DOT]
 UNKNOWN_VERSION = -1
-
-
-class Connection:
-    """The services of a server under one channel."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(
-            address,
-            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 1024 * 1024)],
-        )
-        self.points = points_pb2_grpc.PointServiceStub(self.channel)
-        self.collections = collections_pb2_grpc.CollectionServiceStub(self.channel)
-        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
-
-    def info(self) -> admin_pb2.GetServerInfoResponse:
-        return self.admin.GetServerInfo(admin_pb2.GetServerInfoRequest(), timeout=CALL_SECONDS_MAX)
-
-    def checkpoint(self) -> admin_pb2.CreateCheckpointResponse:
-        return self.admin.CreateCheckpoint(admin_pb2.CreateCheckpointRequest(), timeout=CALL_SECONDS_MAX)
-
-    def names(self) -> set[str]:
-        reply = self.collections.ListCollections(
-            collections_pb2.ListCollectionsRequest(page_size=1000), timeout=CALL_SECONDS_MAX
-        )
-        return {collection.name for collection in reply.collections}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.channel.close()
 
 
 @dataclass(frozen=True)
@@ -138,16 +102,16 @@ def dump(connection: Connection, collection: str) -> Points:
             return points
 
 
-class Writer:
+class Writer(TrafficWriter):
     """One client with collections of its own. `size` scales ids and batches."""
 
     def __init__(self, number: int, seed: int, *, size: int = 1, dimension: int = 16) -> None:
+        super().__init__()
         self.main, self.extra = f"w{number}-main", f"w{number}-extra"
         self.state: State = {}
         self.pending: Operation | None = None
         self.last_sequence = 0
         self.acknowledged_count = 0
-        self.error: BaseException | None = None
         self.recalls: list[float] = []
         """Of each approximate search for 10 so far, on random vectors, which are the hardest for a graph."""
         self._rng = random.Random(seed)
@@ -159,16 +123,6 @@ class Writer:
         self._name = f"{number}-{seed}"
 
     # -- writing -----------------------------------------------------------------------------------------------------
-
-    def run(self, connection: Connection, stop: threading.Event) -> None:
-        """Write until stopped or cut off; whatever is wrong stands in `error`."""
-        try:
-            while not stop.is_set():
-                self.step(connection)
-        except grpc.RpcError:
-            return  # the server is gone, or going: the operation stays pending
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            self.error = error
 
     def step(self, connection: Connection) -> None:
         """One operation, acknowledged and applied to the model; on an RpcError it stays pending."""
@@ -425,35 +379,3 @@ def search(
     request.with_payload.all = False
     reply = connection.points.Query(points_pb2.QueryRequest(query=request), timeout=CALL_SECONDS_MAX)
     return [(hit.point.id, hit.score) for hit in reply.hits]
-
-
-class TrafficWriter(Protocol):
-    """Who takes part."""
-
-    error: BaseException | None
-
-    def run(self, connection: Connection, stop: threading.Event) -> None:
-        """Write until stopped or cut off."""
-
-
-class Traffic:
-    """Writers at work in threads of their own, until the server dies or `stop`."""
-
-    def __init__(self, writers: Sequence[TrafficWriter], connection: Connection) -> None:
-        self._writers = writers
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=writer.run, args=(connection, self._stop), daemon=True) for writer in writers
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def end(self) -> None:
-        """Wait for the writers to end; raises what any of them found wrong."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2 * CALL_SECONDS_MAX)
-            assert not thread.is_alive()
-        for writer in self._writers:
-            if writer.error is not None:
-                raise writer.error
