@@ -100,10 +100,11 @@ class Lock:
                 acquisition = self._client.run(
                     locks.acquire(self._key, owner, self._lease_seconds, wait_seconds=wait_seconds)
                 )
-            except Exception:
-                raise
-            except BaseException:
-                self._undo(owner)
+            except BaseException as error:
+                # Cancelled or interrupted while the call waits: it may have been served, and nobody would know. After an error
+                # the server has refused, or is out of reach: then the lease ends by itself.
+                if not isinstance(error, Exception):
+                    self._undo(owner)
                 raise
             if acquisition.acquired:
                 break
