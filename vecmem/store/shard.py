@@ -43,7 +43,8 @@ from vecmem.store.watching import ChangeHub
 
 EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_SWEEP_POINTS = 1_000
-EXPIRY_SWEEP_KEYS = 256
+EXPIRY_SWEEP_KEYS = 64
+"""To find and remove them takes a third of a millisecond; with 256 the p99 of other calls in a wave of expiries was twice as long."""
 EXPIRY_SWEEP_PAUSE_FACTOR = 2.0
 """Between two slices of keys, of the time that the one before took: others come first, and what has expired is invisible anyway."""
 CHECKPOINT_POLL_SECONDS = 0.5
