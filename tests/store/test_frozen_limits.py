@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vecmem import limits
+from vecmem.store.keyspace import json_paths, json_value
 
 FIRST_RELEASE_FROZEN = {
     "PAYLOAD_BYTES_MAX": 1_048_576,
@@ -23,7 +24,7 @@ FIRST_RELEASE_FROZEN = {
     "STREAM_LOOKS_PER_CLAIM": 10,
     "JSON_DOCUMENT_BYTES_MAX": 16_777_216,
     "JSON_DEPTH_MAX": 128,
-    "JSON_PATH_VISITS_MAX": 250_000,
+    "JSON_PATH_VISITS_MAX": 100_000,
     "JSON_MATCH_REPLY_BYTES": 16,
     "DEDUPLICATION_ENTRIES_MAX": 65_536,
     "DEDUPLICATION_BYTES_MAX": 67_108_864,
@@ -46,6 +47,13 @@ FIRST_RELEASE_SMALLEST = {
 def test_what_decides_the_outcome_of_records_never_changes() -> None:
     """Another value would give another state from the same log."""
     assert {name: getattr(limits, name) for name in limits.FROZEN} == FIRST_RELEASE_FROZEN
+
+
+def test_what_json_values_count_for_never_changes() -> None:
+    """It decides which documents are too large, and which paths look at too much."""
+    sizes = ("OBJECT_BYTES", "MEMBER_BYTES", "ARRAY_BYTES", "ITEM_BYTES", "STRING_VALUE_BYTES", "NUMBER_BYTES")
+    assert [getattr(json_value, name) for name in sizes] == [64, 64, 56, 8, 56, 32]
+    assert (json_value.STRING_CHARACTERS_PER_STEP, json_paths.SKIPPED_PER_VISIT) == (4_096, 8)
 
 
 def test_what_is_checked_again_when_applied_never_shrinks() -> None:

@@ -169,3 +169,9 @@ async def test_increments_count_once_however_often_the_connection_breaks(make_cl
     finally:
         proxy.close()
     assert await make_client(server.address).run(strings.get(key)) == b"%d" % (CALLERS * 25)
+
+
+async def test_a_key_that_expires_after_the_year_9999_can_be_described(client, collection_name):
+    key = f"{{{collection_name}}}far"
+    await client.run(strings.set(key, "v", ttl_seconds=10_000 * 366 * 86_400.0))
+    assert (await client.run(keys.describe(key))).expires_at.year == 9999

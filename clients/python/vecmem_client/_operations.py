@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BytesLike = bytes | str
 """Keys and values are bytes; text is taken as its UTF-8."""
+_UNIX_MS_MAX = 253_402_300_799_000
 
 EXPIRY_CONDITIONS = {
     None: 0,
@@ -116,7 +117,12 @@ def as_expiry(ttl_seconds: float | None, expires_at: datetime | None, *, keep: b
 
 def as_datetime(unix_ms: int) -> datetime | None:
     """Return a time of a reply; None: never."""
-    return datetime.fromtimestamp(unix_ms / 1e3, UTC) if unix_ms else None
+    return as_time(unix_ms) if unix_ms else None
+
+
+def as_time(unix_ms: int) -> datetime:
+    """Return a time of a reply; one after the year 9999, which no datetime says, as the last second of that."""
+    return datetime.fromtimestamp(min(unix_ms, _UNIX_MS_MAX) / 1e3, UTC)
 
 
 def _build(kind: str, convert: Callable[[Any], T], fields: dict[str, Any], *, writes: bool) -> Operation[T]:

@@ -8,11 +8,11 @@ key. `Queue` and `AsyncQueue` are queues as objects.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from vecmem.v1 import queues_pb2 as api
-from vecmem_client._operations import BytesLike, Operation, as_bytes, as_wait_ms, reads, writes
+from vecmem_client._operations import BytesLike, Operation, as_bytes, as_time, as_wait_ms, reads, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,6 @@ _STATES: dict[State | None, api.QueueMessageState.ValueType] = {
     "in_flight": api.QUEUE_MESSAGE_STATE_IN_FLIGHT,
     "dead": api.QUEUE_MESSAGE_STATE_DEAD,
 }
-_UNIX_MS_MAX = 253_402_300_799_000
 _STATE_NAMES = {number: name for name, number in _STATES.items() if name is not None}
 
 
@@ -216,11 +215,6 @@ def _receipts(messages: Iterable[Message]) -> list[api.MessageReceipt]:
     return [api.MessageReceipt(message_id=message.id, receipt=message.receipt) for message in messages]
 
 
-def _time(unix_ms: int) -> datetime:
-    # A delay may end after the year 9999, which no datetime says.
-    return datetime.fromtimestamp(min(unix_ms, _UNIX_MS_MAX) / 1e3, UTC)
-
-
 def _received(response: api.ReceiveMessagesResponse) -> Received:
     messages = [
         Message(
@@ -228,8 +222,8 @@ def _received(response: api.ReceiveMessagesResponse) -> Received:
             each.receipt,
             each.body,
             each.delivery_count,
-            _time(each.enqueued_at_unix_ms),
-            _time(each.due_at_unix_ms),
+            as_time(each.enqueued_at_unix_ms),
+            as_time(each.due_at_unix_ms),
         )
         for each in response.messages
     ]
@@ -244,8 +238,8 @@ def _page(response: api.PeekMessagesResponse) -> MessagePage:
             each.body,
             _STATE_NAMES[each.state],
             each.delivery_count,
-            _time(each.enqueued_at_unix_ms),
-            _time(each.due_at_unix_ms),
+            as_time(each.enqueued_at_unix_ms),
+            as_time(each.due_at_unix_ms),
         )
         for each in response.messages
     ]
@@ -258,5 +252,5 @@ def _description(response: Any) -> QueueDescription:
         response.delayed_count,
         response.in_flight_count,
         response.dead_count,
-        _time(response.next_due_unix_ms) if response.next_due_unix_ms else None,
+        as_time(response.next_due_unix_ms) if response.next_due_unix_ms else None,
     )

@@ -39,7 +39,7 @@ class JsonServiceStub:
 
     Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search`
     are not there, because a regular expression can take for ever. The filters of a path have 64 expressions at most. A path, or all paths
-    of one GetJson together, that look at more than 250,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
+    of one GetJson together, that look at more than 100,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
     matches before it changes any, and changes what is reached in several ways once.
 
     Results are in the order in which the path finds its matches. Either all matches are changed or none, but for those that an operation
@@ -109,7 +109,7 @@ class JsonServiceAsyncStub(JsonServiceStub):
 
     Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search`
     are not there, because a regular expression can take for ever. The filters of a path have 64 expressions at most. A path, or all paths
-    of one GetJson together, that look at more than 250,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
+    of one GetJson together, that look at more than 100,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
     matches before it changes any, and changes what is reached in several ways once.
 
     Results are in the order in which the path finds its matches. Either all matches are changed or none, but for those that an operation
@@ -175,7 +175,7 @@ class JsonServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Paths. A path is JSONPath as RFC 9535 has it, of at most 4,096 bytes; empty: `$`, the whole document. The functions `match` and `search`
     are not there, because a regular expression can take for ever. The filters of a path have 64 expressions at most. A path, or all paths
-    of one GetJson together, that look at more than 250,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
+    of one GetJson together, that look at more than 100,000 values are refused when they run: LIMIT_EXCEEDED. Each operation finds all
     matches before it changes any, and changes what is reached in several ways once.
 
     Results are in the order in which the path finds its matches. Either all matches are changed or none, but for those that an operation
