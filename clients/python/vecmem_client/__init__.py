@@ -21,11 +21,10 @@ from vecmem_client import (
 )
 from vecmem_client._async.channels import AsyncSubscription
 from vecmem_client._async.client import AsyncClient
-from vecmem_client._async.delivery import AsyncDelivery
 from vecmem_client._async.idempotency import AsyncIdempotency
 from vecmem_client._async.leaderboard import AsyncLeaderboard
 from vecmem_client._async.lock import AsyncLock
-from vecmem_client._async.queue import AsyncQueue
+from vecmem_client._async.queue import AsyncDelivery, AsyncQueue
 from vecmem_client._async.rate_limiter import AsyncRateLimiter
 from vecmem_client._async.session_store import AsyncSessionStore
 from vecmem_client._async.topic import AsyncTopic, AsyncTopicDelivery
@@ -95,11 +94,10 @@ from vecmem_client._progress import BulkProgress, ProgressBar
 from vecmem_client._retry import RetryPolicy
 from vecmem_client._sync.channels import Subscription
 from vecmem_client._sync.client import Client
-from vecmem_client._sync.delivery import Delivery
 from vecmem_client._sync.idempotency import Idempotency
 from vecmem_client._sync.leaderboard import Leaderboard
 from vecmem_client._sync.lock import Lock
-from vecmem_client._sync.queue import Queue
+from vecmem_client._sync.queue import Delivery, Queue
 from vecmem_client._sync.rate_limiter import RateLimiter
 from vecmem_client._sync.session_store import SessionStore
 from vecmem_client._sync.topic import Topic, TopicDelivery
