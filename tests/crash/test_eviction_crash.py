@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic, TrafficWriter
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic, TrafficWriter, seed_of
 from tests.store.support import dump
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
@@ -89,10 +89,7 @@ def _check(data_dir: Path, setters: list[Setter]) -> int:
 def test_whenever_the_server_dies_only_evicted_keys_are_gone(
     tmp_path: Path, pytestconfig: pytest.Config, policy: str
 ) -> None:
-    seed: int | None = pytestconfig.getoption("--seed", default=None)
-    seed = random.randrange(2**32) if seed is None else seed
-    print("seed", seed)
-    rng = random.Random(seed)
+    rng = random.Random(seed_of(pytestconfig))
     # Half of the keys expire: more than there is room for would be refused by volatile policies, so that they have room for the other half.
     limit_bytes = LIMIT_BYTES if policy == "lru" else 12 * LIMIT_BYTES
     arguments = ["--memory-limit-bytes", str(limit_bytes), "--eviction-policy", policy]

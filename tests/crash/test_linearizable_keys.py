@@ -27,6 +27,7 @@ from tests.crash.linearizable_workload import (
     Plan,
     StubConnection,
 )
+from tests.crash.traffic import seed_of
 from tests.support.linearizability import NotLinearizableError, check
 from tests.support.server import ServerProcess
 from vecmem.v1 import pipeline_pb2, transactions_pb2
@@ -36,13 +37,6 @@ CLIENTS = 5
 ROUNDS = 6
 ROUNDS_PER_GENERATION = 4
 """Then the clients go on with other keys, so that histories stay short enough to be checked at once."""
-
-
-def seed_of(config: pytest.Config) -> int:
-    seed: int | None = config.getoption("--seed", default=None)
-    seed = random.randrange(2**32) if seed is None else seed
-    print("seed", seed)
-    return seed
 
 
 def kill(server: ServerProcess, rng: random.Random) -> None:

@@ -6,14 +6,12 @@ All rounds use one data directory, and checkpoints are taken all the time. `--ro
 from __future__ import annotations
 
 import random
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.crash.queue_workload import KEY, Consumer, Ledger, Producer, Worker, finish
-from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic
+from tests.crash.traffic import CALL_SECONDS_MAX, Connection, seed_of, work_through_deaths
 from tests.support.server import ServerProcess
 from vecmem.v1 import keys_pb2, keys_pb2_grpc, queues_pb2, queues_pb2_grpc
 
@@ -26,42 +24,15 @@ def workers_of(ledger: Ledger, rng: random.Random) -> list[Worker]:
     return [*producers, *(Consumer(f"consumer{number}", ledger, rng.randrange(2**32)) for number in range(3))]
 
 
-def die(server: ServerProcess, rng: random.Random) -> None:
-    """Let the server work for a while and kill it; now and then it dies again while it opens the directory."""
-    time.sleep(rng.uniform(0.05, 0.8))
-    server.kill()
-    for _ in range(rng.choice([0, 0, 0, 1])):
-        with server.log_path.open("ab") as log:
-            opening = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=log)
-        time.sleep(rng.uniform(0.0, 1.0))
-        opening.kill()
-        opening.wait()
-
-
 def test_each_message_is_acknowledged_exactly_once_whenever_the_server_dies(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    seed: int | None = pytestconfig.getoption("--seed", default=None)
-    seed = random.randrange(2**32) if seed is None else seed
-    print("seed", seed)
-    rng = random.Random(seed)
+    rng = random.Random(seed_of(pytestconfig))
     ledger = Ledger()
     workers = workers_of(ledger, rng)
+    rounds = pytestconfig.getoption("--rounds", default=None) or ROUNDS
     with ServerProcess(tmp_path / "data", arguments=ARGUMENTS) as server:
-        rounds = pytestconfig.getoption("--rounds", default=None) or ROUNDS
-        for number in range(rounds):
-            with Connection(server.address) as connection:
-                traffic = Traffic(workers, connection)
-                die(server, rng)
-                try:
-                    traffic.end()
-                except Exception as error:
-                    error.add_note(f"in round {number}, after {dict(ledger.events)}")
-                    raise
-            ledger.events["pending"] += sum(worker.pending is not None for worker in workers)
-            server.start()
-            with Connection(server.address) as connection:
-                ledger.events["from a checkpoint"] += bool(connection.info().recovery.checkpoint_sequence)
+        ledger.events += work_through_deaths(server, workers, rng, rounds)
         with Connection(server.address) as connection:
             finish(ledger, workers, connection)
             described = keys_pb2_grpc.KeyServiceStub(connection.channel).DescribeKey(

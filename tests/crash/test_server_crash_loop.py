@@ -21,7 +21,7 @@ import grpc
 import pytest
 
 from tests.crash.key_workload import COLLECTION, KeyWriter, create_collection
-from tests.crash.traffic import Connection, Traffic
+from tests.crash.traffic import Connection, Traffic, seed_of
 from tests.crash.workload import Operation, Writer
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
@@ -138,13 +138,6 @@ def run_loop(loop: Loop, rounds: int) -> None:
     assert all(writer.acknowledged_count for writer in [*loop.writers, *loop.key_writers])
     leftovers = [name for name in _names(loop.checkpoints) if not name.startswith("checkpoint-")]
     assert leftovers == []
-
-
-def seed_of(config: pytest.Config) -> int:
-    seed: int | None = config.getoption("--seed", default=None)
-    seed = random.randrange(2**32) if seed is None else seed
-    print("seed", seed)
-    return seed
 
 
 def test_nothing_acknowledged_is_lost_whenever_the_server_dies(tmp_path: Path, pytestconfig: pytest.Config) -> None:

@@ -6,13 +6,18 @@ A `TrafficWriter` sends requests until the server is gone; `Retrying` ones keep 
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
+import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import grpc
+import pytest
 
+from tests.support.server import ServerProcess
 from vecmem.v1 import admin_pb2, admin_pb2_grpc, collections_pb2, collections_pb2_grpc, points_pb2_grpc
 
 CALL_SECONDS_MAX = 30.0
@@ -127,3 +132,42 @@ class Traffic:
         for writer in self._writers:
             if writer.error is not None:
                 raise writer.error
+
+
+def seed_of(config: pytest.Config) -> int:
+    """The seed of a crash loop, printed so that the run can be repeated."""
+    seed: int | None = config.getoption("--seed", default=None)
+    seed = random.randrange(2**32) if seed is None else seed
+    print("seed", seed)
+    return seed
+
+
+def work_through_deaths(
+    server: ServerProcess, workers: Sequence[Retrying[Any]], rng: random.Random, rounds: int
+) -> Counter[str]:
+    """Let clients work while the server is killed and started again, so many times; returns what has happened.
+
+    Now and then it dies again while it opens the directory. Raises what a client found wrong.
+    """
+    events: Counter[str] = Counter()
+    for number in range(rounds):
+        with Connection(server.address) as connection:
+            traffic = Traffic(workers, connection)
+            time.sleep(rng.uniform(0.05, 1.0))
+            server.kill()
+            for _ in range(rng.choice([0, 0, 0, 1])):
+                with server.log_path.open("ab") as log:
+                    opening = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=log)
+                time.sleep(rng.uniform(0.0, 1.0))
+                opening.kill()
+                opening.wait()
+            try:
+                traffic.end()
+            except Exception as error:
+                error.add_note(f"in round {number}, after {dict(events)}")
+                raise
+        events["pending"] += sum(worker.pending is not None for worker in workers)
+        server.start()
+        with Connection(server.address) as connection:
+            events["from a checkpoint"] += bool(connection.info().recovery.checkpoint_sequence)
+    return events
