@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
+from vecmem.log.applying import Applier
 from vecmem.log.group_commit import GroupCommit
 from vecmem.log.record import LogEntry, Record, frame_bytes
 from vecmem.log.rocks import RocksLog
@@ -66,11 +67,13 @@ class State:
 async def committing(
     log: RocksLog, apply: Callable[[LogEntry, Any], Generator[None, None, int]], **limits: int
 ) -> AsyncIterator[GroupCommit[int]]:
-    commit = GroupCommit(log, apply, **limits)
+    applier = Applier(apply, log.last_sequence, log.running_crc)
+    commit = GroupCommit(log, applier, **limits)
     try:
         yield commit
     finally:
         await commit.close()
+        await applier.close()
 
 
 def record(payload: bytes = b"x", slices: int = 1) -> Record:
@@ -88,7 +91,7 @@ async def test_a_result_comes_when_the_record_is_durable_and_applied(log: GatedL
         assert await commit.submit(record(b"first")) == 10
         assert [entry.record.payload for entry in log.read(1)] == [b"first"]
         assert state.applied == list(log.read(1))
-        assert (commit.applied_sequence, commit.applied_running_crc) == (1, log.running_crc)
+        assert (commit._applier.applied_sequence, commit._applier.applied_running_crc) == (1, log.running_crc)
 
 
 async def test_a_companion_comes_with_its_record_and_is_not_in_the_log(log: GatedLog) -> None:
@@ -234,15 +237,15 @@ async def test_a_long_apply_lets_the_loop_breathe_and_readers_wait_for_its_end(l
         return 0
 
     async with committing(log, apply) as commit:
-        assert commit.is_settled
+        assert commit._applier.is_settled
         futures = [commit.submit(record()) for _ in range(3)]
         while not futures[0].done():
             await asyncio.sleep(0)
-            if not commit.is_settled:
+            if not commit._applier.is_settled:
                 seen_unsettled += 1
-                await commit.settled()
-                assert commit.is_settled
-                assert len(state.applied) == commit.applied_sequence
+                await commit._applier.settled()
+                assert commit._applier.is_settled
+                assert len(state.applied) == commit._applier.applied_sequence
         await asyncio.gather(*futures)
     assert seen_unsettled >= 1
 
@@ -264,7 +267,7 @@ async def test_a_failed_append_stops_writes_but_not_reads(log: GatedLog) -> None
         with pytest.raises(WritesStoppedError):
             commit.submit(record(b"later"))
         assert "Input/output error" in commit.stopped_reason
-        await commit.settled()
+        await commit._applier.settled()
         assert [entry.record.payload for entry in log.read(1)] == [b"good"]
         await commit.drain()
     assert [entry.record.payload for entry in state.applied] == [b"good"]
@@ -299,10 +302,10 @@ async def test_an_apply_that_raises_stops_everything_loudly(log: GatedLog, caplo
         assert results[:2] == [1, 2]
         assert all(isinstance(result, WritesStoppedError) for result in results[2:])
         assert applied == [1, 2]
-        assert commit.applied_sequence == 2
-        assert not commit.is_settled
+        assert commit._applier.applied_sequence == 2
+        assert not commit._applier.is_settled
         with pytest.raises(WritesStoppedError, match="broken invariant"):
-            await commit.settled()
+            await commit._applier.settled()
         with pytest.raises(WritesStoppedError):
             commit.submit(record())
     assert "applying record 3 failed" in caplog.text

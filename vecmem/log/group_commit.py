@@ -1,6 +1,6 @@
 """Group commit: records that wait together become durable together, and then are applied in log order.
 
-    submit --> queue --> append in a thread (one batch at a time) --> apply on the event loop --> the caller's result
+    submit --> queue --> append in a thread (one batch at a time) --> vecmem.log.applying --> the caller's result
 
 While one batch is being made durable the next one gathers, and a durable batch is applied while the next is being made
 durable. What it promises:
@@ -9,30 +9,26 @@ durable. What it promises:
 - A result is given only when its record is durable and applied.
 - A caller cancelled before its batch is taken leaves no trace; after that its record is appended and applied regardless.
 - When an append or an apply fails, nothing further is written: those waiting and those to come get WritesStoppedError.
-- Applying holds the event loop for about SLICE_SECONDS at most, provided that no single step of `apply` is longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vecmem import limits
 from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
+from vecmem.log.applying import Applier, Durable, wake
 from vecmem.log.record import LogEntry, Record, frame_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
     from vecmem.log.transaction_log import TransactionLog
 
 R = TypeVar("R")
-SLICE_SECONDS: Final = 0.001
 _logger = logging.getLogger(__name__)
 
 
@@ -50,57 +46,37 @@ class GroupCommit(Generic[R]):
     def __init__(
         self,
         log: TransactionLog,
-        apply: Callable[[LogEntry, Any], Generator[None, None, R]],
+        applier: Applier[R],
         *,
         queue_bytes_max: int = limits.COMMIT_QUEUE_BYTES_MAX,
         batch_bytes_max: int = limits.COMMIT_BATCH_BYTES_MAX,
         batch_records_max: int = limits.COMMIT_BATCH_RECORDS_MAX,
     ) -> None:
-        """Begin behind the log's last record, which the state must reflect already. Needs a running event loop.
+        """Begin behind the log's last record, which the applier must have been given already. Needs a running event loop.
 
         Args:
             log: where records become durable; nobody else may append to it.
-            apply: applies one entry to the state, given its companion; each step of the generator is one slice, its return value
-                the result.
+            applier: of the state.
             queue_bytes_max: size of the records that may wait for durability, frames included.
             batch_bytes_max: a batch is closed at this size; a single larger record is a batch of its own.
             batch_records_max: a batch is closed at this count.
         """
         self._log = log
-        self._apply = apply
+        self._applier = applier
+        applier.on_failure = self._apply_failed
         self._queue_bytes_max = queue_bytes_max
         self._batch_bytes_max = batch_bytes_max
         self._batch_records_max = batch_records_max
         self._queue: deque[_Waiting[R]] = deque()
         self._queue_bytes = 0
         self._arrived = asyncio.Event()
-        # One durable batch may wait for its apply: enough for the overlap, and a bound on what is ahead of the state.
-        self._durable: asyncio.Queue[list[tuple[LogEntry, _Waiting[R]]]] = asyncio.Queue(maxsize=1)
-        self._applied_sequence = log.last_sequence
-        self._applied_running_crc = log.running_crc
         self._unfinished = 0
         self._idle: list[asyncio.Future[None]] = []
-        self._settling: list[asyncio.Future[None]] = []
         self._wanting_room: list[asyncio.Future[None]] = []
-        self._half_applied = False
-        self._apply_failed = False
         self._draining = False
         self._stopped_reason = ""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vecmem-append")
-        self._tasks = [
-            asyncio.create_task(self._append_batches(), name="group commit: append"),
-            asyncio.create_task(self._apply_batches(), name="group commit: apply"),
-        ]
-
-    @property
-    def applied_sequence(self) -> int:
-        """Sequence of the last record that the state reflects wholly."""
-        return self._applied_sequence
-
-    @property
-    def applied_running_crc(self) -> int:
-        """Running CRC32C of the log at applied_sequence."""
-        return self._applied_running_crc
+        self._task = asyncio.create_task(self._append_batches(), name="group commit")
 
     @property
     def stopped_reason(self) -> str:
@@ -111,11 +87,6 @@ class GroupCommit(Generic[R]):
     def queue_bytes(self) -> int:
         """Size of the records that wait for durability."""
         return self._queue_bytes
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether no record is half applied, so that the state may be read until the next await."""
-        return not self._half_applied
 
     def submit(self, record: Record, companion: Any = None) -> asyncio.Future[R]:
         """Queue a record, at once and in the order of the calls. Await the future for the result of its apply.
@@ -155,19 +126,6 @@ class GroupCommit(Generic[R]):
             self._wanting_room.append(waiter)
             await waiter
 
-    async def settled(self) -> None:
-        """Return when no record is half applied; the state may then be read until the next await.
-
-        Raises:
-            WritesStoppedError: an apply failed in the middle, so the state cannot be trusted.
-        """
-        while self._half_applied:
-            if self._apply_failed:
-                raise WritesStoppedError(f"the state is half changed: {self._stopped_reason}")
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._settling.append(waiter)
-            await waiter
-
     async def drain(self) -> None:
         """Refuse new records from now on, and return when all that were queued are answered."""
         self._draining = True
@@ -175,13 +133,13 @@ class GroupCommit(Generic[R]):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(waiter)
             await waiter
+        await self._applier.drained()
 
     async def close(self) -> None:
-        """Drain, then end the tasks and the thread. The log stays open: it belongs to the caller."""
+        """Drain, then end the task and the thread. The log and the applier stay: they belong to the caller."""
         await self.drain()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
     async def _append_batches(self) -> None:
@@ -199,7 +157,11 @@ class GroupCommit(Generic[R]):
                 return
             if not self._stopped_reason:
                 self._leave_queue(sum(waiting.size_bytes for waiting in batch))
-            await self._durable.put(list(zip(entries, batch, strict=True)))
+            durable = [
+                Durable(entry, waiting.result, waiting.companion) for entry, waiting in zip(entries, batch, strict=True)
+            ]
+            await self._applier.put(durable)
+            self._finish(len(durable))
 
     def _take_batch(self) -> list[_Waiting[R]]:
         """The next records to append, without those whose callers have gone. Their bytes count until durable."""
@@ -224,45 +186,6 @@ class GroupCommit(Generic[R]):
         """In the thread: make a batch durable."""
         return self._log.append(records, self._log.last_sequence)
 
-    async def _apply_batches(self) -> None:
-        held_since = time.perf_counter()
-        while True:
-            if self._durable.empty():
-                durable = await self._durable.get()
-                held_since = time.perf_counter()
-            else:
-                durable = self._durable.get_nowait()
-            for place, (entry, waiting) in enumerate(durable):
-                self._half_applied = True
-                try:
-                    steps = self._apply(entry, waiting.companion)
-                    while True:
-                        next(steps)
-                        if time.perf_counter() - held_since > SLICE_SECONDS:
-                            await asyncio.sleep(0)
-                            held_since = time.perf_counter()
-                except StopIteration as stop:
-                    result: R = stop.value
-                except Exception as error:
-                    _logger.critical("applying record %d failed; writes stop", entry.sequence, exc_info=error)
-                    unapplied = [waiting for _, waiting in durable[place:]]
-                    self._apply_failed = True
-                    reason = f"applying record {entry.sequence} failed: {error!r}"
-                    while True:
-                        self._stop(reason, error, unapplied)
-                        # What is being appended at this moment must be answered as well.
-                        unapplied = [waiting for _, waiting in await self._durable.get()]
-                self._applied_sequence, self._applied_running_crc = entry.sequence, entry.running_crc
-                self._half_applied = False
-                if not waiting.result.done():
-                    waiting.result.set_result(result)
-                self._finish(1)
-                # Those who wait for a settled state are let in before the next record unsettles it.
-                if self._settling or time.perf_counter() - held_since > SLICE_SECONDS:
-                    self._wake(self._settling)
-                    await asyncio.sleep(0)
-                    held_since = time.perf_counter()
-
     def _stop(self, reason: str, cause: Exception, batch: list[_Waiting[R]]) -> None:
         """Stop writing for good. Batches made durable before go on being applied, unless it is the apply that failed."""
         first_stop = not self._stopped_reason
@@ -277,21 +200,16 @@ class GroupCommit(Generic[R]):
                 error = WritesStoppedError(f"writes have stopped: {self._stopped_reason}")
                 error.__cause__ = cause
                 waiting.result.set_exception(error)
-        self._wake(self._settling)
         self._finish(len(failed))
+
+    def _apply_failed(self, reason: str, error: Exception) -> None:
+        self._stop(reason, error, [])
 
     def _leave_queue(self, size_bytes: int) -> None:
         self._queue_bytes -= size_bytes
-        self._wake(self._wanting_room)
+        wake(self._wanting_room)
 
     def _finish(self, count: int) -> None:
         self._unfinished -= count
         if not self._unfinished:
-            self._wake(self._idle)
-
-    @staticmethod
-    def _wake(waiters: list[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        waiters.clear()
+            wake(self._idle)

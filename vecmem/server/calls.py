@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 import grpc
 
 from vecmem.errors import DeadlineExceededError, InvalidArgumentError, VecmemError
-from vecmem.log.group_commit import SLICE_SECONDS
+from vecmem.log.applying import SLICE_SECONDS
 from vecmem.server.error_table import abort
 from vecmem.server.open_streams import OpenStreams
 from vecmem.server.serializers import check_decoded

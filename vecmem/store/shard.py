@@ -29,8 +29,9 @@ from vecmem.errors import (
 )
 from vecmem.index.field_path import FieldPath
 from vecmem.index.vector_index import VectorIndex
+from vecmem.log.applying import SLICE_SECONDS, Applier
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
-from vecmem.log.group_commit import SLICE_SECONDS, GroupCommit
+from vecmem.log.group_commit import GroupCommit
 from vecmem.log.record import Record
 from vecmem.store.channels import Channels
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
@@ -89,7 +90,8 @@ class Shard:
         self.ending = False
         """Set when the node is about to end: calls that wait for something end with ShuttingDownError."""
         self._settings = settings
-        self._commit: GroupCommit[command_pb2.CommandResult] = GroupCommit(self.log, self.state.apply)
+        self._applier = Applier(self.state.apply, self.log.last_sequence, self.log.running_crc)
+        self._commit = GroupCommit(self.log, self._applier)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)
         self._graph_threads = settings.graph_threads or os.cpu_count() or 1
         self._graph_executor = ThreadPoolExecutor(1, "vecmem-graph")
@@ -122,7 +124,7 @@ class Shard:
     @property
     def applied_sequence(self) -> int:
         """Sequence of the last record that the state reflects."""
-        return self._commit.applied_sequence
+        return self._applier.applied_sequence
 
     @property
     def read_only_reason(self) -> str:
@@ -174,16 +176,16 @@ class Shard:
     async def settled(self, collection: Collection | None = None) -> None:
         """Return when a collection (None: each of them) is not changed in part; it may then be read until the next await."""
         if collection is None:
-            if not self._commit.is_settled:
-                await self._commit.settled()
+            if not self._applier.is_settled:
+                await self._applier.settled()
             return
         while collection.changing or self.state.committing:
-            await self._commit.settled()
+            await self._applier.settled()
 
     async def uncommitted(self) -> None:
         """Return when no transaction is applied in part; keys may then be read until the next await."""
         while self.state.committing:
-            await self._commit.settled()
+            await self._applier.settled()
 
     def at_least(self, sequence: int) -> None:
         """Raises PositionAheadError where the log has not come so far."""
@@ -239,7 +241,7 @@ class Shard:
                 if not self._has_something_new():
                     return CheckpointReport(sequence, 0, 0.0, 0.0)
                 self._checkpoint_bytes = self._drained_rows = 0
-                self._forked = ForkedImage(self._store, self.state, sequence, self._commit.applied_running_crc)
+                self._forked = ForkedImage(self._store, self.state, sequence, self._applier.applied_running_crc)
             try:
                 report = await self._forked.publish()
             finally:
@@ -454,6 +456,7 @@ class Shard:
             except (VecmemError, OSError):
                 _logger.exception("the last checkpoint failed; the next start replays the log instead")
         await self._commit.close()
+        await self._applier.close()
         self._graph_executor.shutdown()
         self.log.close()
 
