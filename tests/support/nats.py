@@ -24,17 +24,15 @@ def servers_in(directory: Path, count: int, **plan: Any) -> NatsServers:
     return NatsServers(plan_servers(directory, count=count, **plan), launcher=dying_with_parent)
 
 
-def settings_for(servers: NatsServers, **settings: Any) -> JetStreamSettings:
+def settings_for(nats_servers: NatsServers, /, **settings: Any) -> JetStreamSettings:
     """How to reach a log of its own name on servers."""
-    return JetStreamSettings(
-        **{
-            "servers": servers.urls,
-            "stream": f"test-{os.urandom(8).hex()}",
-            "replicas": len(servers.servers),
-            "monitoring_urls": servers.monitoring_urls,
-            **settings,
-        }
-    )
+    found = {
+        "servers": nats_servers.urls,
+        "stream": f"test-{os.urandom(8).hex()}",
+        "replicas": len(nats_servers.servers),
+        "monitoring_urls": nats_servers.monitoring_urls,
+    }
+    return JetStreamSettings(**(found | settings))
 
 
 @pytest.fixture(scope="session")

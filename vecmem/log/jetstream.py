@@ -46,6 +46,8 @@ T = TypeVar("T")
 
 ANSWER_SECONDS_MAX: Final = 30.0
 """For reads and trims; killing the leader was measured to take 5 s until the next one answers."""
+SLOW_BYTES_PER_SECOND: Final = 4 * 1024 * 1024
+"""A large message is given the time to be sent so slowly."""
 MARGIN_SECONDS: Final = 10.0
 """How much longer a call may take than the deadline inside of it."""
 
@@ -85,6 +87,7 @@ class JetStreamLog:
         self._connection = connection
         self._stream = stream
         self._append_lock = threading.Lock()
+        self._trim_lock = threading.Lock()
         self._grown = threading.Condition()
         self._committed_message = 0
         self._watching = False
@@ -97,8 +100,7 @@ class JetStreamLog:
         self._first, self._first_message = Place(), 1
         last = self._call(last_batch, stream, state)
         if last is not None:
-            for _ in entries_of(last, path=self.path):
-                pass  # the last record is always proven
+            entries_of(last, path=self.path)  # the last record is always proven
             self._end = last.end
             self._note_first(state.first_message)
 
@@ -203,11 +205,11 @@ class JetStreamLog:
         """See TransactionLog. It goes on over failures of NATS, however long they take."""
         follower = JetStreamFollower(self, start, self._grown)
         with self._grown:
-            first_follower, self._watching = not self._watching, True
             self._followers = [other for other in self._followers if not other.closed]
             self._followers.append(follower)
-        if first_follower:
+        if not self._watching:  # twice does no harm
             self._call(self._connection.subscribe, self._stream.committed_subject, self._on_committed)
+            self._watching = True
         return follower
 
     def running_crc_at(self, sequence: int) -> int:
@@ -228,13 +230,14 @@ class JetStreamLog:
         The last message is kept always: the log's end is read from it. Raises as TransactionLog says, but
         UnavailableError where NATS does not answer: trims go on over that.
         """
-        with self._append_lock:
+        with self._trim_lock:
             self._check_writable()
             if before <= self.first_sequence:
                 return
-            if before > self._end.sequence + 1:
-                raise InvalidArgumentError(f"cannot trim before sequence {before}: the last is {self._end.sequence}")
-            first = self._batch_with(min(before, self._end.sequence))
+            last_sequence = self._end.sequence
+            if before > last_sequence + 1:
+                raise InvalidArgumentError(f"cannot trim before sequence {before}: the last is {last_sequence}")
+            first = self._batch_with(min(before, last_sequence))
             self._call(self._stream.purge, first.message_sequence)
             self._first, self._first_message = first.before, first.message_sequence
             self._size_bytes = self._call(self._stream.state).size_bytes
@@ -288,9 +291,9 @@ class JetStreamLog:
                 came_from = reader.after
                 try:
                     for entry in reader.next_entries():
-                        if entry.sequence >= stop:
-                            return
                         yield entry
+                        if entry.sequence == stop - 1:
+                            return  # what lies behind is not asked for, and may be damaged
                     if reader.after == came_from:
                         reader.check_not_missing()
                 except NoReplyError:
@@ -326,10 +329,11 @@ class JetStreamLog:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.settle_seconds
+        seconds = self._settings.publish_seconds + len(batch.frames) / SLOW_BYTES_PER_SECOND
         while True:
             try:
                 reply = await self._connection.request(
-                    self._stream.subject, batch.frames, batch.headers(), seconds=self._settings.publish_seconds
+                    self._stream.subject, batch.frames, batch.headers(), seconds=seconds
                 )
                 answer = json.loads(reply.data)
                 if "error" not in answer:
@@ -341,7 +345,7 @@ class JetStreamLog:
                 why = str(error)
             # A refusal is no more certain than silence: an earlier attempt may be what it was refused for.
             with contextlib.suppress(NoReplyError):
-                stored = await self._stream.get(batch.message_sequence)
+                stored = await self._stream.get(batch.message_sequence, seconds=seconds)
                 if stored is not None and stored.batch_id == batch.batch_id:
                     return
                 if stored is not None:

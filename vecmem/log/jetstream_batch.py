@@ -182,23 +182,23 @@ def batch_of(headers: Mapping[str, str], frames: bytes, message_sequence: int, *
     return batch
 
 
-def entries_of(batch: Batch, *, path: str) -> Iterator[LogEntry]:
+def entries_of(batch: Batch, *, path: str) -> list[LogEntry]:
     """The records of a batch, each proven to follow on the one before it; the first, on what the headers say.
 
     Raises:
         CorruptionError: a record is missing or damaged, or headers and records disagree.
         UnsupportedFormatError: a record is newer than this version understands.
     """
-    last = None
-    for entry in verify_chain(_frames(batch), batch.first_sequence - 1, batch.running_crc_before, path=path):
-        yield entry
-        last = entry
-    if last is None or last.sequence != batch.last_sequence or last.running_crc != batch.running_crc:
+    before = batch.before
+    entries = list(verify_chain(_frames(batch), before.sequence, before.running_crc, path=path))
+    last_sequence, running_crc = (entries[-1].sequence, entries[-1].running_crc) if entries else (before.sequence, 0)
+    if (last_sequence, running_crc) != (batch.last_sequence, batch.running_crc):
         raise CorruptionError(
             f"message {batch.message_sequence} does not hold the {batch.record_count} records that its headers name",
             path=path,
-            position=f"sequence {batch.first_sequence if last is None else last.sequence + 1}",
+            position=f"sequence {last_sequence + 1}",
         )
+    return entries
 
 
 def check_follows(batch: Batch, after: Place, *, path: str) -> None:

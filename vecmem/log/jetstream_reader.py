@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from vecmem.errors import CorruptionError, NotFoundError, UnavailableError
-from vecmem.log.jetstream_batch import check_follows, entries_of
+from vecmem.log.jetstream_batch import batch_of, check_follows, entries_of
 from vecmem.log.nats_connection import REQUEST_SECONDS_MAX, NoReplyError
 from vecmem.log.transaction_log import Follower
 
@@ -51,16 +51,23 @@ class BatchReader:
             CorruptionError: they are missing, damaged or out of the chain.
             UnsupportedFormatError: one is newer than this version understands.
         """
-        batches = self._connection.call(self._stream.read, self.after.message + 1, seconds=2 * REQUEST_SECONDS_MAX)
-        for batch in batches:
-            if batch.message_sequence > self.after.message + 1:
-                self._check_not_trimmed()
-            check_follows(batch, self.after, path=self._stream.path)
-            for entry in entries_of(batch, path=self._stream.path):
-                if entry.sequence >= self._start:
-                    yield entry
+        messages = self._connection.call(self._stream.read, self.after.message + 1, seconds=2 * REQUEST_SECONDS_MAX)
+        for message in messages:
+            mended = False
+            try:
+                sequence = int(message.headers["Nats-Sequence"])
+                batch = batch_of(message.headers, message.data, sequence, path=self._stream.path)
+                entries = self._proven(batch)
+            except CorruptionError as error:
+                batch, entries = self._as_the_leader_has_it(error)
+                mended = True
             self.after = batch.end
             self._note_end(batch.end)
+            for entry in entries:
+                if entry.sequence >= self._start:
+                    yield entry
+            if mended:
+                return  # what was read behind it may not follow on it
 
     def check_not_missing(self) -> None:
         """Prove that the next message is not gone, where none was read: a server may only be behind.
@@ -71,6 +78,9 @@ class BatchReader:
         """
         message = self.after.message + 1
         state = self._connection.call(self._stream.state, seconds=2 * REQUEST_SECONDS_MAX)
+        if state.last_message < self.after.message:
+            # An old leader, or acknowledged messages are lost: then the chain breaks when the stream has grown again.
+            raise NoReplyError(f"the stream ends at message {state.last_message}, and {self.after.message} was read")
         if state.last_message < message:
             return
         if self._connection.call(self._stream.get, message, seconds=2 * REQUEST_SECONDS_MAX) is None:
@@ -80,6 +90,20 @@ class BatchReader:
                 path=self._stream.path,
                 position=f"sequence {self.after.sequence + 1}",
             )
+
+    def _proven(self, batch: Batch) -> list[LogEntry]:
+        check_follows(batch, self.after, path=self._stream.path)
+        return entries_of(batch, path=self._stream.path)
+
+    def _as_the_leader_has_it(self, error: CorruptionError) -> tuple[Batch, list[LogEntry]]:
+        """The next batch from the leader, where a copy is damaged. Raises that error if the leader has none either."""
+        batch = self._connection.call(self._stream.get, self.after.message + 1, seconds=2 * REQUEST_SECONDS_MAX)
+        if batch is None:
+            self._check_not_trimmed()
+            raise error
+        entries = self._proven(batch)
+        _logger.warning("a server's copy is damaged, and the leader's is sound: %s", error)
+        return batch, entries
 
     def _check_not_trimmed(self) -> None:
         state = self._connection.call(self._stream.state, seconds=2 * REQUEST_SECONDS_MAX)

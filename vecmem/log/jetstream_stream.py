@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vecmem.errors import ConfigurationError, CorruptionError
 from vecmem.log.jetstream_batch import Batch, batch_of
-from vecmem.log.nats_connection import API_PREFIX, NoReplyError
+from vecmem.log.nats_connection import API_PREFIX, REQUEST_SECONDS_MAX, NoReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from vecmem.log.nats_connection import NatsConnection
+    from vecmem.log.nats_connection import Message, NatsConnection
 
 T = TypeVar("T")
 
@@ -30,9 +31,11 @@ READ_MESSAGES: Final = 1_000
 PAUSE_SECONDS: Final = 0.05
 """Between two attempts at something that gets no answer."""
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NOT_FOUND: Final = 404
 _END_OF_BATCH: Final = 204
 _SERVER_ERROR: Final = 500
+_UNAVAILABLE: Final = 503
 _STREAM_EXISTS: Final = 10058
 
 
@@ -52,6 +55,8 @@ class Stream:
     """Requests about one stream; its coroutines run on the connection's loop."""
 
     def __init__(self, connection: NatsConnection, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(f"{name!r} is no name for a stream: letters, digits, - and _ only")
         self.name = name
         self.path = f"nats:{name}"
         """What messages call it."""
@@ -59,6 +64,7 @@ class Stream:
         self.committed_subject = f"vecmem.committed.{name}"
         """Where the leader announces each message once it is committed, without its content."""
         self._connection = connection
+        self._created = ""
 
     def configuration(self, replicas: int) -> dict[str, Any]:
         """What the stream has to be: every message kept, on disk, in the order of its arrival, until it is purged."""
@@ -88,31 +94,40 @@ class Stream:
         wanted = self.configuration(replicas)
         info = await self._ask("STREAM.INFO." + self.name, {})
         if _error_code(info) == _NOT_FOUND and create:
-            info = await self._ask("STREAM.CREATE." + self.name, wanted)
+            info = await self._ask("STREAM.CREATE." + self.name, wanted, passing=_UNAVAILABLE)
             if info.get("error", {}).get("err_code") == _STREAM_EXISTS:  # somebody else has made it, of another kind
                 info = await self._ask("STREAM.INFO." + self.name, {})
         if _error_code(info) == _NOT_FOUND:
             raise ConfigurationError(f"{self.path}: there is no such stream, and it is not to be made")
         self._check_configuration(info, wanted)
+        self._created = str(info["created"])
         return _state(info)
 
     async def state(self) -> StreamState:
-        """Ask the leader. Raises NoReplyError, ConfigurationError if the stream is gone."""
+        """Ask the leader.
+
+        Raises:
+            CorruptionError: the stream is gone, or another one has its name.
+            NoReplyError: JetStream did not answer.
+        """
         info = await self._ask("STREAM.INFO." + self.name, {})
         if "error" in info:
-            raise ConfigurationError(f"{self.path}: {info['error'].get('description')}")
+            raise CorruptionError(f"the stream is gone: {info['error'].get('description')}", path=self.path)
+        if info["created"] != self._created:
+            what = f"the stream was made anew at {info['created']}, after the one of {self._created} had been opened"
+            raise CorruptionError(what, path=self.path)
         return _state(info)
 
-    async def get(self, message: int) -> Batch | None:
+    async def get(self, message: int, *, seconds: float = REQUEST_SECONDS_MAX) -> Batch | None:
         """The batch of one message, as the leader has it; None: it has no such message. Raises NoReplyError."""
-        return await self._get({"seq": message})
+        return await self._get({"seq": message}, seconds)
 
     async def get_last(self) -> Batch | None:
         """The batch of the last message that is there, as the leader has it. Raises NoReplyError."""
-        return await self._get({"last_by_subj": self.subject})
+        return await self._get({"last_by_subj": self.subject}, REQUEST_SECONDS_MAX)
 
-    async def read(self, start: int) -> list[Batch]:
-        """Some messages from `start` on, at least one if there is any; gaps between them are not noticed here.
+    async def read(self, start: int) -> list[Message]:
+        """Some messages from `start` on, at least one if there is any; nothing of them is checked here.
 
         Raises:
             NoReplyError: nobody with a copy answered.
@@ -122,10 +137,7 @@ class Stream:
         found, end = await self._connection.request_many(subject, json.dumps(request).encode())
         if end.status not in {_NOT_FOUND, _END_OF_BATCH}:
             raise NoReplyError(f"status {end.status} {end.headers.get('Description', '')}")
-        return [
-            batch_of(message.headers, message.data, int(message.headers["Nats-Sequence"]), path=self.path)
-            for message in found
-        ]
+        return found
 
     async def purge(self, before: int) -> None:
         """Remove the messages below `before`. Safe to repeat. Raises NoReplyError."""
@@ -133,8 +145,8 @@ class Stream:
         if "error" in answer:
             raise NoReplyError(str(answer["error"].get("description")))
 
-    async def _get(self, request: dict[str, Any]) -> Batch | None:
-        answer = await self._ask("STREAM.MSG.GET." + self.name, request)
+    async def _get(self, request: dict[str, Any], seconds: float) -> Batch | None:
+        answer = await self._ask("STREAM.MSG.GET." + self.name, request, seconds=seconds)
         if _error_code(answer) == _NOT_FOUND:
             return None
         if "error" in answer:
@@ -143,10 +155,17 @@ class Stream:
         headers = _parsed_headers(base64.b64decode(message.get("hdrs", "")))
         return batch_of(headers, base64.b64decode(message.get("data", "")), int(message["seq"]), path=self.path)
 
-    async def _ask(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer, which may be a refusal; failures that pass, as of the kind 503, count as none."""
-        answer = await self._connection.api(name, request)
-        if _error_code(answer) >= _SERVER_ERROR:
+    async def _ask(
+        self,
+        name: str,
+        request: dict[str, Any],
+        *,
+        passing: int = _SERVER_ERROR,
+        seconds: float = REQUEST_SECONDS_MAX,
+    ) -> dict[str, Any]:
+        """The answer, which may be a refusal; failures that pass, those from a code on, count as none."""
+        answer = await self._connection.api(name, request, seconds=seconds)
+        if _error_code(answer) >= passing:
             raise NoReplyError(str(answer["error"].get("description")))
         return answer
 

@@ -139,18 +139,24 @@ class NatsConnection:
         client = self._connected()
 
         async def collect() -> tuple[list[Message], Message]:
+            found: list[Message] = []
+            end: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+            async def receive(answer: Msg) -> None:
+                message = _message(answer)
+                if not message.status:
+                    found.append(message)
+                elif not end.done():
+                    end.set_result(message)
+
             inbox = client.new_inbox()
-            answers = await client.subscribe(inbox)
+            answers = await client.subscribe(inbox, cb=receive)
             try:
                 await client.publish(subject, data, reply=inbox)
-                found: list[Message] = []
-                while True:
-                    message = _message(await answers.next_msg(timeout=None))
-                    if message.status:
-                        return found, message
-                    found.append(message)
+                return found, await end
             finally:
-                await answers.unsubscribe()
+                if not client.is_closed:
+                    await answers.unsubscribe()
 
         return await self._unless_lost(collect(), seconds)
 
