@@ -76,6 +76,7 @@ class GroupCommit(Generic[R]):
         self._arrived = asyncio.Event()
         # One durable batch may wait for its apply: enough for the overlap, and a bound on what is ahead of the state.
         self._durable: asyncio.Queue[list[tuple[LogEntry, _Waiting[R]]]] = asyncio.Queue(maxsize=1)
+        self._appended_sequence = log.last_sequence
         self._applied_sequence = log.last_sequence
         self._applied_running_crc = log.running_crc
         self._unfinished = 0
@@ -221,8 +222,13 @@ class GroupCommit(Generic[R]):
         return batch
 
     def _append(self, records: list[Record]) -> list[LogEntry]:
-        """In the thread: make a batch durable."""
-        return self._log.append(records, self._log.last_sequence)
+        """In the thread: make a batch durable, behind what was appended here before and nothing else.
+
+        The log's own last sequence would not do: it moves when records of others are read, which are not applied here.
+        """
+        entries = self._log.append(records, self._appended_sequence)
+        self._appended_sequence = entries[-1].sequence
+        return entries
 
     async def _apply_batches(self) -> None:
         held_since = time.perf_counter()
