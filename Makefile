@@ -70,5 +70,5 @@ $(RUN_STAMP): $(PYPROJECTS) | $(BIN)/python
 	@touch $@
 
 $(DEV_STAMP): $(PYPROJECTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e 'clients/python[langchain]' -e '.[import,native,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e 'clients/python[langchain]' -e '.[import,native,cluster,dev]'
 	@touch $(RUN_STAMP) $@

@@ -85,3 +85,8 @@ def truncate_durably(path: Path, size_bytes: int) -> None:
     with open(path, "r+b") as file:
         file.truncate(size_bytes)
         os.fsync(file.fileno())
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor for what another process writes, behind what is there. The caller closes it."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

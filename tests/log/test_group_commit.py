@@ -285,6 +285,16 @@ async def test_another_writer_stops_writes(log: GatedLog) -> None:
     assert [entry.record.payload for entry in log.read(1)] == [b"theirs"]
 
 
+async def test_records_that_were_not_applied_here_are_never_appended_behind(log: GatedLog) -> None:
+    """Though the log knows of another writer's records, as one does that a follower reads on."""
+    async with committing(log, State().apply) as commit:
+        RocksLog.append(log, [record(b"theirs")], 0)
+        assert log.last_sequence == 1
+        with pytest.raises(WritesStoppedError):
+            await commit.submit(record())
+    assert [entry.record.payload for entry in log.read(1)] == [b"theirs"]
+
+
 async def test_an_apply_that_raises_stops_everything_loudly(log: GatedLog, caplog: pytest.LogCaptureFixture) -> None:
     """Neither the records behind it in its batch nor those being appended are applied, and every caller is told."""
     applied: list[int] = []

@@ -1,39 +1,24 @@
-"""RocksLog does what TransactionLog promises: order, compare-and-append, chains, trims, followers, one opener."""
+"""RocksLog beyond what every TransactionLog promises (test_transaction_log): flushes, exact trims, one opener, damage."""
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.log.support import fill, record
 from vecmem.errors import (
     CorruptionError,
-    InvalidArgumentError,
-    LogConflictError,
-    NotFoundError,
     UnavailableError,
-    UnsupportedFormatError,
 )
 from vecmem.log import rocks
-from vecmem.log.record import Record, encode
+from vecmem.log.record import encode
 from vecmem.log.rocks import RocksLog
 from vecmem.log.rocks_verify import verify_rocks_log
-
-
-def record(number: int, size: int = 100) -> Record:
-    return Record(1 + number % 5, number.to_bytes(4, "big") * (size // 4))
-
-
-def fill(log: RocksLog, count: int, batch: int = 7) -> None:
-    while count:
-        records = [record(log.last_sequence + 1 + i) for i in range(min(batch, count))]
-        log.append(records, log.last_sequence)
-        count -= len(records)
 
 
 @pytest.fixture
@@ -55,27 +40,6 @@ def digest(directory: Path) -> dict[str, tuple[str, int, int]]:
     }
 
 
-def test_an_empty_log(log: RocksLog) -> None:
-    assert (log.first_sequence, log.last_sequence, log.running_crc, log.running_crc_at(0)) == (1, 0, 0, 0)
-    assert list(log.read(1)) == []
-    assert log.append([], 0) == []
-
-
-def test_records_come_back_in_order_and_over_a_restart(tmp_path: Path) -> None:
-    log = RocksLog.open(tmp_path / "log")
-    fill(log, 50)
-    entries = list(log.read(1))
-    assert [entry.sequence for entry in entries] == list(range(1, 51))
-    assert [entry.record for entry in entries] == [record(n) for n in range(1, 51)]
-    assert entries[-1].running_crc == log.running_crc == log.running_crc_at(50)
-    assert [entry.sequence for entry in log.read(20, 23)] == [20, 21, 22]
-    log.close()
-    log = RocksLog.open(tmp_path / "log")
-    assert list(log.read(1)) == entries
-    assert log.report.records_verified == 50
-    log.close()
-
-
 def test_only_the_tail_is_read_when_a_checkpoint_covers_the_rest(tmp_path: Path) -> None:
     log = RocksLog.open(tmp_path / "log")
     fill(log, 50)
@@ -85,22 +49,6 @@ def test_only_the_tail_is_read_when_a_checkpoint_covers_the_rest(tmp_path: Path)
     log.close()
     with pytest.raises(CorruptionError, match="ends at sequence 50"):
         RocksLog.open(tmp_path / "log", verify_from=52)
-
-
-def test_an_append_behind_another_record_changes_nothing(log: RocksLog) -> None:
-    fill(log, 3)
-    before = list(log.read(1))
-    for after in (0, 2, 4):
-        with pytest.raises(LogConflictError):
-            log.append([record(9)], after)
-    assert list(log.read(1)) == before
-    assert [entry.sequence for entry in log.append([record(4)], 3)] == [4]
-
-
-def test_a_record_that_cannot_be_framed_stops_nothing(log: RocksLog) -> None:
-    with pytest.raises(InvalidArgumentError):
-        log.append([record(1), Record(0, b"")], 0)
-    assert log.append([record(1)], 0) == list(log.read(1))
 
 
 def test_big_and_many_records(log: RocksLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,92 +63,17 @@ def test_big_and_many_records(log: RocksLog, monkeypatch: pytest.MonkeyPatch) ->
     assert log.size_bytes > 11_000_000
 
 
-def test_trim_forgets_and_survives_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    log = RocksLog.open(path)
+def test_trim_is_exact_and_may_forget_all(tmp_path: Path) -> None:
+    log = RocksLog.open(tmp_path / "log")
     fill(log, 30)
-    crc_at_19, crc_at_30 = log.running_crc_at(19), log.running_crc
+    crc_at_30 = log.running_crc
     log.trim(20)
-    log.trim(5)
-    for _ in range(2):
-        assert (log.first_sequence, log.last_sequence) == (20, 30)
-        assert log.running_crc_at(19) == crc_at_19
-        assert [entry.sequence for entry in log.read(20)] == list(range(20, 31))
-        for sequence in (18, 31):
-            with pytest.raises(NotFoundError):
-                log.running_crc_at(sequence)
-        with pytest.raises(NotFoundError):
-            log.read(19)
-        log.close()
-        log = RocksLog.open(path)
-    with pytest.raises(InvalidArgumentError):
-        log.trim(32)
+    assert (log.first_sequence, log.last_sequence) == (20, 30)
     log.trim(31)
     log.close()
-    log = RocksLog.open(path)
+    log = RocksLog.open(tmp_path / "log")
     assert (log.first_sequence, log.last_sequence, log.running_crc) == (31, 30, crc_at_30)
-    fill(log, 2)
-    assert [entry.sequence for entry in log.read(31)] == [31, 32]
     log.close()
-
-
-def test_trim_gives_space_back(log: RocksLog) -> None:
-    log.append([record(n, 50_000) for n in range(100)], 0)
-    before = log.size_bytes
-    log.trim(91)
-    assert log.size_bytes < before / 5
-
-
-def test_a_reader_that_is_overtaken_by_a_trim_is_told(log: RocksLog) -> None:
-    """Not an early end, and not an accusation of damage."""
-    log.append([record(n, 100_000) for n in range(1, 41)], 0)
-    reader = log.read(1)
-    assert next(reader).sequence == 1
-    log.trim(38)
-    with pytest.raises(NotFoundError, match="trimmed"):
-        list(reader)
-
-
-def test_an_abandoned_reader_does_not_keep_the_log_open(tmp_path: Path) -> None:
-    log = RocksLog.open(tmp_path / "log")
-    fill(log, 20)
-    reader = log.read(1)
-    assert next(reader).sequence == 1
-    log.close()
-    log = RocksLog.open(tmp_path / "log")
-    assert log.last_sequence == 20
-    log.close()
-
-
-def test_a_follower_sees_what_comes_later_and_ends_with_the_log(tmp_path: Path) -> None:
-    log = RocksLog.open(tmp_path / "log")
-    fill(log, 5)
-    seen: list[int] = []
-    reached = threading.Event()
-
-    def follow() -> None:
-        for entry in log.follow(3):
-            seen.append(entry.sequence)
-            if entry.sequence == 12:
-                reached.set()
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    fill(log, 7)
-    assert reached.wait(20)
-    log.close()
-    thread.join(20)
-    assert not thread.is_alive()
-    assert seen == list(range(3, 13))
-
-
-def test_a_follower_ends_when_it_is_closed(log: RocksLog) -> None:
-    follower = log.follow(1)
-    thread = threading.Thread(target=list, args=(follower,))
-    thread.start()
-    follower.close()
-    thread.join(20)
-    assert not thread.is_alive()
 
 
 def test_a_second_opener_is_refused(tmp_path: Path) -> None:
@@ -227,14 +100,6 @@ def test_a_second_opener_is_refused(tmp_path: Path) -> None:
     log = RocksLog.open(tmp_path / "log")
     assert log.last_sequence == 6
     log.close()
-
-
-def test_a_record_newer_than_understood_stops_the_opening(tmp_path: Path) -> None:
-    log = RocksLog.open(tmp_path / "log")
-    log.append([Record(1, b"from the future", writer_version=2)], 0)
-    log.close()
-    with pytest.raises(UnsupportedFormatError, match="writer version 2"):
-        RocksLog.open(tmp_path / "log")
 
 
 def test_a_gap_and_a_wrong_chain_in_sound_files_are_found(tmp_path: Path) -> None:

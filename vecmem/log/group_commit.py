@@ -52,7 +52,7 @@ class GroupCommit(Generic[R]):
         batch_bytes_max: int = limits.COMMIT_BATCH_BYTES_MAX,
         batch_records_max: int = limits.COMMIT_BATCH_RECORDS_MAX,
     ) -> None:
-        """Begin behind the log's last record, which the applier must have been given already. Needs a running event loop.
+        """Begin behind the last record that is applied, which must be the log's last. Needs a running event loop.
 
         Args:
             log: where records become durable; nobody else may append to it.
@@ -70,6 +70,7 @@ class GroupCommit(Generic[R]):
         self._queue: deque[_Waiting[R]] = deque()
         self._queue_bytes = 0
         self._arrived = asyncio.Event()
+        self._appended_sequence = applier.applied_sequence
         self._unfinished = 0
         self._idle: list[asyncio.Future[None]] = []
         self._wanting_room: list[asyncio.Future[None]] = []
@@ -183,8 +184,13 @@ class GroupCommit(Generic[R]):
         return batch
 
     def _append(self, records: list[Record]) -> list[LogEntry]:
-        """In the thread: make a batch durable."""
-        return self._log.append(records, self._log.last_sequence)
+        """In the thread: make a batch durable, behind what was appended here before and nothing else.
+
+        The log's own last sequence would not do: it moves when records of others are read, which are not applied here.
+        """
+        entries = self._log.append(records, self._appended_sequence)
+        self._appended_sequence = entries[-1].sequence
+        return entries
 
     def _stop(self, reason: str, cause: Exception, batch: list[_Waiting[R]]) -> None:
         """Stop writing for good. Batches made durable before go on being applied, unless it is the apply that failed."""

@@ -26,7 +26,10 @@ class TransactionLog(Protocol):
 
     @property
     def last_sequence(self) -> int:
-        """Sequence of the last durable record; 0 when there never was one."""
+        """Sequence of the last durable record; 0 when there never was one.
+
+        Where others can append as well it is the last one that this process knows of, and moves as it reads on.
+        """
 
     @property
     def running_crc(self) -> int:
@@ -69,6 +72,8 @@ class TransactionLog(Protocol):
 
     def trim(self, before: int) -> None:
         """Forget the records below `before`; one beyond the last forgets all. Below the first it does nothing.
+
+        A log that keeps records in batches may keep more: those that share a batch with later ones, and the last batch.
 
         Raises:
             InvalidArgumentError: `before` is more than one beyond the last.
