@@ -117,6 +117,63 @@ class Settings:
             group="behaviour",
         ),
     )
+    cluster: str = field(
+        default="",
+        metadata=_about(
+            "NATS servers, nats://HOST:PORT with commas between, whose JetStream holds the replicated log: this node then is one of "
+            "several that hold the same data, one of which leads. Empty: this node is alone, and its data directory holds the log.",
+            group="cluster",
+        ),
+    )
+    cluster_name: str = field(
+        default="vecmem",
+        metadata=_about("Name of the cluster, the same for all its nodes: letters, digits, - and _.", group="cluster"),
+    )
+    cluster_monitoring: str = field(
+        default="",
+        metadata=_about(
+            "Monitoring pages of all NATS servers, http://HOST:PORT with commas between: they tell whether a server syncs each message "
+            "before it acknowledges it, without which a power cut loses acknowledged writes. A cluster whose servers do not is refused.",
+            group="cluster",
+        ),
+    )
+    cluster_allow_lazy_sync: bool = field(
+        default=False,
+        metadata=_about(
+            "Take NATS servers that acknowledge before they sync, or do not tell. A power cut then loses acknowledged writes.",
+            group="cluster",
+        ),
+    )
+    log_replicas: int = field(
+        default=3,
+        metadata=_about(
+            "NATS servers that have each record of the log on disk before a write is answered.",
+            minimum=1,
+            group="cluster",
+        ),
+    )
+    node: str = field(
+        default="",
+        metadata=_about(
+            "Name of this node, which no other has. Empty: the address that it serves on.", group="cluster"
+        ),
+    )
+    advertise: str = field(
+        default="",
+        metadata=_about(
+            "Address at which clients and other nodes reach this node, HOST:PORT. Empty: the one that it serves on.",
+            group="cluster",
+        ),
+    )
+    lease_seconds: float = field(
+        default=2.0,
+        metadata=_about(
+            "How long a node leads from each renewal of its lease on. Shorter: another one takes over sooner when it dies; "
+            "longer: pauses of a node or of NATS are outlasted.",
+            minimum=0.1,
+            group="cluster",
+        ),
+    )
     log_level: str = field(
         default="info",
         metadata=_about(

@@ -279,6 +279,12 @@ class WritesStoppedError(UnavailableError):
     reason = "WRITES_STOPPED"
 
 
+class MovedError(UnavailableError):
+    """This node does not lead the shard. `owner` in the metadata is the address of the node that does, where that is known."""
+
+    reason = "MOVED"
+
+
 class ShuttingDownError(UnavailableError):
     """The server drains."""
 

@@ -18,7 +18,7 @@ import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vecmem import limits
 from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
@@ -26,10 +26,17 @@ from vecmem.log.applying import Applier, Durable, wake
 from vecmem.log.record import LogEntry, Record, frame_bytes
 
 if TYPE_CHECKING:
-    from vecmem.log.transaction_log import TransactionLog
+    from collections.abc import Sequence
 
 R = TypeVar("R")
 _logger = logging.getLogger(__name__)
+
+
+class Appender(Protocol):
+    """Where records become durable: a TransactionLog, or what appends to one and more."""
+
+    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+        """See TransactionLog."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +52,7 @@ class GroupCommit(Generic[R]):
 
     def __init__(
         self,
-        log: TransactionLog,
+        log: Appender,
         applier: Applier[R],
         *,
         queue_bytes_max: int = limits.COMMIT_QUEUE_BYTES_MAX,

@@ -27,6 +27,8 @@ class ServerFacts:
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """For operators."""
 
+    ANY_NODE = True
+
     def __init__(self, shard: Shard, facts: ServerFacts) -> None:
         self._shard = shard
         self._facts = facts

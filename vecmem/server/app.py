@@ -7,6 +7,7 @@ its grace was over, a last checkpoint is written and the log is closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -26,6 +27,8 @@ from grpc_reflection.v1alpha import reflection
 from threadpoolctl import threadpool_limits
 
 from vecmem.clock import Clock, SystemClock
+from vecmem.cluster.joining import member_of
+from vecmem.cluster.member import Member
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
@@ -56,6 +59,7 @@ from vecmem.v1 import (
     watch_pb2_grpc,
 )
 
+RELEASE_SECONDS_MAX = 5.0
 GC_THRESHOLDS = (50_000, 50, 100)
 """Points live in few large containers; the collector's default pace would walk over them for nothing."""
 SWITCH_INTERVAL_SECONDS = 0.0005
@@ -90,7 +94,7 @@ def serve(settings: Settings, engine: Engine, *, on_ready: Callable[[str], None]
 async def _serve(
     recovered: Recovered, settings: Settings, engine: Engine, on_ready: Callable[[str], None], clock: Clock
 ) -> None:
-    shard = Shard(recovered, settings, clock)
+    shard = Shard(recovered, settings, clock, leads=not settings.cluster)
     async with shard.closing():
         threads = settings.search_threads or os.cpu_count() or 1
         with _executor(threads) as search_executor:
@@ -134,11 +138,32 @@ async def _serve(
             for signal_number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
             on_ready(address)
+            member = member_of(shard, settings, address)
+            leading = (
+                None
+                if member is None
+                else asyncio.create_task(member.run(settings.advertise or address), name="take part")
+            )
+            if leading is not None:
+                leading.add_done_callback(lambda _: stop.set())
             await stop.wait()
             _logger.info("draining, for %g s at most", settings.grace_seconds)
             await healthy.enter_graceful_shutdown()
             shard.end_waiting()
+            if leading is not None and member is not None:
+                await _leave(member, leading)
             await streams.stop(server, settings.grace_seconds)
+
+
+async def _leave(member: Member, leading: asyncio.Task[None]) -> None:
+    """Hand over the lead, and take part no longer. Raises what taking part has failed with."""
+    if not leading.done():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELEASE_SECONDS_MAX):
+                await member.release()
+        leading.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await leading
 
 
 def _return_freed_memory() -> None:

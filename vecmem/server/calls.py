@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar, cast
@@ -38,6 +39,10 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
+READ_WAIT_SECONDS_MAX = 5.0
+"""How long a node that follows waits for the position that a read demands."""
+
+
 class HasStreams(Protocol):
     """A servicer with streams that go on until somebody ends them."""
 
@@ -62,6 +67,7 @@ def unary(method: Callable[[S, Q, Context], Awaitable[R | bytes]]) -> Callable[[
         try:
             check_deadline(context)
             check_decoded(request)
+            await check_answers(self, request, context)
             return cast("R", await method(self, request, context))
         except VecmemError as error:
             await abort(context, error)
@@ -81,6 +87,7 @@ def streaming(
     async def call(self: S, requests: AsyncIterator[Q], context: Context) -> AsyncIterator[R]:
         try:
             check_deadline(context)
+            await check_answers(self, None, context)
             async for response in method(self, _decoded(requests), context):
                 yield response
         except VecmemError as error:
@@ -106,6 +113,7 @@ def server_streaming(
             try:
                 check_deadline(context)
                 check_decoded(request)
+                await check_answers(self, request, context)
                 async with contextlib.aclosing(
                     cast("AsyncGenerator[R, None]", method(self, request, context))
                 ) as responses:
@@ -130,6 +138,22 @@ def check_deadline(context: Context) -> None:
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
         raise DeadlineExceededError("the deadline had passed before the work began")
+
+
+async def check_answers(servicer: object, request: Any, context: Context) -> None:
+    """Return when this node may answer a request: it leads its shard, or the request is content with any node that has come so far.
+
+    A servicer that any node may answer for has `ANY_NODE`. Raises MovedError.
+    """
+    shard: Shard | None = getattr(servicer, "_shard", None)
+    if shard is None or shard.leads_until == math.inf or getattr(servicer, "ANY_NODE", False):
+        return
+    fields = () if request is None else request.DESCRIPTOR.fields_by_name
+    if "read" in fields and request.read.preference == common_pb2.READ_PREFERENCE_ANY:
+        wait_seconds = min(READ_WAIT_SECONDS_MAX, context.time_remaining() or READ_WAIT_SECONDS_MAX)
+        await shard.applied(request.read.min_position.sequence, wait_seconds)
+    else:
+        shard.check_leads()
 
 
 def deadline(context: Context) -> float | None:

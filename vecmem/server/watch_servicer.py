@@ -47,6 +47,8 @@ class _Place:
 class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
     """The change feed of one shard."""
 
+    ANY_NODE = True
+
     def __init__(self, shard: Shard, streams: OpenStreams) -> None:
         self._shard = shard
         self.streams = streams

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,17 +23,20 @@ from vecmem.config import Settings
 from vecmem.errors import (
     CheckpointError,
     CollectionNotFoundError,
+    CorruptionError,
+    MovedError,
     OverloadedError,
     PositionAheadError,
     UnavailableError,
     VecmemError,
+    WritesStoppedError,
 )
 from vecmem.index.field_path import FieldPath
 from vecmem.index.vector_index import VectorIndex
-from vecmem.log.applying import SLICE_SECONDS, Applier
+from vecmem.log.applying import SLICE_SECONDS, Applier, Durable
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
-from vecmem.log.group_commit import GroupCommit
-from vecmem.log.record import Record
+from vecmem.log.group_commit import Appender, GroupCommit
+from vecmem.log.record import LogEntry, Record
 from vecmem.store.channels import Channels
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
 from vecmem.store.collection import Collection
@@ -42,6 +46,7 @@ from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, 
 from vecmem.store.v1 import command_pb2
 from vecmem.store.watching import ChangeHub
 
+APPLIED_POLL_SECONDS = 0.001
 EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_SWEEP_POINTS = 1_000
 EXPIRY_SWEEP_KEYS = 64
@@ -77,7 +82,8 @@ _logger = logging.getLogger(__name__)
 class Shard:
     """Made on the event loop that it lives on."""
 
-    def __init__(self, recovered: Recovered, settings: Settings, clock: Clock) -> None:
+    def __init__(self, recovered: Recovered, settings: Settings, clock: Clock, *, leads: bool = True) -> None:
+        """`leads`: whether it takes writes and answers for ever. Otherwise `lead` and `follow` are called as it comes to that."""
         self.state = recovered.state
         self.log = recovered.log
         self.recovery = recovered.recovery
@@ -91,7 +97,11 @@ class Shard:
         """Set when the node is about to end: calls that wait for something end with ShuttingDownError."""
         self._settings = settings
         self._applier = Applier(self.state.apply, self.log.last_sequence, self.log.running_crc)
-        self._commit = GroupCommit(self.log, self._applier)
+        self._commit: GroupCommit[command_pb2.CommandResult] | None = None
+        self.leads_until = -math.inf
+        """Until when it may answer for the shard, of time.monotonic(): nobody else does before."""
+        if leads:
+            self.lead(self.log, math.inf)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)
         self._graph_threads = settings.graph_threads or os.cpu_count() or 1
         self._graph_executor = ThreadPoolExecutor(1, "vecmem-graph")
@@ -129,7 +139,59 @@ class Shard:
     @property
     def read_only_reason(self) -> str:
         """Why writes are refused; empty: they are not."""
-        return self._commit.stopped_reason
+        return "" if self._commit is None else self._commit.stopped_reason
+
+    @property
+    def leads(self) -> bool:
+        """Whether it takes writes."""
+        return self._commit is not None
+
+    def check_leads(self) -> None:
+        """Raises MovedError where another node may answer for the shard by now."""
+        if time.monotonic() >= self.leads_until:
+            raise self._moved()
+
+    def lead(self, log: Appender, until: float) -> None:
+        """Take writes, by way of a log whose last record is applied here, and answer until a time of time.monotonic()."""
+        self._commit = GroupCommit(log, self._applier)
+        self.leads_until = until
+
+    async def stop_leading(self) -> None:
+        """Take no more writes; returns when those under way are decided."""
+        self.leads_until = -math.inf
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            await commit.close()
+
+    async def take(self, entries: Sequence[LogEntry]) -> None:
+        """Keep and apply records that another node has appended. Raises CorruptionError where they do not continue the copy here."""
+        copied = await asyncio.to_thread(self.log.append, [entry.record for entry in entries], entries[0].sequence - 1)
+        if copied[-1] != entries[-1]:
+            raise CorruptionError(
+                f"the log and the copy of it here differ: after sequence {entries[-1].sequence} the running CRC is"
+                f" {entries[-1].running_crc:#010x} there and {copied[-1].running_crc:#010x} here",
+                path=str(self.log.path),
+            )
+        self._checkpoint_bytes += sum(len(entry.record.payload) for entry in entries)
+        await self._applier.put([Durable(entry) for entry in entries])
+        self._work.set()
+
+    async def all_applied(self) -> None:
+        """Return when all that was taken is applied. Raises WritesStoppedError where that has failed."""
+        await self._applier.drained()
+        if self._applier.failed_reason:
+            raise WritesStoppedError(self._applier.failed_reason)
+
+    async def applied(self, sequence: int, seconds_max: float) -> None:
+        """Return when a record is applied, or the time is up."""
+        deadline = time.monotonic() + seconds_max
+        while self.applied_sequence < sequence and time.monotonic() < deadline:  # noqa: ASYNC110 - an event for each record would cost all of them
+            await asyncio.sleep(APPLIED_POLL_SECONDS)
+
+    def _moved(self) -> MovedError:
+        lease = self.state.lease
+        owner = lease.address if lease is not None and lease.duration_ms else ""
+        return MovedError(f"this node does not lead the shard; {owner or 'nobody is known to'} does", owner=owner)
 
     def repeated(self, request_id: str, fingerprint: int) -> command_pb2.CommandResult | None:
         """The result of a request that was applied before. Raises RequestIdReusedError for another one under the same id."""
@@ -152,13 +214,16 @@ class Shard:
         So commands that one caller writes one after the other come into the log in that order. Raises ShuttingDownError or
         WritesStoppedError.
         """
-        await self._commit.room(command.ByteSize() + RECORD_OVERHEAD_BYTES)
+        if self._commit is not None:
+            await self._commit.room(command.ByteSize() + RECORD_OVERHEAD_BYTES)
         return asyncio.create_task(self._written(*self._submit(command)))
 
     def _submit(
         self, command: command_pb2.Command, observer: Observer | None = None
     ) -> tuple[asyncio.Future[command_pb2.CommandResult], int]:
         """Queue a command; its result to come, and the size of its record."""
+        if self._commit is None:
+            raise self._moved()
         # Never smaller than in a record before, those included that are not applied yet.
         command.time_unix_ms = self._last_time_unix_ms = max(self.now_unix_ms(), self._last_time_unix_ms)
         payload = command.SerializeToString()
@@ -433,7 +498,8 @@ class Shard:
 
     async def close(self) -> None:
         """Answer all writes taken, take a last checkpoint if so configured, and close the log."""
-        await self._commit.drain()
+        if self._commit is not None:
+            await self._commit.drain()
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -455,7 +521,7 @@ class Shard:
                 await self.checkpoint()
             except (VecmemError, OSError):
                 _logger.exception("the last checkpoint failed; the next start replays the log instead")
-        await self._commit.close()
+        await self.stop_leading()
         await self._applier.close()
         self._graph_executor.shutdown()
         self.log.close()

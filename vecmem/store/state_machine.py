@@ -78,6 +78,8 @@ class StateMachine:
         self.changes = ChangeWindow()
         self.listener: Listener | None = None
         """Told of the changes of each record that is applied."""
+        self.lease: command_pb2.HoldLease | None = None
+        """The last one in the log that was applied here; of no consequence for the data, and in no checkpoint."""
         self._keyspace = Keyspace()
         self.time_unix_ms = 0
 
@@ -179,6 +181,9 @@ class StateMachine:
             raise UnsupportedFormatError(f"record {sequence} holds a command of a kind that this version does not know")
         if kind == "create_collection":
             return self._create(command.create_collection, sequence, time_unix_ms, noted)
+        if kind == "hold_lease":
+            self.lease = command.hold_lease
+            return Changes()
         if kind == "commit_transaction":
             return (yield from self._commit_transaction(command.commit_transaction, sequence, time_unix_ms, noted))
         if kind in ("run_operations", "expire_keys", "evict_keys"):

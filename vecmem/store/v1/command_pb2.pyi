@@ -44,6 +44,7 @@ class Command(_message.Message):
     EXPIRE_KEYS_FIELD_NUMBER: _builtins.int
     EVICT_KEYS_FIELD_NUMBER: _builtins.int
     COMMIT_TRANSACTION_FIELD_NUMBER: _builtins.int
+    HOLD_LEASE_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, put in by the primary; never smaller than in the record before."""
     request_id: _builtins.str
@@ -94,6 +95,10 @@ class Command(_message.Message):
     def commit_transaction(self) -> Global___CommitTransaction:
         """Changes keys and points together."""
 
+    @_builtins.property
+    def hold_lease(self) -> Global___HoldLease:
+        """Says who leads the shard."""
+
     def __init__(
         self,
         *,
@@ -111,16 +116,47 @@ class Command(_message.Message):
         expire_keys: Global___ExpireKeys | None = ...,
         evict_keys: Global___EvictKeys | None = ...,
         commit_transaction: Global___CommitTransaction | None = ...,
+        hold_lease: Global___HoldLease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "hold_lease", b"hold_lease", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "hold_lease", b"hold_lease", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "evict_keys", "commit_transaction"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "evict_keys", "commit_transaction", "hold_lease"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class HoldLease(_message.Message):
+    """HoldLease is appended by a node that begins to lead a shard, and again and again while it does. It changes nothing in the data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Name of the node."""
+    address: _builtins.str
+    """Where it serves, HOST:PORT."""
+    duration_ms: _builtins.int
+    """From the beginning of the append on it leads for so long, milliseconds."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        duration_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "duration_ms", b"duration_ms", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldLease: _TypeAlias = HoldLease  # noqa: Y015
 
 @_typing.final
 class CreateCollection(_message.Message):

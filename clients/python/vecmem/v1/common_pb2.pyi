@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ReadPreference:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReadPreferenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadPreference.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    READ_PREFERENCE_UNSPECIFIED: _ReadPreference.ValueType  # 0
+    """The one that leads the shard, so that the reply reflects all that was acknowledged before. Errors: MOVED (UNAVAILABLE), whose metadata name the
+    `owner`, from another one.
+    """
+    READ_PREFERENCE_ANY: _ReadPreference.ValueType  # 1
+    """Whichever is asked. The reply reflects the log up to the position in its header, which may lag behind; with `min_position` one that lags waits
+    for a moment.
+    """
+
+class ReadPreference(_ReadPreference, metaclass=_ReadPreferenceEnumTypeWrapper):
+    """ReadPreference says which nodes of a shard may answer a read."""
+
+READ_PREFERENCE_UNSPECIFIED: ReadPreference.ValueType  # 0
+"""The one that leads the shard, so that the reply reflects all that was acknowledged before. Errors: MOVED (UNAVAILABLE), whose metadata name the
+`owner`, from another one.
+"""
+READ_PREFERENCE_ANY: ReadPreference.ValueType  # 1
+"""Whichever is asked. The reply reflects the log up to the position in its header, which may lag behind; with `min_position` one that lags waits
+for a moment.
+"""
+Global___ReadPreference: _TypeAlias = ReadPreference  # noqa: Y015
+
 class _Metric:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -204,6 +232,9 @@ class ReadOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIN_POSITION_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    preference: Global___ReadPreference.ValueType
+    """Who may answer. It has to do with a cluster only."""
     @_builtins.property
     def min_position(self) -> Global___Position:
         """The reply reflects at least this position: pass the position of an earlier reply to read your own
@@ -215,10 +246,11 @@ class ReadOptions(_message.Message):
         self,
         *,
         min_position: Global___Position | None = ...,
+        preference: Global___ReadPreference.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_position", b"min_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_position", b"min_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_position", b"min_position", "preference", b"preference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
