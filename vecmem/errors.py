@@ -34,6 +34,7 @@
     ├── SlowConsumerError            a subscriber that was too slow missed messages
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
+    │   ├── MovedError               another node of the cluster leads
     │   └── ShuttingDownError
     ├── DeadlineExceededError        the caller's time ran out before the work began
     ├── DataLossError                stored data is damaged: an operator is needed

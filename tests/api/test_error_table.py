@@ -39,7 +39,12 @@ def test_no_row_is_hidden_by_one_before_it():
 
 def test_only_what_a_client_may_simply_send_again_is_unavailable():
     unavailable = {kind for kind in CLASSES if status_code(make(kind)) is grpc.StatusCode.UNAVAILABLE}
-    assert unavailable == {errors.UnavailableError, errors.WritesStoppedError, errors.ShuttingDownError}
+    assert unavailable == {
+        errors.UnavailableError,
+        errors.WritesStoppedError,
+        errors.MovedError,
+        errors.ShuttingDownError,
+    }
 
 
 def test_reasons_are_unique_and_spelled_as_google_rpc_wants_them():

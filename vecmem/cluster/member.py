@@ -131,11 +131,9 @@ class Member:
                 entries = await feed.next(self._claims_at - time.monotonic())
                 if entries:
                     await self._shard.take(entries)
-                elif time.monotonic() >= self._claims_at:
-                    # What was taken may hold another lease.
                     await self._shard.all_applied()
-                self._look_at_lease()
-                if not entries and time.monotonic() >= self._claims_at:
+                    self._look_at_lease()
+                elif time.monotonic() >= self._claims_at:
                     return
 
     def _look_at_lease(self) -> None:
@@ -158,7 +156,9 @@ class Member:
         try:
             entries = await asyncio.to_thread(log.append, [record], self._shard.applied_sequence)
         except LogConflictError:
-            return  # somebody else was faster: it is read next
+            # Somebody else was faster, and is read next.
+            self._claims_at = time.monotonic() + self._backoff_seconds(self._lease_seconds)
+            return
         await self._shard.take(entries)
         await self._shard.all_applied()
         self._look_at_lease()
@@ -168,12 +168,12 @@ class Member:
         self._follows.clear()
         try:
             await self._renew()
-            # What was released is somebody else's first.
-            self._claims_at = time.monotonic() + self._backoff_seconds(self._lease_seconds)
         except UnavailableError as error:
             _logger.warning("leads the shard no longer: %s", error)
         finally:
             await self._shard.stop_leading()
+            # Somebody else was faster, or is to be.
+            self._claims_at = time.monotonic() + self._backoff_seconds(self._lease_seconds)
             self._follows.set()
 
     async def _renew(self) -> None:

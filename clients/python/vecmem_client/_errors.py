@@ -35,6 +35,7 @@ VecmemClientError
 │   └── OverloadedError          too much at once: slow down
 ├── UnavailableError             not now; the client has already retried
 │   ├── WritesStoppedError       the server takes no writes until it has restarted; reads go on
+│   ├── MovedError               another node of the cluster leads; the client has looked for it
 │   └── ShuttingDownError
 ├── DeadlineExceededError        the time given ran out; a write may or may not have happened
 ├── CallCancelledError           the call was cancelled
@@ -311,6 +312,12 @@ class WritesStoppedError(UnavailableError):
     """An append to the server's log failed; it takes no writes until it has restarted."""
 
     reason = "WRITES_STOPPED"
+
+
+class MovedError(UnavailableError):
+    """The node does not lead. `metadata["owner"]` is the address of the one that does, or empty where that is not known."""
+
+    reason = "MOVED"
 
 
 class ShuttingDownError(UnavailableError):

@@ -68,6 +68,7 @@ class BulkLoad:
         """Load everything. Raises VecmemClientError; its notes tell how many points were acknowledged before."""
         reconnect_count = 0
         while True:
+            target = self._transport.targets.current
             try:
                 await self._run_stream()
                 break
@@ -75,6 +76,7 @@ class BulkLoad:
                 self._attempts += 1
                 wait_seconds = None
                 if failure.code is grpc.StatusCode.UNAVAILABLE:
+                    self._transport.targets.look_elsewhere(failure, target)
                     wait_seconds = self._retry.wait_seconds(self._attempts, float("inf"))
                 if wait_seconds is None:
                     failure.add_note(f"{self._point_count:,} points of the load were acknowledged before")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class AsyncClient(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods, ChannelMethods):
     """A connection to a vecmem server.
 
+    `target` is HOST:PORT, or those of several nodes of one cluster with commas between: the client finds the one that leads.
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as
     `retry` says; writes carry a request id of their own, so that a retry never applies twice. Pass `request_id` to
     repeat a write yourself, or `""` for a write that is neither deduplicated nor retried. `channel_options` are

@@ -39,10 +39,12 @@ class AsyncReplies(Generic[ReplyT]):
         self._request = request
         self._silence_seconds_max = HEARTBEATS_MISSED_MAX * heartbeat_seconds
         self._reading: Reading[ReplyT] | None = None
+        self._target = transport.targets.current
 
     async def receive(self) -> ReplyT | None:
         """Return the next reply; None: it was closed. Raises VecmemClientError."""
         if self._reading is None:
+            self._target = self._transport.targets.current
             self._reading = await self._transport.open_reading(self._method, self._request.SerializeToString())
         try:
             reply = await self._reading.receive(self._silence_seconds_max)
@@ -60,6 +62,8 @@ class AsyncReplies(Generic[ReplyT]):
         """Wait, so that the next `receive` opens the stream again. Raises the failure where that is of no use, or not wanted (`again`)."""
         await self._hang_up()
         self.failed_count += 1
+        if failure.code is grpc.StatusCode.UNAVAILABLE:
+            self._transport.targets.look_elsewhere(failure, self._target)
         wait_seconds = None
         if again and failure.code is grpc.StatusCode.UNAVAILABLE:
             wait_seconds = self._retry.wait_seconds(self.failed_count, float("inf"))

@@ -12,29 +12,31 @@ import grpc
 
 from vecmem_client._errors import CallCancelledError, ClientClosedError, UnavailableError
 from vecmem_client._methods import Method, ReplyT, channel_options
+from vecmem_client._targets import Targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class Transport:
-    """One connection to one server, for one event loop."""
+    """A connection to each server that is talked to, for one event loop."""
 
     def __init__(self, target: str, options: Sequence[tuple[str, Any]]) -> None:
-        self._target = target
+        self.targets = Targets(target)
         self._options = channel_options(options)
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: dict[str, grpc.aio.Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._calls: dict[str, Any] = {}
+        self._calls: dict[tuple[str, str], Any] = {}
         self._closed = False
 
     async def unary(self, method: Method[ReplyT], request: bytes, timeout_seconds: float) -> ReplyT:
         """Make one call. Raises grpc.RpcError."""
-        call = self._calls.get(method.path)
+        place = self.targets.current, method.path
+        call = self._calls.get(place)
         if call is None or self._loop is not asyncio.get_running_loop():
             channel = self._open()
             call = channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
-            self._calls[method.path] = call
+            self._calls[place] = call
         try:
             reply: ReplyT = await call(request, timeout=timeout_seconds)
         except asyncio.CancelledError:
@@ -76,16 +78,18 @@ class Transport:
         """Close the connection and cancel what is under way. Closing twice is fine."""
         self._closed = True
         self._calls.clear()
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
             await channel.close()
 
     def _open(self) -> grpc.aio.Channel:
         loop = self.check_usable()
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
+        target = self.targets.current
+        channel = self._channels.get(target)
+        if channel is None:
+            channel = self._channels[target] = grpc.aio.insecure_channel(target, options=self._options)
             self._loop = loop
-        return self._channel
+        return channel
 
 
 async def pause(seconds: float) -> None:

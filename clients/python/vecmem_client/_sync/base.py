@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from vecmem_client._coalescing import LaneKey, ResultT, SharedMethod, lane_key
-from vecmem_client._errors import LimitExceededError, VecmemClientError, error_from_rpc
+from vecmem_client._errors import LimitExceededError, MovedError, VecmemClientError, error_from_rpc
 from vecmem_client._methods import MESSAGE_BYTES_MAX, Method, ReplyT
 from vecmem_client._retry import RetryPolicy
 from vecmem_client._sync.lanes import Lanes
@@ -101,6 +101,7 @@ class Base:
         attempts = 0
         while True:
             attempts += 1
+            target = self._transport.targets.current
             try:
                 if key is None:
                     return self._transport.unary(method, payload, remaining_seconds)
@@ -111,7 +112,10 @@ class Base:
                 else:
                     failure, cause = error_from_rpc(error), error
                 wait_seconds = None
-                if retriable and failure.code is grpc.StatusCode.UNAVAILABLE:
+                if failure.code is grpc.StatusCode.UNAVAILABLE:
+                    self._transport.targets.look_elsewhere(failure, target)
+                # What has moved was not done, so that it may be repeated whatever it is.
+                if failure.code is grpc.StatusCode.UNAVAILABLE and (retriable or isinstance(failure, MovedError)):
                     wait_seconds = self._retry.wait_seconds(attempts, deadline - time.monotonic())
                 if wait_seconds is None:
                     if attempts > 1:

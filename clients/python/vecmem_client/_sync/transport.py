@@ -12,26 +12,30 @@ import grpc
 
 from vecmem_client._errors import ClientClosedError
 from vecmem_client._methods import Method, ReplyT, channel_options
+from vecmem_client._targets import Targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class Transport:
-    """One connection to one server, for any number of threads."""
+    """A connection to each server that is talked to, for any number of threads."""
 
     def __init__(self, target: str, options: Sequence[tuple[str, Any]]) -> None:
-        self._channel = grpc.insecure_channel(target, options=channel_options(options))
-        self._calls: dict[str, Any] = {}
+        self.targets = Targets(target)
+        self._options = channel_options(options)
+        self._channels: dict[str, grpc.Channel] = {}
+        self._calls: dict[tuple[str, str], Any] = {}
+        self._opening = threading.Lock()
         self._closed = False
 
     def unary(self, method: Method[ReplyT], request: bytes, timeout_seconds: float) -> ReplyT:
         """Make one call. Raises grpc.RpcError."""
-        call = self._calls.get(method.path)
+        place = self.targets.current, method.path
+        call = self._calls.get(place)
         if call is None:
-            self.check_usable()
-            call = self._channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
-            self._calls[method.path] = call
+            call = self._open().unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
+            self._calls[place] = call
         try:
             reply: ReplyT = call(request, timeout=timeout_seconds)
         except ValueError:
@@ -50,15 +54,13 @@ class Transport:
 
     def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
         """Begin a bidirectional stream."""
-        self.check_usable()
         return Stream(
-            self._channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+            self._open().stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         )
 
     def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
         """Begin a stream of replies to one request."""
-        self.check_usable()
-        call: Any = self._channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        call: Any = self._open().unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         return Reading(call(request))
 
     def sleep(self, seconds: float) -> None:
@@ -67,9 +69,21 @@ class Transport:
 
     def close(self) -> None:
         """Close the connection and cancel what is under way. Closing twice is fine."""
-        self._closed = True
-        self._calls.clear()
-        self._channel.close()
+        with self._opening:
+            self._closed = True
+            self._calls.clear()
+            channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.close()
+
+    def _open(self) -> grpc.Channel:
+        with self._opening:
+            self.check_usable()
+            target = self.targets.current
+            channel = self._channels.get(target)
+            if channel is None:
+                channel = self._channels[target] = grpc.insecure_channel(target, options=self._options)
+            return channel
 
 
 def pause(seconds: float) -> None:

@@ -1,0 +1,146 @@
+"""One shard on several nodes: it is led by one of them whoever dies, and what was acknowledged stays."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+
+import grpc
+import pytest
+
+from tests.cluster.support import SECONDS_MAX, Cluster, get
+from tests.support.api import expect_refusal
+from tests.support.server import ServerProcess
+from vecmem.v1 import strings_pb2, strings_pb2_grpc
+from vecmem_client import Client, RetryPolicy, counters, strings
+
+RETRY = RetryPolicy(attempts_max=1_000, backoff_seconds_max=0.2)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with Cluster(tmp_path) as running:
+        yield running
+
+
+def client_of(cluster: Cluster) -> Client:
+    return Client(cluster.addresses, retry=RETRY, timeout_seconds=SECONDS_MAX)
+
+
+def on_every_node(cluster: Cluster, key: bytes, sequence: int) -> list[bytes]:
+    found = []
+    for node in cluster.nodes:
+        with grpc.insecure_channel(node.address) as channel:
+            found.append(get(channel, key, anywhere=True, sequence=sequence)[0])
+    return found
+
+
+def test_one_node_answers_and_the_others_say_who_it_is(cluster):
+    with client_of(cluster) as client:
+        client.run(strings.set("k", "v"))
+        assert on_every_node(cluster, b"k", client.last_position.sequence) == [b"v"] * 3
+        leader = cluster.leader()
+        others = [node for node in cluster.nodes if node is not leader]
+        for node in others:
+            with grpc.insecure_channel(node.address) as channel:
+                stub = strings_pb2_grpc.StringServiceStub(channel)
+                for call in (
+                    lambda stub=stub: stub.GetString(strings_pb2.GetStringRequest(key=b"k"), timeout=SECONDS_MAX),
+                    lambda stub=stub: stub.SetString(strings_pb2.SetStringRequest(key=b"k"), timeout=SECONDS_MAX),
+                ):
+                    refusal = expect_refusal(call)
+                    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "MOVED")
+                    assert refusal.metadata["owner"] == leader.address
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_another_node_leads_when_the_first_one_is_gone(cluster, number):
+    with client_of(cluster) as client:
+        for value in range(3):
+            client.run(counters.add("n"))
+            leader = cluster.leader()
+            if number == signal.SIGKILL:
+                leader.kill()
+            else:
+                leader.stop()
+            assert client.run(counters.add("n")).value == 2 * value + 2
+            leader.start()
+        assert on_every_node(cluster, b"n", client.last_position.sequence) == [b"6"] * 3
+
+
+def test_a_leader_that_was_away_answers_nothing_old(cluster):
+    """It is stopped for longer than its lease: when it goes on it must know that others have gone further."""
+    with client_of(cluster) as client:
+        client.run(strings.set("k", "old"))
+        leader = cluster.leader()
+        leader.send_signal(signal.SIGSTOP)
+        with grpc.insecure_channel(leader.address) as channel:
+            stub = strings_pb2_grpc.StringServiceStub(channel)
+            waiting = [
+                stub.GetString.future(strings_pb2.GetStringRequest(key=b"k"), timeout=SECONDS_MAX) for _ in range(5)
+            ]
+            waiting.append(
+                stub.SetString.future(strings_pb2.SetStringRequest(key=b"k", value=b"late"), timeout=SECONDS_MAX)
+            )
+            others = Client(
+                ",".join(node.address for node in cluster.nodes if node is not leader),
+                retry=RETRY,
+                timeout_seconds=SECONDS_MAX,
+            )
+            with others:
+                others.run(strings.set("k", "new"))
+                leader.send_signal(signal.SIGCONT)
+                for call in waiting:
+                    refusal = expect_refusal(call.result)
+                    assert refusal.code == "UNAVAILABLE"
+                assert others.run(strings.get("k")) == b"new"
+                position = others.last_position
+        assert on_every_node(cluster, b"k", position.sequence) == [b"new"] * 3
+
+
+def test_counts_are_exact_whoever_dies_and_hangs(cluster):
+    """Clients add to a counter, each once, while leaders are killed and stopped for a while."""
+    stop = threading.Event()
+    counts = [0] * 3
+    rng = random.Random(int.from_bytes(os.urandom(4)))
+
+    def add(place: int) -> None:
+        with client_of(cluster) as client:
+            while not stop.is_set():
+                client.run(counters.add("n"))
+                counts[place] += 1
+
+    threads = [threading.Thread(target=add, args=(place,)) for place in range(len(counts))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):
+            before = list(counts)
+            leader = cluster.leader()
+            if rng.random() < 0.5:
+                leader.kill()
+                leader.start()
+            else:
+                hang(leader)
+            cluster.leader()
+            while any(now == then for now, then in zip(counts, before, strict=True)):
+                assert all(thread.is_alive() for thread in threads)
+                stop.wait(0.02)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(SECONDS_MAX)
+    assert not any(thread.is_alive() for thread in threads)
+    with client_of(cluster) as client:
+        assert client.run(counters.add("n", 0)).value == sum(counts)
+        expected = str(sum(counts)).encode()
+        assert on_every_node(cluster, b"n", client.last_position.sequence) == [expected] * 3
+
+
+def hang(node: ServerProcess) -> None:
+    """Stop a node for longer than its lease and the time until another one claims it."""
+    node.send_signal(signal.SIGSTOP)
+    threading.Event().wait(2.5)
+    node.send_signal(signal.SIGCONT)
