@@ -12,6 +12,7 @@ from typing import Final
 import click
 import grpc
 
+from vecmem.cli.cluster import cluster
 from vecmem.cli.collections import collections
 from vecmem.cli.feeds import commit, publish, subscribe, watch
 from vecmem.cli.importing import import_points
@@ -55,7 +56,7 @@ for command in (serve, collections, import_points, query, get, scroll, count, de
     vecmem.add_command(command)
 for command in (watch, subscribe, publish, commit):
     vecmem.add_command(command)
-for group in (keys, strings, counters):
+for group in (keys, strings, counters, cluster):
     vecmem.add_command(group)
 
 

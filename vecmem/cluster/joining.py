@@ -8,7 +8,7 @@ from vecmem.log.jetstream import JetStreamLog, JetStreamSettings
 from vecmem.store.shard import Shard
 
 
-def member_of(shard: Shard, settings: Settings, address: str) -> Member | None:
+def member_of(shard: Shard, settings: Settings) -> Member | None:
     """The part that a node takes in its shard; None: it is alone."""
     if not settings.cluster:
         return None
@@ -25,7 +25,7 @@ def member_of(shard: Shard, settings: Settings, address: str) -> Member | None:
         # A log that this node has had records of must not come back empty.
         return JetStreamLog.open(log_settings, create=not shard.log.last_sequence)
 
-    return Member(shard, open_log, settings.node or address, settings.lease_seconds)
+    return Member(shard, open_log, settings.node, settings.lease_seconds)
 
 
 def _several(text: str) -> tuple[str, ...]:

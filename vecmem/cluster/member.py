@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -65,14 +66,26 @@ class Member:
     def __init__(self, shard: Shard, open_log: Callable[[], JetStreamLog], node: str, lease_seconds: float) -> None:
         self._shard = shard
         self._open_log = open_log
-        self._node = node
+        self.node = node
         self._lease_seconds = lease_seconds
         self._address = ""
         self._released = asyncio.Event()
         self._follows = asyncio.Event()
         self._follows.set()
         self._seen: command_pb2.HoldLease | None = None
+        self._seen_at = -math.inf
+        self._log: JetStreamLog | None = None
         self._claims_at = time.monotonic() + self._backoff_seconds(lease_seconds)
+
+    @property
+    def lease_age_seconds(self) -> float:
+        """Since the last renewal of the lease was applied here; 0: there was none."""
+        return 0.0 if self._seen is None else time.monotonic() - self._seen_at
+
+    @property
+    def lag(self) -> int:
+        """Records that are known to be in the log and not applied here."""
+        return 0 if self._log is None else max(0, self._log.last_sequence - self._shard.applied_sequence)
 
     async def run(self, address: str) -> None:
         """Take part until cancelled; `address` is where others find this node.
@@ -89,6 +102,7 @@ class Member:
                 continue
             try:
                 await self._check_copy(log)
+                self._log = log
                 while not log.stopped_reason:
                     await self._follow(log)
                     await self._claim(log)
@@ -98,12 +112,18 @@ class Member:
                 _logger.warning("the replicated log is opened anew: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
             finally:
+                self._log = None
                 await asyncio.to_thread(log.close)
 
     async def release(self) -> None:
         """Let somebody else lead at once, if this node does; returns when this one does not any more."""
         self._released.set()
         await self._follows.wait()
+
+    async def hang_up(self) -> None:
+        """Let go of the log: whatever waits for it ends."""
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
 
     async def _check_copy(self, log: JetStreamLog) -> None:
         """Raises CorruptionError where the copy here is no beginning of the log, or the log has no more what comes next."""
@@ -139,7 +159,7 @@ class Member:
     def _look_at_lease(self) -> None:
         lease = self._shard.state.lease
         if lease is not self._seen:
-            self._seen = lease
+            self._seen, self._seen_at = lease, time.monotonic()
             seconds = 0.0 if lease is None else lease.duration_ms / 1e3
             self._claims_at = time.monotonic() + self._backoff_seconds(seconds)
 
@@ -189,13 +209,13 @@ class Member:
             except OverloadedError:
                 continue
             self._shard.leads_until = began + seconds
+            self._look_at_lease()
             if not seconds:
-                self._look_at_lease()
                 return
 
     def _lease(self, seconds: float) -> command_pb2.Command:
         command = command_pb2.Command()
-        command.hold_lease.node, command.hold_lease.address = self._node, self._address
+        command.hold_lease.node, command.hold_lease.address = self.node or self._address, self._address
         command.hold_lease.duration_ms = round(seconds * 1e3)
         return command
 

@@ -186,6 +186,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                process_group=0,  # an interrupt at the terminal is for whoever started it, and who ends it in good time
             )
         except OSError as error:
             raise UnavailableError(f"{self.plan.name} cannot be started: {error}") from error

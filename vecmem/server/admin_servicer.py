@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vecmem.cluster.member import Member
 from vecmem.server import calls
 from vecmem.server.calls import Context, unary
 from vecmem.store.shard import Shard
@@ -29,9 +30,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     ANY_NODE = True
 
-    def __init__(self, shard: Shard, facts: ServerFacts) -> None:
+    def __init__(self, shard: Shard, facts: ServerFacts, member: Member | None = None) -> None:
         self._shard = shard
         self._facts = facts
+        self._member = member
 
     @unary
     async def GetServerInfo(
@@ -69,7 +71,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             ),
         )
         info.started_at.FromMilliseconds(self._facts.started_at_unix_ms)
+        if self._member is not None:
+            info.member.CopyFrom(member_info(shard, self._member))
         return info
+
+    @unary
+    async def HandOver(self, request: api.HandOverRequest, context: Context) -> api.HandOverResponse:
+        """See the proto."""
+        self._shard.check_leads()
+        if self._member is not None:
+            await self._member.release()
+        return api.HandOverResponse(header=calls.header(self._shard, self._shard.applied_sequence))
 
     @unary
     async def CreateCheckpoint(
@@ -86,6 +98,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             duration_ms=report.duration_ms,
             stall_ms=report.stall_ms,
         )
+
+
+def member_info(shard: Shard, member: Member) -> api.MemberInfo:
+    """What part a node takes in its cluster."""
+    return api.MemberInfo(
+        node=member.node,
+        leads=shard.leads,
+        owner=shard.owner,
+        lease_age_ms=member.lease_age_seconds * 1e3,
+        lag=member.lag,
+    )
 
 
 def resident_memory_bytes() -> int:

@@ -102,6 +102,7 @@ async def _serve(
             server = make_server(engine)
             methods = adapted(server)
             streams = OpenStreams()
+            member = member_of(shard, settings)
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
                 importlib.metadata.version("vecmem"),
@@ -111,7 +112,7 @@ async def _serve(
             )
             collections_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(shard), methods)
             points_pb2_grpc.add_PointServiceServicer_to_server(PointServicer(shard, lanes), methods)
-            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts), methods)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(shard, facts, member), methods)
             transactions_pb2_grpc.add_TransactionServiceServicer_to_server(TransactionServicer(shard), methods)
             watch_pb2_grpc.add_WatchServiceServicer_to_server(WatchServicer(shard, streams), methods)
             channels_pb2_grpc.add_ChannelServiceServicer_to_server(ChannelServicer(shard, streams), methods)
@@ -138,7 +139,6 @@ async def _serve(
             for signal_number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
             on_ready(address)
-            member = member_of(shard, settings, address)
             leading = (
                 None
                 if member is None
@@ -162,6 +162,7 @@ async def _leave(member: Member, leading: asyncio.Task[None]) -> None:
             async with asyncio.timeout(RELEASE_SECONDS_MAX):
                 await member.release()
         leading.cancel()
+        await member.hang_up()
     with contextlib.suppress(asyncio.CancelledError):
         await leading
 

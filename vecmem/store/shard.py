@@ -188,9 +188,14 @@ class Shard:
         while self.applied_sequence < sequence and time.monotonic() < deadline:  # noqa: ASYNC110 - an event for each record would cost all of them
             await asyncio.sleep(APPLIED_POLL_SECONDS)
 
-    def _moved(self) -> MovedError:
+    @property
+    def owner(self) -> str:
+        """Address of the node that leads; empty: that is not known."""
         lease = self.state.lease
-        owner = lease.address if lease is not None and lease.duration_ms else ""
+        return lease.address if lease is not None and lease.duration_ms else ""
+
+    def _moved(self) -> MovedError:
+        owner = self.owner
         return MovedError(f"this node does not lead the shard; {owner or 'nobody is known to'} does", owner=owner)
 
     def repeated(self, request_id: str, fingerprint: int) -> command_pb2.CommandResult | None:

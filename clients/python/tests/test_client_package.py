@@ -33,7 +33,7 @@ NAMES = {
     "Hnsw", "Idempotency", "InternalError", "InvalidArgumentError", "InvalidFilterError", "InvalidIdError",
     "InvalidKeyError", "InvalidPageTokenError", "InvalidPayloadError", "InvalidVectorError", "KeyNotFoundError",
     "KeyspaceDamagedError", "Leaderboard", "LimitExceededError", "Lock", "LockHeldError", "LockLostError",
-    "LogConflictError", "Metric", "MixedScoresError", "MovedError", "NotANumberError", "NotFoundError", "NumberOverflowError",
+    "LogConflictError", "MemberInfo", "Metric", "MixedScoresError", "MovedError", "NotANumberError", "NotFoundError", "NumberOverflowError",
     "Operation", "OverloadedError", "PayloadIndexStats", "PayloadLike", "PayloadType", "Point", "PointNotFoundError",
     "Position", "PositionAheadError", "ProgressBar", "Query", "QueryPlan", "Queue", "RateLimitedError", "RateLimiter",
     "RecoveryInfo", "RequestIdReusedError", "ResourceExhaustedError", "RetryPolicy", "ServerInfo", "SessionStore",

@@ -86,4 +86,5 @@ SUBSCRIBE = Method(_CHANNELS + "Subscribe", channels_pb2.SubscribeResponse.FromS
 LIST_CHANNELS = Method(_CHANNELS + "ListChannels", channels_pb2.ListChannelsResponse.FromString)
 COUNT = Method(_POINTS + "Count", points_pb2.CountResponse.FromString)
 SERVER_INFO = Method(_ADMIN + "GetServerInfo", admin_pb2.GetServerInfoResponse.FromString)
+HAND_OVER = Method(_ADMIN + "HandOver", admin_pb2.HandOverResponse.FromString)
 CREATE_CHECKPOINT = Method(_ADMIN + "CreateCheckpoint", admin_pb2.CreateCheckpointResponse.FromString)

@@ -18,6 +18,7 @@ from vecmem_client._types import (
     Hit,
     Hits,
     Hnsw,
+    MemberInfo,
     Metric,
     PayloadIndexStats,
     PayloadType,
@@ -232,7 +233,12 @@ def server_info(reply: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         memory_limit_bytes=reply.memory_limit_bytes,
         eviction_policy=reply.eviction_policy,
         evicted_key_count=reply.evicted_key_count,
+        member=_member(reply.member) if reply.HasField("member") else None,
     )
+
+
+def _member(found: admin_pb2.MemberInfo) -> MemberInfo:
+    return MemberInfo(found.node, found.leads, found.owner, found.lease_age_ms, found.lag)
 
 
 def checkpoint(reply: admin_pb2.CreateCheckpointResponse) -> CheckpointInfo:

@@ -329,6 +329,11 @@ def server_info() -> admin_pb2.GetServerInfoRequest:
     return admin_pb2.GetServerInfoRequest()
 
 
+def hand_over() -> admin_pb2.HandOverRequest:
+    """Build the request to give up the lead."""
+    return admin_pb2.HandOverRequest()
+
+
 def create_checkpoint() -> admin_pb2.CreateCheckpointRequest:
     """Build the request of the same name."""
     return admin_pb2.CreateCheckpointRequest()

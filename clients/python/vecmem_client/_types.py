@@ -411,6 +411,21 @@ class RecoveryInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """What part a node takes in its cluster."""
+
+    node: str
+    leads: bool
+    """It takes writes, and answers for the shard."""
+    owner: str
+    """Address of the node that leads, as far as is known there; empty: it is not."""
+    lease_age_ms: float
+    """Since the lease was renewed last, as seen there; 0: never."""
+    lag: int
+    """Records that are known to be in the replicated log and not applied there yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """What a server is and how it came up."""
 
@@ -439,6 +454,8 @@ class ServerInfo:
     eviction_policy: str
     evicted_key_count: int
     """Since the server started."""
+    member: MemberInfo | None = None
+    """None: the server is alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vecmem.v1 import common_pb2 as vecmem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecmem/v1/admin.proto\x12\tvecmem.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16vecmem/v1/common.proto\"\x16\n\x14GetServerInfoRequest\"\x87\x01\n\x0cRecoveryInfo\x12\x1b\n\x13\x63heckpoint_sequence\x18\x01 \x01(\x04\x12\x1d\n\x15replayed_record_count\x18\x02 \x01(\x04\x12\x17\n\x0ftorn_tail_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x01\x12\r\n\x05notes\x18\x05 \x03(\t\"\x8a\x05\n\x15GetServerInfoResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12log_first_sequence\x18\x04 \x01(\x04\x12\x19\n\x11log_last_sequence\x18\x05 \x01(\x04\x12\x1b\n\x13\x63heckpoint_sequence\x18\x06 \x01(\x04\x12\x18\n\x10\x63ollection_count\x18\x07 \x01(\x04\x12\x13\n\x0bpoint_count\x18\x08 \x01(\x04\x12\x1d\n\x15resident_memory_bytes\x18\t \x01(\x04\x12\x18\n\x10read_only_reason\x18\n \x01(\t\x12)\n\x08recovery\x18\x0b \x01(\x0b\x32\x17.vecmem.v1.RecoveryInfo\x12@\n\x08\x66\x61ilures\x18\x0c \x03(\x0b\x32..vecmem.v1.GetServerInfoResponse.FailuresEntry\x12\x13\n\x0bgrpc_engine\x18\r \x01(\t\x12\x11\n\tkey_count\x18\x0e \x01(\x04\x12\x18\n\x10key_memory_bytes\x18\x0f \x01(\x04\x12\x19\n\x11\x64\x61ta_memory_bytes\x18\x10 \x01(\x04\x12\x1a\n\x12memory_limit_bytes\x18\x11 \x01(\x04\x12\x17\n\x0f\x65viction_policy\x18\x12 \x01(\t\x12\x19\n\x11\x65victed_key_count\x18\x13 \x01(\x04\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x19\n\x17\x43reateCheckpointRequest\"\x92\x01\n\x18\x43reateCheckpointResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x01\x12\x10\n\x08stall_ms\x18\x05 \x01(\x01\x32\xbf\x01\n\x0c\x41\x64minService\x12R\n\rGetServerInfo\x12\x1f.vecmem.v1.GetServerInfoRequest\x1a .vecmem.v1.GetServerInfoResponse\x12[\n\x10\x43reateCheckpoint\x12\".vecmem.v1.CreateCheckpointRequest\x1a#.vecmem.v1.CreateCheckpointResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecmem/v1/admin.proto\x12\tvecmem.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16vecmem/v1/common.proto\"\x16\n\x14GetServerInfoRequest\"\x87\x01\n\x0cRecoveryInfo\x12\x1b\n\x13\x63heckpoint_sequence\x18\x01 \x01(\x04\x12\x1d\n\x15replayed_record_count\x18\x02 \x01(\x04\x12\x17\n\x0ftorn_tail_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x01\x12\r\n\x05notes\x18\x05 \x03(\t\"[\n\nMemberInfo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05leads\x18\x02 \x01(\x08\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x14\n\x0clease_age_ms\x18\x04 \x01(\x01\x12\x0b\n\x03lag\x18\x05 \x01(\x04\"\xb1\x05\n\x15GetServerInfoResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12log_first_sequence\x18\x04 \x01(\x04\x12\x19\n\x11log_last_sequence\x18\x05 \x01(\x04\x12\x1b\n\x13\x63heckpoint_sequence\x18\x06 \x01(\x04\x12\x18\n\x10\x63ollection_count\x18\x07 \x01(\x04\x12\x13\n\x0bpoint_count\x18\x08 \x01(\x04\x12\x1d\n\x15resident_memory_bytes\x18\t \x01(\x04\x12\x18\n\x10read_only_reason\x18\n \x01(\t\x12)\n\x08recovery\x18\x0b \x01(\x0b\x32\x17.vecmem.v1.RecoveryInfo\x12@\n\x08\x66\x61ilures\x18\x0c \x03(\x0b\x32..vecmem.v1.GetServerInfoResponse.FailuresEntry\x12\x13\n\x0bgrpc_engine\x18\r \x01(\t\x12\x11\n\tkey_count\x18\x0e \x01(\x04\x12\x18\n\x10key_memory_bytes\x18\x0f \x01(\x04\x12\x19\n\x11\x64\x61ta_memory_bytes\x18\x10 \x01(\x04\x12\x1a\n\x12memory_limit_bytes\x18\x11 \x01(\x04\x12\x17\n\x0f\x65viction_policy\x18\x12 \x01(\t\x12\x19\n\x11\x65victed_key_count\x18\x13 \x01(\x04\x12%\n\x06member\x18\x14 \x01(\x0b\x32\x15.vecmem.v1.MemberInfo\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x11\n\x0fHandOverRequest\"=\n\x10HandOverResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\"\x19\n\x17\x43reateCheckpointRequest\"\x92\x01\n\x18\x43reateCheckpointResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x01\x12\x10\n\x08stall_ms\x18\x05 \x01(\x01\x32\x84\x02\n\x0c\x41\x64minService\x12R\n\rGetServerInfo\x12\x1f.vecmem.v1.GetServerInfoRequest\x1a .vecmem.v1.GetServerInfoResponse\x12[\n\x10\x43reateCheckpoint\x12\".vecmem.v1.CreateCheckpointRequest\x1a#.vecmem.v1.CreateCheckpointResponse\x12\x43\n\x08HandOver\x12\x1a.vecmem.v1.HandOverRequest\x1a\x1b.vecmem.v1.HandOverResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,14 +39,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_end=115
   _globals['_RECOVERYINFO']._serialized_start=118
   _globals['_RECOVERYINFO']._serialized_end=253
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=256
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=906
-  _globals['_GETSERVERINFORESPONSE_FAILURESENTRY']._serialized_start=859
-  _globals['_GETSERVERINFORESPONSE_FAILURESENTRY']._serialized_end=906
-  _globals['_CREATECHECKPOINTREQUEST']._serialized_start=908
-  _globals['_CREATECHECKPOINTREQUEST']._serialized_end=933
-  _globals['_CREATECHECKPOINTRESPONSE']._serialized_start=936
-  _globals['_CREATECHECKPOINTRESPONSE']._serialized_end=1082
-  _globals['_ADMINSERVICE']._serialized_start=1085
-  _globals['_ADMINSERVICE']._serialized_end=1276
+  _globals['_MEMBERINFO']._serialized_start=255
+  _globals['_MEMBERINFO']._serialized_end=346
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=349
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1038
+  _globals['_GETSERVERINFORESPONSE_FAILURESENTRY']._serialized_start=991
+  _globals['_GETSERVERINFORESPONSE_FAILURESENTRY']._serialized_end=1038
+  _globals['_HANDOVERREQUEST']._serialized_start=1040
+  _globals['_HANDOVERREQUEST']._serialized_end=1057
+  _globals['_HANDOVERRESPONSE']._serialized_start=1059
+  _globals['_HANDOVERRESPONSE']._serialized_end=1120
+  _globals['_CREATECHECKPOINTREQUEST']._serialized_start=1122
+  _globals['_CREATECHECKPOINTREQUEST']._serialized_end=1147
+  _globals['_CREATECHECKPOINTRESPONSE']._serialized_start=1150
+  _globals['_CREATECHECKPOINTRESPONSE']._serialized_end=1296
+  _globals['_ADMINSERVICE']._serialized_start=1299
+  _globals['_ADMINSERVICE']._serialized_end=1559
 # @@protoc_insertion_point(module_scope)

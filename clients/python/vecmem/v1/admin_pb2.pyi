@@ -78,6 +78,44 @@ class RecoveryInfo(_message.Message):
 Global___RecoveryInfo: _TypeAlias = RecoveryInfo  # noqa: Y015
 
 @_typing.final
+class MemberInfo(_message.Message):
+    """MemberInfo tells what part a node takes in its cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    LEADS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    LEASE_AGE_MS_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Name of the node."""
+    leads: _builtins.bool
+    """Whether it leads: it takes writes, and answers for the shard."""
+    owner: _builtins.str
+    """Address of the node that leads, as far as is known here; empty: it is not."""
+    lease_age_ms: _builtins.float
+    """Since the lease was renewed last, as seen here, milliseconds; 0: never."""
+    lag: _builtins.int
+    """Records that are known to be in the replicated log and not applied here yet."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        leads: _builtins.bool = ...,
+        owner: _builtins.str = ...,
+        lease_age_ms: _builtins.float = ...,
+        lag: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "leads", b"leads", "lease_age_ms", b"lease_age_ms", "node", b"node", "owner", b"owner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberInfo: _TypeAlias = MemberInfo  # noqa: Y015
+
+@_typing.final
 class GetServerInfoResponse(_message.Message):
     """GetServerInfoResponse describes the server."""
 
@@ -122,6 +160,7 @@ class GetServerInfoResponse(_message.Message):
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     EVICTION_POLICY_FIELD_NUMBER: _builtins.int
     EVICTED_KEY_COUNT_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server."""
     log_first_sequence: _builtins.int
@@ -168,6 +207,10 @@ class GetServerInfoResponse(_message.Message):
     def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Background work that failed when it last ran, and is tried again: graph building, expiry, checkpoints. By name: why."""
 
+    @_builtins.property
+    def member(self) -> Global___MemberInfo:
+        """Its part in a cluster. Absent: it is alone."""
+
     def __init__(
         self,
         *,
@@ -190,14 +233,56 @@ class GetServerInfoResponse(_message.Message):
         memory_limit_bytes: _builtins.int = ...,
         eviction_policy: _builtins.str = ...,
         evicted_key_count: _builtins.int = ...,
+        member: Global___MemberInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "recovery", b"recovery", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "member", b"member", "recovery", b"recovery", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "data_memory_bytes", b"data_memory_bytes", "evicted_key_count", b"evicted_key_count", "eviction_policy", b"eviction_policy", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "key_count", b"key_count", "key_memory_bytes", b"key_memory_bytes", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "memory_limit_bytes", b"memory_limit_bytes", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "collection_count", b"collection_count", "data_memory_bytes", b"data_memory_bytes", "evicted_key_count", b"evicted_key_count", "eviction_policy", b"eviction_policy", "failures", b"failures", "grpc_engine", b"grpc_engine", "header", b"header", "key_count", b"key_count", "key_memory_bytes", b"key_memory_bytes", "log_first_sequence", b"log_first_sequence", "log_last_sequence", b"log_last_sequence", "member", b"member", "memory_limit_bytes", b"memory_limit_bytes", "point_count", b"point_count", "read_only_reason", b"read_only_reason", "recovery", b"recovery", "resident_memory_bytes", b"resident_memory_bytes", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class HandOverRequest(_message.Message):
+    """HandOverRequest has no parameters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOverRequest: _TypeAlias = HandOverRequest  # noqa: Y015
+
+@_typing.final
+class HandOverResponse(_message.Message):
+    """HandOverResponse is empty but for the header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """What the reply reflects."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOverResponse: _TypeAlias = HandOverResponse  # noqa: Y015
 
 @_typing.final
 class CreateCheckpointRequest(_message.Message):

@@ -45,6 +45,11 @@ class AdminServiceStub:
                 request_serializer=vecmem_dot_v1_dot_admin__pb2.CreateCheckpointRequest.SerializeToString,
                 response_deserializer=vecmem_dot_v1_dot_admin__pb2.CreateCheckpointResponse.FromString,
                 _registered_method=True)
+        self.HandOver = channel.unary_unary(
+                '/vecmem.v1.AdminService/HandOver',
+                request_serializer=vecmem_dot_v1_dot_admin__pb2.HandOverRequest.SerializeToString,
+                response_deserializer=vecmem_dot_v1_dot_admin__pb2.HandOverResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -66,6 +71,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandOver(self, request, context):
+        """HandOver has the node that leads give up the lead, so that another one takes it within a moment; returns when this one takes no more writes.
+        Calls that it had taken are answered. Errors: MOVED (UNAVAILABLE) from a node that does not lead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CreateCheckpoint,
                     request_deserializer=vecmem_dot_v1_dot_admin__pb2.CreateCheckpointRequest.FromString,
                     response_serializer=vecmem_dot_v1_dot_admin__pb2.CreateCheckpointResponse.SerializeToString,
+            ),
+            'HandOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOver,
+                    request_deserializer=vecmem_dot_v1_dot_admin__pb2.HandOverRequest.FromString,
+                    response_serializer=vecmem_dot_v1_dot_admin__pb2.HandOverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +153,33 @@ class AdminService:
             '/vecmem.v1.AdminService/CreateCheckpoint',
             vecmem_dot_v1_dot_admin__pb2.CreateCheckpointRequest.SerializeToString,
             vecmem_dot_v1_dot_admin__pb2.CreateCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecmem.v1.AdminService/HandOver',
+            vecmem_dot_v1_dot_admin__pb2.HandOverRequest.SerializeToString,
+            vecmem_dot_v1_dot_admin__pb2.HandOverResponse.FromString,
             options,
             channel_credentials,
             insecure,

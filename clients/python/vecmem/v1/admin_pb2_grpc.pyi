@@ -39,6 +39,10 @@ class AdminServiceStub:
     """CreateCheckpoint writes a checkpoint now and returns when it is published. Serving goes on meanwhile.
     Errors: CHECKPOINT_FAILED (INTERNAL).
     """
+    HandOver: _grpc.UnaryUnaryMultiCallable[_admin_pb2.HandOverRequest, _admin_pb2.HandOverResponse]
+    """HandOver has the node that leads give up the lead, so that another one takes it within a moment; returns when this one takes no more writes.
+    Calls that it had taken are answered. Errors: MOVED (UNAVAILABLE) from a node that does not lead.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -50,6 +54,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CreateCheckpoint: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateCheckpointRequest, _admin_pb2.CreateCheckpointResponse]  # type: ignore[assignment]
     """CreateCheckpoint writes a checkpoint now and returns when it is published. Serving goes on meanwhile.
     Errors: CHECKPOINT_FAILED (INTERNAL).
+    """
+    HandOver: _aio.UnaryUnaryMultiCallable[_admin_pb2.HandOverRequest, _admin_pb2.HandOverResponse]  # type: ignore[assignment]
+    """HandOver has the node that leads give up the lead, so that another one takes it within a moment; returns when this one takes no more writes.
+    Calls that it had taken are answered. Errors: MOVED (UNAVAILABLE) from a node that does not lead.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +79,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.CreateCheckpointResponse, _abc.Awaitable[_admin_pb2.CreateCheckpointResponse]]:
         """CreateCheckpoint writes a checkpoint now and returns when it is published. Serving goes on meanwhile.
         Errors: CHECKPOINT_FAILED (INTERNAL).
+        """
+
+    @_abc_1.abstractmethod
+    def HandOver(
+        self,
+        request: _admin_pb2.HandOverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.HandOverResponse, _abc.Awaitable[_admin_pb2.HandOverResponse]]:
+        """HandOver has the node that leads give up the lead, so that another one takes it within a moment; returns when this one takes no more writes.
+        Calls that it had taken are answered. Errors: MOVED (UNAVAILABLE) from a node that does not lead.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

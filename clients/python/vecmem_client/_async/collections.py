@@ -128,6 +128,10 @@ class CollectionMethods(Base):
         """Tell what the server is and how it came up."""
         return _replies.server_info(await self._call(_methods.SERVER_INFO, _requests.server_info(), timeout_seconds))
 
+    async def hand_over(self, *, timeout_seconds: float | None = None) -> None:
+        """Have the node that leads its cluster give that up, so that another one takes over; returns when it takes no more writes."""
+        await self._call(_methods.HAND_OVER, _requests.hand_over(), timeout_seconds)
+
     async def create_checkpoint(self, *, timeout_seconds: float | None = None) -> CheckpointInfo:
         """Write a checkpoint now and return when it is published; give large stores time. Raises CheckpointError."""
         request = _requests.create_checkpoint()
