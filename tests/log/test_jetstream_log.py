@@ -25,8 +25,8 @@ from vecmem.errors import (
 )
 from vecmem.log import jetstream_batch
 from vecmem.log.jetstream import JetStreamLog, JetStreamSettings
-from vecmem.log.jetstream_batch import STORED_MESSAGE_BYTES_MAX, Batch, Place, batch_of, cut_into_batches, entries_of
-from vecmem.log.record import Record
+from vecmem.log.jetstream_batch import Batch, Place, batch_of, cut_into_batches, entries_of
+from vecmem.log.record import HEADER_BYTES, Record, frame_bytes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def end_of(log: JetStreamLog) -> Place:
 
 def batch_behind(place: Place, *records: Record) -> Batch:
     """A message as this version would append it."""
-    _, (batch,) = cut_into_batches(records, after=place, message_bytes_max=1_000_000)
+    _, (batch,) = cut_into_batches(records, after=place, body_bytes_max=1_000_000)
     return batch
 
 
@@ -73,7 +73,8 @@ def test_a_batch_larger_than_a_message_is_cut_between_records(
 def test_the_largest_record_fits_and_a_larger_one_is_refused_before_anything_is_written(
     log: JetStreamLog, settings: JetStreamSettings, nats_server: NatsServers
 ) -> None:
-    largest = Record(1, bytes(STORED_MESSAGE_BYTES_MAX - jetstream_batch.HEADERS_BYTES_MAX - 24))
+    largest = Record(1, bytes(log.record_bytes_max - HEADER_BYTES))
+    assert frame_bytes(largest) > 31 * 1024 * 1024
     with pytest.raises(LimitExceededError, match="the most that a message holds"):
         log.append([record(1), Record(1, largest.payload + b"x")], 0)
     assert message_count(nats_server, settings.stream) == 0
