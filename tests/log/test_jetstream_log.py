@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.log.support import fill, record
+from tests.log.support import SECONDS_MAX, fill, record
 from tests.support.nats import ask_jetstream, message_count, send, servers_in, settings_for
 from vecmem.cluster.nats_server import NatsServers
 from vecmem.errors import (
@@ -23,7 +23,7 @@ from vecmem.errors import (
     UnsupportedFormatError,
     WritesStoppedError,
 )
-from vecmem.log import jetstream_batch
+from vecmem.log import jetstream_batch, jetstream_reader
 from vecmem.log.jetstream import JetStreamLog, JetStreamSettings
 from vecmem.log.jetstream_batch import Batch, Place, batch_of, cut_into_batches, entries_of
 from vecmem.log.record import HEADER_BYTES, Record, frame_bytes
@@ -256,6 +256,28 @@ def test_a_follower_notices_that_the_next_message_is_gone(
     with pytest.raises(CorruptionError, match="sequence 8"):
         next(other_follower)
     other.close()
+
+
+def test_a_follower_hears_of_what_another_process_appends(
+    log: JetStreamLog, settings: JetStreamSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not depend on looking by itself now and then."""
+    monkeypatch.setattr(jetstream_reader, "IDLE_SECONDS", 1_000.0)
+    other = JetStreamLog.open(settings)
+    heard = threading.Semaphore(0)
+
+    def follow() -> None:
+        for _ in other.follow(1):
+            heard.release()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    for _ in range(20):
+        fill(log, 1)
+        assert heard.acquire(timeout=SECONDS_MAX)
+    other.close()
+    thread.join(SECONDS_MAX)
+    assert not thread.is_alive()
 
 
 def test_all_messages_gone_is_no_new_log(
