@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
+from vecmem.errors import LimitExceededError, OverloadedError, ShuttingDownError, WritesStoppedError
 from vecmem.log.applying import Applier
 from vecmem.log.group_commit import GroupCommit
 from vecmem.log.record import LogEntry, Record, frame_bytes
@@ -153,6 +153,16 @@ async def test_a_caller_cancelled_before_its_batch_is_taken_leaves_no_trace(log:
         assert commit.queue_bytes == 0
     assert [entry.record.payload for entry in state.applied] == [b"taken", b"kept"]
     assert [entry.record.payload for entry in log.read(1)] == [b"taken", b"kept"]
+
+
+async def test_a_record_too_large_for_the_log_is_refused_and_stops_nothing(
+    log: GatedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RocksLog, "record_bytes_max", 1_000)
+    async with committing(log, State().apply) as commit:
+        with pytest.raises(LimitExceededError, match="over 1000"):
+            commit.submit(record(bytes(977)))
+        assert await commit.submit(record(bytes(976))) == 10
 
 
 async def test_too_much_waiting_is_refused_and_taken_again_later(log: GatedLog) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.log.support import fill, record
+from tests.log.support import SECONDS_MAX, fill, record
 from tests.support.nats import ask_jetstream, message_count, send, servers_in, settings_for
 from vecmem.cluster.nats_server import NatsServers
 from vecmem.errors import (
@@ -23,10 +23,10 @@ from vecmem.errors import (
     UnsupportedFormatError,
     WritesStoppedError,
 )
-from vecmem.log import jetstream_batch
+from vecmem.log import jetstream_batch, jetstream_reader
 from vecmem.log.jetstream import JetStreamLog, JetStreamSettings
-from vecmem.log.jetstream_batch import STORED_MESSAGE_BYTES_MAX, Batch, Place, batch_of, cut_into_batches, entries_of
-from vecmem.log.record import Record
+from vecmem.log.jetstream_batch import Batch, Place, batch_of, cut_into_batches, entries_of
+from vecmem.log.record import HEADER_BYTES, Record, frame_bytes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def end_of(log: JetStreamLog) -> Place:
 
 def batch_behind(place: Place, *records: Record) -> Batch:
     """A message as this version would append it."""
-    _, (batch,) = cut_into_batches(records, after=place, message_bytes_max=1_000_000)
+    _, (batch,) = cut_into_batches(records, after=place, body_bytes_max=1_000_000)
     return batch
 
 
@@ -73,7 +73,8 @@ def test_a_batch_larger_than_a_message_is_cut_between_records(
 def test_the_largest_record_fits_and_a_larger_one_is_refused_before_anything_is_written(
     log: JetStreamLog, settings: JetStreamSettings, nats_server: NatsServers
 ) -> None:
-    largest = Record(1, bytes(STORED_MESSAGE_BYTES_MAX - jetstream_batch.HEADERS_BYTES_MAX - 24))
+    largest = Record(1, bytes(log.record_bytes_max - HEADER_BYTES))
+    assert frame_bytes(largest) > 31 * 1024 * 1024
     with pytest.raises(LimitExceededError, match="the most that a message holds"):
         log.append([record(1), Record(1, largest.payload + b"x")], 0)
     assert message_count(nats_server, settings.stream) == 0
@@ -255,6 +256,28 @@ def test_a_follower_notices_that_the_next_message_is_gone(
     with pytest.raises(CorruptionError, match="sequence 8"):
         next(other_follower)
     other.close()
+
+
+def test_a_follower_hears_of_what_another_process_appends(
+    log: JetStreamLog, settings: JetStreamSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not depend on looking by itself now and then."""
+    monkeypatch.setattr(jetstream_reader, "IDLE_SECONDS", 1_000.0)
+    other = JetStreamLog.open(settings)
+    heard = threading.Semaphore(0)
+
+    def follow() -> None:
+        for _ in other.follow(1):
+            heard.release()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    for _ in range(20):
+        fill(log, 1)
+        assert heard.acquire(timeout=SECONDS_MAX)
+    other.close()
+    thread.join(SECONDS_MAX)
+    assert not thread.is_alive()
 
 
 def test_all_messages_gone_is_no_new_log(

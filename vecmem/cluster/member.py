@@ -53,6 +53,11 @@ class ReplicatedLog:
         self._log = log
         self._copy = copy
 
+    @property
+    def record_bytes_max(self) -> int:
+        """See TransactionLog."""
+        return min(self._log.record_bytes_max, self._copy.record_bytes_max)
+
     def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """See TransactionLog."""
         entries = self._log.append(records, after)

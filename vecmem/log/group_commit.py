@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vecmem import limits
-from vecmem.errors import OverloadedError, ShuttingDownError, WritesStoppedError
+from vecmem.errors import LimitExceededError, OverloadedError, ShuttingDownError, WritesStoppedError
 from vecmem.log.applying import Applier, Durable, wake
 from vecmem.log.record import LogEntry, Record, frame_bytes
 
@@ -34,6 +34,10 @@ _logger = logging.getLogger(__name__)
 
 class Appender(Protocol):
     """Where records become durable: a TransactionLog, or what appends to one and more."""
+
+    @property
+    def record_bytes_max(self) -> int:
+        """See TransactionLog."""
 
     def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """See TransactionLog."""
@@ -102,6 +106,7 @@ class GroupCommit(Generic[R]):
         Whatever its companion is, it is given to `apply` beside the entry, and is not in the log.
 
         Raises (here, or out of the future if it happens later):
+            LimitExceededError: the log takes no record so large.
             OverloadedError: too much waits already.
             ShuttingDownError: the queue drains.
             WritesStoppedError: an append or an apply failed. Out of the future: whether the record is in the log will
@@ -112,6 +117,10 @@ class GroupCommit(Generic[R]):
         if self._draining:
             raise ShuttingDownError("the server drains and takes no more writes")
         size_bytes = frame_bytes(record)
+        if size_bytes > self._log.record_bytes_max:
+            raise LimitExceededError(
+                f"the request makes a log record of {size_bytes} bytes, which is over {self._log.record_bytes_max}"
+            )
         if self._queue_bytes and self._queue_bytes + size_bytes > self._queue_bytes_max:
             raise OverloadedError(
                 f"{self._queue_bytes} bytes wait for durability; {size_bytes} more are over {self._queue_bytes_max}"

@@ -30,7 +30,7 @@ from vecmem.errors import (
     UnavailableError,
     WritesStoppedError,
 )
-from vecmem.log.jetstream_batch import Batch, Place, cut_into_batches, entries_of
+from vecmem.log.jetstream_batch import Batch, Place, body_bytes_max_of, cut_into_batches, entries_of
 from vecmem.log.jetstream_reader import BatchReader, JetStreamFollower, answered, find_batch
 from vecmem.log.jetstream_stream import PAUSE_SECONDS, Stream, StreamState, last_batch, repeated
 from vecmem.log.nats_connection import Message, NatsConnection, NoReplyError
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from vecmem.log.record import LogEntry, Record
-    from vecmem.log.transaction_log import Follower
+    from vecmem.log.transaction_log import Follower, TransactionLog
 
 T = TypeVar("T")
 
@@ -164,6 +164,11 @@ class JetStreamLog:
         return self._size_bytes
 
     @property
+    def record_bytes_max(self) -> int:
+        """See TransactionLog; what fits a message of the server that the client is connected to."""
+        return body_bytes_max_of(self._connection.message_bytes_max)
+
+    @property
     def stopped_reason(self) -> str:
         """Why appends are refused until the log is opened again; empty: they are not."""
         return self._stopped_reason
@@ -183,11 +188,7 @@ class JetStreamLog:
             end = self._end
             if after != end.sequence or end.message < self._overtaken_at:
                 raise LogConflictError(f"an append after sequence {after}, but the last known is {end.sequence}")
-            entries, batches = cut_into_batches(
-                records,
-                after=end,
-                message_bytes_max=self._connection.message_bytes_max,
-            )
+            entries, batches = cut_into_batches(records, after=end, body_bytes_max=self.record_bytes_max)
             for batch in batches:
                 self._append_batch(batch, is_first=batch is batches[0])
         return entries
@@ -432,3 +433,10 @@ class JetStreamLog:
 
 class _OvertakenError(Exception):
     """Somebody else's message is where an append was to go."""
+
+
+if TYPE_CHECKING:
+
+    def _as_transaction_log(log: JetStreamLog) -> TransactionLog:
+        """Lets mypy compare the two."""
+        return log

@@ -91,21 +91,25 @@ class Batch:
         }
 
 
+def body_bytes_max_of(message_bytes_max: int) -> int:
+    """Most that a message holds beside its headers, where the server takes messages of a size, headers included."""
+    return min(message_bytes_max, STORED_MESSAGE_BYTES_MAX) - HEADERS_BYTES_MAX
+
+
 def cut_into_batches(
-    records: Sequence[Record], *, after: Place, message_bytes_max: int
+    records: Sequence[Record], *, after: Place, body_bytes_max: int
 ) -> tuple[list[LogEntry], list[Batch]]:
     """The entries that records become behind `after`, and the messages that carry them, cut between records.
 
     Args:
         records: what to append.
         after: the log's end.
-        message_bytes_max: largest message that the server takes, headers included.
+        body_bytes_max: most that a message holds beside its headers; see body_bytes_max_of.
 
     Raises:
         LimitExceededError: one record alone is too large for a message.
         InvalidArgumentError: a record does not fit its frame.
     """
-    body_bytes_max = min(message_bytes_max, STORED_MESSAGE_BYTES_MAX) - HEADERS_BYTES_MAX
     piece_bytes = min(PIECE_BYTES, body_bytes_max)
     entries: list[LogEntry] = []
     batches: list[Batch] = []

@@ -51,6 +51,15 @@ class Message:
     status: int = 0
 
 
+class ClosingClient(Client):
+    """nats-py 2.16 forgets a connection that was made but never greeted, as by a server that hangs; this one closes it."""
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
+
+
 class NatsConnection:
     """One client. `call` may be used from any thread, the coroutines only inside of it."""
 
@@ -189,7 +198,7 @@ class NatsConnection:
         return self._client
 
     async def _connect(self) -> None:
-        client = Client()
+        client = ClosingClient()
         self._client = client
         try:
             await client.connect(

@@ -31,7 +31,7 @@ from vecmem.errors import (
 )
 from vecmem.filesystem import fsync_directory, truncate_durably, write_durably
 from vecmem.log import failpoints
-from vecmem.log.record import LogEntry, Record, decode, encode, verify_chain
+from vecmem.log.record import HEADER_BYTES, PAYLOAD_BYTES_MAX, LogEntry, Record, decode, encode, verify_chain
 from vecmem.log.rocks_database import Database
 from vecmem.log.rocks_files import scan_directory
 from vecmem.log.tip import Tip, check_tip, has_tip, read_tip, write_tip
@@ -140,6 +140,11 @@ class RocksLog:
     def size_bytes(self) -> int:
         """See TransactionLog."""
         return self._unflushed_bytes + self._database.table_bytes()
+
+    @property
+    def record_bytes_max(self) -> int:
+        """See TransactionLog."""
+        return HEADER_BYTES + PAYLOAD_BYTES_MAX
 
     @property
     def stopped_reason(self) -> str:

@@ -39,6 +39,10 @@ class TransactionLog(Protocol):
     def size_bytes(self) -> int:
         """Estimate of the space that the records kept take."""
 
+    @property
+    def record_bytes_max(self) -> int:
+        """Largest record, frame included, that append takes; larger ones are refused before anything is written."""
+
     def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """Make records durable behind `after`, in order. Returns them in their places.
 
@@ -46,6 +50,7 @@ class TransactionLog(Protocol):
 
         Raises:
             LogConflictError: `after` is not the last sequence; nothing was written.
+            InvalidArgumentError: a record does not fit its frame, or the log; nothing was written.
             WritesStoppedError: this or an earlier append failed, so what the disk holds is unknown until the log is
                 opened again.
         """
