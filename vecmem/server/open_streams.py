@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -38,6 +39,8 @@ class OpenStreams:
 
     async def stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
         """Stop a server whose streams have been told to end, once all other calls are answered or their grace is over."""
+        # On the native engine each stuck stream holds a thread of the default executor, which stopping needs as well.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
         stopping = asyncio.create_task(server.stop(grace_seconds))
         # Runs until it waits: no call is taken on from then on.
         await asyncio.sleep(0)
