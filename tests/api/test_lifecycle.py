@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import threading
+import time
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support.api import DOT, connect, expect_refusal, params, point, query_message
 from tests.support.server import ServerProcess
+from vecmem.server.open_streams import STREAM_END_SECONDS_MAX
 from vecmem.v1 import admin_pb2, common_pb2, points_pb2
 
 SERVICES = {
@@ -71,7 +73,8 @@ def test_a_second_server_on_a_data_directory_is_refused_and_the_first_serves_on(
     assert own_api.upsert("c", [point("a", [1.0, 0.0])]).inserted_count == 1
 
 
-def test_a_drain_answers_what_is_in_flight_and_turns_away_what_comes_after(own_server):
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_drain_answers_what_is_in_flight_and_turns_away_what_comes_after(own_server, watched):
     """A stream is in flight at SIGTERM: health says so at once, what is sent on it is still acknowledged, the exit code is 0."""
     with connect(own_server.address) as api, connect(own_server.address) as watching:
         api.create("c", params(2, DOT))
@@ -83,7 +86,11 @@ def test_a_drain_answers_what_is_in_flight_and_turns_away_what_comes_after(own_s
         assert next(replies).acknowledged_batch_count == 1
         own_server.send_signal(signal.SIGTERM)
         assert next(states).status == HEALTH.NOT_SERVING
-        states.cancel()  # a watch is a call in flight too, and would last until the grace is over
+        if watched:
+            # Longer than what only watches is left alone.
+            time.sleep(2 * STREAM_END_SECONDS_MAX)
+        else:
+            states.cancel()
         waiting.put(batch(1))
         assert next(replies).acknowledged_batch_count == 2
         waiting.put(None)

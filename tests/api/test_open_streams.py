@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support.api import connect
+from tests.support.api import DOT, connect, params
 from tests.support.server import ServerProcess
 from vecmem.config import GRPC_ENGINES
 from vecmem.server import open_streams
 from vecmem.server.engine import GRPCIO, NATIVE_MODULE, Engine, make_server
 from vecmem.server.open_streams import OpenStreams
-from vecmem.v1 import channels_pb2, channels_pb2_grpc
+from vecmem.v1 import admin_pb2, channels_pb2, channels_pb2_grpc
 
 ENGINES = [engine for engine in GRPC_ENGINES if engine != "auto"]
 SECONDS_MAX = 60.0
@@ -82,6 +85,44 @@ async def test_what_is_stuck_is_cut_off_once_nothing_else_is_answered(monkeypatc
         await asyncio.wait_for(stopping, SECONDS_MAX)
         with pytest.raises(grpc.RpcError):
             await read_on(stream)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_many_subscribers_that_do_not_read_hold_up_neither_checkpoints_nor_the_end(tmp_path, engine):
+    """More of them than threads that the event loop has by itself, each of which a stuck stream may hold."""
+    arguments = ["--grpc-engine", engine, "--grace-seconds", "600"]
+    count = min(32, os.cpu_count() + 4) + 2
+    with (
+        ServerProcess(tmp_path / "data", arguments=arguments) as process,
+        connect(process.address) as api,
+        contextlib.ExitStack() as stack,
+    ):
+        streams = []
+        for _ in range(count):
+            stuck = stack.enter_context(connect(process.address))
+            request = channels_pb2.SubscribeRequest(channels=[b"c"])
+            streams.append(channels_pb2_grpc.ChannelServiceStub(stuck.channel).Subscribe(request, timeout=SECONDS_MAX))
+            next(streams[-1])
+        stub = channels_pb2_grpc.ChannelServiceStub(api.channel)
+        for _ in range(BLOCKS):
+            stub.Publish(channels_pb2.PublishRequest(channel=b"c", messages=[BLOCK]), timeout=SECONDS_MAX)
+        api.create("a", params(2, DOT))
+        assert api.call("CreateCheckpoint", admin_pb2.CreateCheckpointRequest()).sequence == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS_MAX) == 0
+        for stream in streams:
+            stream.cancel()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_whoever_watches_the_health_does_not_hold_up_the_end(tmp_path, engine):
+    arguments = ["--grpc-engine", engine, "--grace-seconds", "600"]
+    with ServerProcess(tmp_path / "data", arguments=arguments) as process, connect(process.address) as api:
+        watching = health_pb2_grpc.HealthStub(api.channel).Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS_MAX)
+        assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS_MAX) == 0
+        watching.cancel()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,6 +1,6 @@
 """Clients at work in threads of their own while the server dies under them.
 
-A `TrafficWriter` sends requests until the server is gone; `Retrying` ones keep the request that was not answered and send it again under its id.
+A `TrafficWriter` sends requests until the server is gone; a `Retrying` one keeps the request that was not answered and sends it again under its id.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ class TrafficWriter(ABC):
         try:
             while not stop.is_set():
                 self.step(connection)
-        except grpc.RpcError:
-            return  # the server is gone, or going: what was not answered is in doubt
+        except grpc.RpcError as error:
+            # Where the server is gone, or going, what was not answered is in doubt. Any other answer is wrong.
+            answered = "grpc-status-details-bin" in dict(error.trailing_metadata() or ())
+            if answered and error.code() is not grpc.StatusCode.UNAVAILABLE:
+                self.error = error
         except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
             self.error = error
 

@@ -114,6 +114,13 @@ def test_those_that_expire_first_are_chosen(expires_at: dict[int, int], persiste
     assert len(chosen) == len(set(chosen)) <= count
 
 
+def test_a_key_whose_life_was_prolonged_goes_by_its_new_time() -> None:
+    keyspace = filled(2, expires_at={0: 10_000, 1: 20_000})
+    keyspace.set_expiry(KEYS[0], 10_000_000)
+    assert Victims(VOLATILE_TTL).choose(keyspace, 1) == [KEYS[1]]
+    assert Victims(VOLATILE_TTL).choose(keyspace, 2) == [KEYS[1], KEYS[0]]
+
+
 @pytest.mark.parametrize("volatile_count", [1, 30, 5_000])
 def test_only_keys_that_expire_are_chosen_by_volatile_policies(volatile_count: int) -> None:
     """Also where they are rare."""

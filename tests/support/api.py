@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vecmem.v1 import (
     admin_pb2,
@@ -134,10 +135,12 @@ class Api:
 
 @contextmanager
 def connect(address: str) -> Iterator[Api]:
-    """The API of a server, for the length of a block; the first call waits until the server is there."""
+    """The API of a server over a connection of its own, for the length of a block; it begins when the server answers."""
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(address, options=options) as channel:
-        grpc.channel_ready_future(channel).result(timeout=CALL_SECONDS_MAX)
+    with grpc.insecure_channel(address, options=[*options, ("grpc.use_local_subchannel_pool", 1)]) as channel:
+        health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS_MAX, wait_for_ready=True
+        )
         yield Api(channel)
 
 

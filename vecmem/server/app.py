@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import uvloop
@@ -129,7 +130,7 @@ async def _serve(
                 )
             ]
             names += SERVICE_NAMES
-            healthy = health.aio.HealthServicer()
+            healthy = _Health(streams)
             health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
             reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
             for name in ("", *names):
@@ -165,6 +166,19 @@ async def _leave(member: Member, leading: asyncio.Task[None]) -> None:
         await member.hang_up()
     with contextlib.suppress(asyncio.CancelledError):
         await leading
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library has no types
+    """As the library has it; whoever watches is let go at the end."""
+
+    def __init__(self, streams: OpenStreams) -> None:
+        super().__init__()
+        self._streams = streams
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        """See the library."""
+        with self._streams.open():
+            await super().Watch(request, context)
 
 
 def _return_freed_memory() -> None:

@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
-from vecmem.errors import DeadlineExceededError, InvalidArgumentError, VecmemError
+from vecmem.errors import DeadlineExceededError, InvalidArgumentError, ShuttingDownError, VecmemError
 from vecmem.log.applying import SLICE_SECONDS
 from vecmem.server.error_table import abort
-from vecmem.server.open_streams import OpenStreams
+from vecmem.server.open_streams import OpenStreams, uploading
 from vecmem.server.serializers import check_decoded
 from vecmem.store import wire
 from vecmem.store.collection import Collection
@@ -65,6 +65,7 @@ def unary(method: Callable[[S, Q, Context], Awaitable[R | bytes]]) -> Callable[[
     @functools.wraps(method)
     async def call(self: S, request: Q, context: Context) -> R:
         try:
+            check_takes_calls(self)
             check_deadline(context)
             check_decoded(request)
             await check_answers(self, request, context)
@@ -86,10 +87,12 @@ def streaming(
     @functools.wraps(method)
     async def call(self: S, requests: AsyncIterator[Q], context: Context) -> AsyncIterator[R]:
         try:
+            check_takes_calls(self)
             check_deadline(context)
             await check_answers(self, None, context)
-            async for response in method(self, _decoded(requests), context):
-                yield response
+            with uploading():
+                async for response in method(self, _decoded(requests), context):
+                    yield response
         except VecmemError as error:
             await abort(context, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
@@ -131,6 +134,13 @@ async def _decoded(requests: AsyncIterator[Q]) -> AsyncIterator[Q]:
     async for request in requests:
         check_decoded(request)
         yield request
+
+
+def check_takes_calls(servicer: object) -> None:
+    """Raises ShuttingDownError where the server ends."""
+    shard: Shard | None = getattr(servicer, "_shard", None)
+    if shard is not None and shard.ending:
+        raise ShuttingDownError("the server drains and takes no more calls")
 
 
 def check_deadline(context: Context) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -17,6 +19,8 @@ import grpc
 STREAM_END_SECONDS_MAX = 1.0
 """How long streams may take to tell their clients of the end."""
 Task = asyncio.Task[Any]
+uploads: set[Task] = set()
+"""Streams of requests under way in this process. The native engine hands them to grpcio, and may cut them while it stops that."""
 
 
 class OpenStreams:
@@ -37,7 +41,16 @@ class OpenStreams:
             del self._tasks[task]
 
     async def stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
-        """Stop a server whose streams have been told to end, once all other calls are answered or their grace is over."""
+        """Stop a server whose streams have been told to end, once all other calls are answered or their grace is over.
+
+        It takes no further calls by then (`Shard.ending`).
+        """
+        # On the native engine each stuck stream holds a thread of the default executor, which stopping needs as well.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
+        began = time.monotonic()
+        if uploads:
+            await asyncio.wait(list(uploads), timeout=grace_seconds)
+        grace_seconds = max(0.0, grace_seconds - (time.monotonic() - began))
         stopping = asyncio.create_task(server.stop(grace_seconds))
         # Runs until it waits: no call is taken on from then on.
         await asyncio.sleep(0)
@@ -59,6 +72,19 @@ def _calls_beside(streams: list[Task]) -> list[Task]:
     """Other calls in flight. Each has a task that ends when its answer is sent, and that runs the same function as a stream's does."""
     functions = {_function(task) for task in streams}
     return [task for task in asyncio.all_tasks() if _function(task) in functions and task not in streams]
+
+
+@contextlib.contextmanager
+def uploading() -> Iterator[None]:
+    """Take the call of the current task for a stream of requests, for the length of the block."""
+    task = asyncio.current_task()
+    assert task is not None
+    uploads.add(task)
+    try:
+        yield
+    finally:
+        # Its status has still to be sent: the task is looked at until it is done.
+        task.add_done_callback(uploads.discard)
 
 
 def _function(task: Task) -> str:

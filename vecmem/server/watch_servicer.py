@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from vecmem.store.change_content import add_content
 from vecmem.store.changes import POINT, Change, ChangeKind, RecordChanges
 from vecmem.store.configuration import check_collection_name
 from vecmem.store.keyspace.operation import check_key
+from vecmem.store.own_thread import in_own_thread
 from vecmem.store.shard import Shard
 from vecmem.store.v1 import command_pb2
 from vecmem.store.watching import Watched
@@ -64,7 +64,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
         # Of a record that was told in part the rest is to come.
         watcher = self._shard.changes.watch(watched, place.sequence - bool(place.change_count))
         try:
-            records = watcher.records()
+            records, looked_at = watcher.records(), self._shard.applied_sequence
             yield self._response([], place)
             told_at = time.monotonic()
             pause = calls.Pause()
@@ -77,15 +77,15 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
                         told_at = time.monotonic()
                     place = _Place(record.sequence)
                 if not records:
-                    # All that was applied has been looked through.
-                    place = _Place(max(place.sequence, self._shard.applied_sequence))
+                    # All that had been applied when nothing was found has been looked through.
+                    place = _Place(max(place.sequence, looked_at))
                     await arrival(watcher.arrived, told_at + heartbeat_seconds - time.monotonic())
                 if self._shard.ending:
                     raise ShuttingDownError("the server is about to end")
                 if time.monotonic() - told_at >= heartbeat_seconds:
                     yield self._response([], place)
                     told_at = time.monotonic()
-                records = watcher.records()
+                records, looked_at = watcher.records(), self._shard.applied_sequence
         finally:
             self._shard.changes.forget(watcher)
 
@@ -156,7 +156,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             return command_pb2.Command.FromString(entry.record.payload)
 
         try:
-            return await asyncio.to_thread(read)
+            return await in_own_thread(read)
         except (NotFoundError, CorruptionError) as error:
             first = self._shard.log.first_sequence
             if sequence >= first:

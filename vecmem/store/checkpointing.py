@@ -30,6 +30,7 @@ from vecmem.filesystem import remove_directory, write_durably
 from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.store import image, recovery
+from vecmem.store.own_thread import in_own_thread
 from vecmem.store.state_machine import StateMachine
 
 CHECKPOINTS_KEPT = 2
@@ -82,11 +83,11 @@ class ForkedImage:
     async def publish(self) -> CheckpointReport:
         """Wait for the child and publish what it wrote. Raises CheckpointError; then nothing was published."""
         try:
-            _, status = await asyncio.to_thread(os.waitpid, self._pid, 0)
+            _, status = await in_own_thread(os.waitpid, self._pid, 0)
         except asyncio.CancelledError:
             self.abandon()
             raise
-        return await asyncio.to_thread(self._publish, status)
+        return await in_own_thread(self._publish, status)
 
     def _publish(self, status: int) -> CheckpointReport:
         try:

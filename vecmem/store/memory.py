@@ -92,17 +92,19 @@ class Memory:
 
     async def _evict_down(self, victims: Victims) -> None:
         target_bytes = int(self.limit_bytes * (1 - ROOM_SHARE))
+        self.touch(())  # what tells their use shrinks with the keys, here and below
         while (surplus_bytes := self.used_bytes() - target_bytes) > 0:
             keys = await self._choose(victims, surplus_bytes)
             if keys:
                 self.evicted_key_count += await self._evict(keys)
+                self.touch(())
             elif self.used_bytes() <= self.limit_bytes:
                 return
             else:
                 raise self._error()
 
     async def _choose(self, victims: Victims, surplus_bytes: int) -> list[bytes]:
-        """Keys to evict next: about as many as take so much. None where it would be in vain, since all of them are not enough."""
+        """Keys to evict next: about as many as take so much. None where it would be in vain, since the collections alone take too much."""
         if self._state.keyspace_damage or self._all_collections_bytes() > self.limit_bytes:
             return []
         keyspace = self._state.keyspace

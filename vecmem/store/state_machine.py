@@ -278,7 +278,7 @@ class StateMachine:
         deleted_count = 0
         for start in range(0, len(command.keys), STEP_KEYS):
             for key in command.keys[start : start + STEP_KEYS]:
-                if key in self.keyspace.values:
+                if key in self.keyspace.values and (not command.only_expiring or self.keyspace.expires(key)):
                     self.keyspace.remove(key)
                     deleted_count += 1
             self.keyspace.note_changes(0, noted, ChangeKind.EVICTED)

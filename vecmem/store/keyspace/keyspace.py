@@ -177,7 +177,7 @@ class Keyspace:
             looked_count += 1
             due_unix_ms, key = heapq.heappop(self._expiring)
             times = [time for time in (self.expiries.get(key), self.endings.get(key)) if time is not None]
-            if times and min(times) <= now_unix_ms:
+            if times and min(times) <= min(due_unix_ms, now_unix_ms):
                 found[key] = due_unix_ms
             elif times:
                 heapq.heappush(self._expiring, (min(times), key))

@@ -540,6 +540,9 @@ class EvictKeys(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
+    ONLY_EXPIRING_FIELD_NUMBER: _builtins.int
+    only_expiring: _builtins.bool
+    """Only those that still go by themselves at some time: an expiry may have been taken away since they were chosen."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Which."""
@@ -548,10 +551,11 @@ class EvictKeys(_message.Message):
         self,
         *,
         keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        only_expiring: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "only_expiring", b"only_expiring"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -179,7 +179,7 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """Change is what became of one key or point by one record."""
+    """Change is what became of one key, point or collection by one record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

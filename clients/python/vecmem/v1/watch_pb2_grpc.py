@@ -47,7 +47,7 @@ class WatchServiceServicer:
     """
 
     def Watch(self, request, context):
-        """Watch streams the changes of keys and points in the order of the log, from a position on: each exactly once, none left out. The newest changes
+        """Watch streams the changes of keys, points and collections in the order of the log, from a position on: each exactly once, none left out. The newest changes
         are retained, 32 MiB of them (about half a million of single keys), through restarts; a stream that ends is gone on with by `after`.
 
         The first response comes at once and says from where on changes will follow. Where nothing changes a response without changes comes every
@@ -55,7 +55,7 @@ class WatchServiceServicer:
         is dropped, until what it has not read is retained no longer: then the stream ends with CHANGES_NOT_RETAINED.
 
         A change tells what became of a key or a point, not every operation on it: one that had no effect (a condition that did not hold) is none.
-        What expires by itself is told when it is removed, within seconds.
+        What expires by itself is told when it is removed, within seconds unless very much expires at once.
 
         Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
         not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.

@@ -34,7 +34,7 @@ class WatchServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WatchServiceAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_watch_pb2.WatchRequest, _watch_pb2.WatchResponse]
-    """Watch streams the changes of keys and points in the order of the log, from a position on: each exactly once, none left out. The newest changes
+    """Watch streams the changes of keys, points and collections in the order of the log, from a position on: each exactly once, none left out. The newest changes
     are retained, 32 MiB of them (about half a million of single keys), through restarts; a stream that ends is gone on with by `after`.
 
     The first response comes at once and says from where on changes will follow. Where nothing changes a response without changes comes every
@@ -42,7 +42,7 @@ class WatchServiceStub:
     is dropped, until what it has not read is retained no longer: then the stream ends with CHANGES_NOT_RETAINED.
 
     A change tells what became of a key or a point, not every operation on it: one that had no effect (a condition that did not hold) is none.
-    What expires by itself is told when it is removed, within seconds.
+    What expires by itself is told when it is removed, within seconds unless very much expires at once.
 
     Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
     not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
@@ -54,7 +54,7 @@ class WatchServiceAsyncStub(WatchServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_watch_pb2.WatchRequest, _watch_pb2.WatchResponse]  # type: ignore[assignment]
-    """Watch streams the changes of keys and points in the order of the log, from a position on: each exactly once, none left out. The newest changes
+    """Watch streams the changes of keys, points and collections in the order of the log, from a position on: each exactly once, none left out. The newest changes
     are retained, 32 MiB of them (about half a million of single keys), through restarts; a stream that ends is gone on with by `after`.
 
     The first response comes at once and says from where on changes will follow. Where nothing changes a response without changes comes every
@@ -62,7 +62,7 @@ class WatchServiceAsyncStub(WatchServiceStub):
     is dropped, until what it has not read is retained no longer: then the stream ends with CHANGES_NOT_RETAINED.
 
     A change tells what became of a key or a point, not every operation on it: one that had no effect (a condition that did not hold) is none.
-    What expires by itself is told when it is removed, within seconds.
+    What expires by itself is told when it is removed, within seconds unless very much expires at once.
 
     Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
     not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
@@ -77,7 +77,7 @@ class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _watch_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_watch_pb2.WatchResponse], _abc.AsyncIterator[_watch_pb2.WatchResponse]]:
-        """Watch streams the changes of keys and points in the order of the log, from a position on: each exactly once, none left out. The newest changes
+        """Watch streams the changes of keys, points and collections in the order of the log, from a position on: each exactly once, none left out. The newest changes
         are retained, 32 MiB of them (about half a million of single keys), through restarts; a stream that ends is gone on with by `after`.
 
         The first response comes at once and says from where on changes will follow. Where nothing changes a response without changes comes every
@@ -85,7 +85,7 @@ class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
         is dropped, until what it has not read is retained no longer: then the stream ends with CHANGES_NOT_RETAINED.
 
         A change tells what became of a key or a point, not every operation on it: one that had no effect (a condition that did not hold) is none.
-        What expires by itself is told when it is removed, within seconds.
+        What expires by itself is told when it is removed, within seconds unless very much expires at once.
 
         Errors: CHANGES_NOT_RETAINED (OUT_OF_RANGE), whose metadata name the `first_sequence` that is; POSITION_AHEAD for a position that the log has
         not reached; INVALID_KEY, INVALID_ID; LIMIT_EXCEEDED; SHUTTING_DOWN (UNAVAILABLE) when the server ends: come back with the last position.
