@@ -18,9 +18,41 @@ import grpc
 
 STREAM_END_SECONDS_MAX = 1.0
 """How long streams may take to tell their clients of the end."""
+FLUSH_SECONDS = 0.1
+"""Between the last answer and the end of its connection: the native engine does not wait until it has written everything."""
 Task = asyncio.Task[Any]
 uploads: set[Task] = set()
 """Streams of requests under way in this process. The native engine hands them to grpcio, and may cut them while it stops that."""
+
+
+class Answering:
+    """Counts the calls that are being answered. As a context manager: one of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._none: asyncio.Event | None = None
+        """Of whoever waits for that."""
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if self._none is not None and not self.count:
+            self._none.set()
+
+    async def ended(self, seconds_max: float) -> None:
+        """Return when there is none, or the time is up."""
+        self._none = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                while self.count:
+                    self._none.clear()
+                    await self._none.wait()
+
+
+answering = Answering()
+"""Unary calls of this process."""
 
 
 class OpenStreams:
@@ -50,6 +82,8 @@ class OpenStreams:
         began = time.monotonic()
         if uploads:
             await asyncio.wait(list(uploads), timeout=grace_seconds)
+        await answering.ended(max(0.0, grace_seconds - (time.monotonic() - began)))
+        await asyncio.sleep(min(FLUSH_SECONDS, grace_seconds))
         grace_seconds = max(0.0, grace_seconds - (time.monotonic() - began))
         stopping = asyncio.create_task(server.stop(grace_seconds))
         # Runs until it waits: no call is taken on from then on.
