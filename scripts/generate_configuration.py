@@ -17,7 +17,7 @@ END = "<!-- end of settings -->"
 def render_table() -> str:
     """The settings as Markdown tables, one a group."""
     lines: list[str] = []
-    for group in ("behaviour", "performance"):
+    for group in ("behaviour", "performance", "cluster"):
         lines += [f"### {group.capitalize()}", "", "| Setting | Type | Default | What it trades |", "|---|---|---|---|"]
         for setting in setting_fields():
             if setting.metadata["group"] != group:

@@ -15,6 +15,7 @@ from tests.support.api import DOT, connect, params
 from tests.support.server import ServerProcess
 from vecmem.config import GRPC_ENGINES
 from vecmem.server import open_streams
+from vecmem.server.calls import unary
 from vecmem.server.engine import GRPCIO, NATIVE_MODULE, Engine, make_server
 from vecmem.server.open_streams import OpenStreams
 from vecmem.v1 import admin_pb2, channels_pb2, channels_pb2_grpc
@@ -33,6 +34,7 @@ class Flooding(channels_pb2_grpc.ChannelServiceServicer):
         self.streams = OpenStreams()
         self.answering, self.let_go, self.flooding = asyncio.Event(), asyncio.Event(), 0
 
+    @unary
     async def Publish(self, request, context):  # noqa: N802
         self.answering.set()
         await self.let_go.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from tests.crash.linearizable_workload import (
     Plan,
     StubConnection,
 )
-from tests.crash.traffic import seed_of
+from tests.crash.traffic import kill, seed_of
 from tests.support.linearizability import NotLinearizableError, check
 from tests.support.server import ServerProcess
 from vecmem.v1 import pipeline_pb2, transactions_pb2
@@ -39,15 +38,9 @@ ROUNDS_PER_GENERATION = 4
 """Then the clients go on with other keys, so that histories stay short enough to be checked at once."""
 
 
-def kill(server: ServerProcess, rng: random.Random) -> None:
+def die(server: ServerProcess, rng: random.Random) -> None:
     """Kill it while it works, and now and then while it opens the directory."""
-    server.kill()
-    for _ in range(rng.choice([0, 0, 1, 2])):
-        with server.log_path.open("ab") as log:
-            opening = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=log)
-        time.sleep(rng.uniform(0.0, 1.0))
-        opening.kill()
-        opening.wait()
+    kill(server, rng, openings=rng.choice([0, 0, 1, 2]))
     server.start()
 
 
@@ -70,7 +63,7 @@ def stop(server: ServerProcess, rng: random.Random) -> None:
     server.start()
 
 
-FAULTS: Sequence[Callable[[ServerProcess, random.Random], None]] = (kill, hang, hang_and_die, stop)
+FAULTS: Sequence[Callable[[ServerProcess, random.Random], None]] = (die, hang, hang_and_die, stop)
 
 
 def run_rounds(server: ServerProcess, connections: Sequence[Connection], rng: random.Random, rounds: int) -> History:

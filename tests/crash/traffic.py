@@ -145,6 +145,17 @@ def seed_of(config: pytest.Config) -> int:
     return seed
 
 
+def kill(server: ServerProcess, rng: random.Random, *, openings: int) -> None:
+    """Kill a server while it works, and so many times again while it opens its directory."""
+    server.kill()
+    for _ in range(openings):
+        with server.log_path.open("ab") as log:
+            opening = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=log)
+        time.sleep(rng.uniform(0.0, 1.0))
+        opening.kill()
+        opening.wait()
+
+
 def work_through_deaths(
     server: ServerProcess, workers: Sequence[Retrying[Any]], rng: random.Random, rounds: int
 ) -> Counter[str]:
@@ -157,13 +168,7 @@ def work_through_deaths(
         with Connection(server.address) as connection:
             traffic = Traffic(workers, connection)
             time.sleep(rng.uniform(0.05, 1.0))
-            server.kill()
-            for _ in range(rng.choice([0, 0, 0, 1])):
-                with server.log_path.open("ab") as log:
-                    opening = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=log)
-                time.sleep(rng.uniform(0.0, 1.0))
-                opening.kill()
-                opening.wait()
+            kill(server, rng, openings=rng.choice([0, 0, 0, 1]))
             try:
                 traffic.end()
             except Exception as error:

@@ -16,7 +16,7 @@ import grpc
 from vecmem.errors import DeadlineExceededError, InvalidArgumentError, ShuttingDownError, VecmemError
 from vecmem.log.applying import SLICE_SECONDS
 from vecmem.server.error_table import abort
-from vecmem.server.open_streams import OpenStreams, uploading
+from vecmem.server.open_streams import OpenStreams, answering, uploading
 from vecmem.server.serializers import check_decoded
 from vecmem.store import wire
 from vecmem.store.collection import Collection
@@ -68,8 +68,9 @@ def unary(method: Callable[[S, Q, Context], Awaitable[R | bytes]]) -> Callable[[
             check_takes_calls(self)
             check_deadline(context)
             check_decoded(request)
-            await check_answers(self, request, context)
-            return cast("R", await method(self, request, context))
+            with answering:
+                await check_answers(self, request, context)
+                return cast("R", await method(self, request, context))
         except VecmemError as error:
             await abort(context, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on

@@ -1,8 +1,8 @@
-"""Streams of replies that go on until somebody ends them, and how they end with the server.
+"""How calls end with the server: those that have work to do finish it, and streams that would go on for ever are ended.
 
-Each of them looks at `Shard.ending` whenever it waits, and ends with ShuttingDownError. One whose client has stopped reading waits for
-room on its connection instead, where nothing wakes it and no status gets through: it is cut off after a moment, so that it
-does not hold up the end of the server for as long as calls may that have work to finish.
+Unary calls and uploads have the grace. Each stream of replies looks at `Shard.ending` whenever it waits, and ends with
+ShuttingDownError. One whose client has stopped reading waits for room on its connection instead, where nothing wakes it
+and no status gets through: it is cut off after a moment, so that it does not hold up the end for the whole grace.
 """
 
 from __future__ import annotations
@@ -18,9 +18,41 @@ import grpc
 
 STREAM_END_SECONDS_MAX = 1.0
 """How long streams may take to tell their clients of the end."""
+FLUSH_SECONDS = 0.1
+"""Between the last answer and the end of its connection: the native engine does not wait until it has written everything."""
 Task = asyncio.Task[Any]
 uploads: set[Task] = set()
 """Streams of requests under way in this process. The native engine hands them to grpcio, and may cut them while it stops that."""
+
+
+class Answering:
+    """Counts the calls that are being answered. As a context manager: one of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._none: asyncio.Event | None = None
+        """Of whoever waits for that."""
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if self._none is not None and not self.count:
+            self._none.set()
+
+    async def ended(self, seconds_max: float) -> None:
+        """Return when there is none, or the time is up."""
+        self._none = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                while self.count:
+                    self._none.clear()
+                    await self._none.wait()
+
+
+answering = Answering()
+"""Unary calls of this process."""
 
 
 class OpenStreams:
@@ -50,6 +82,8 @@ class OpenStreams:
         began = time.monotonic()
         if uploads:
             await asyncio.wait(list(uploads), timeout=grace_seconds)
+        await answering.ended(max(0.0, grace_seconds - (time.monotonic() - began)))
+        await asyncio.sleep(min(FLUSH_SECONDS, grace_seconds))
         grace_seconds = max(0.0, grace_seconds - (time.monotonic() - began))
         stopping = asyncio.create_task(server.stop(grace_seconds))
         # Runs until it waits: no call is taken on from then on.
@@ -58,20 +92,11 @@ class OpenStreams:
             await asyncio.wait(list(self._tasks), timeout=min(STREAM_END_SECONDS_MAX, grace_seconds))
         stuck = [task for task in self._tasks if not task.done()]
         if stuck:
-            others = _calls_beside(stuck)
-            if others:
-                await asyncio.wait(others, timeout=grace_seconds)
             # The native engine lets a call go with its task, grpcio only when all calls are cancelled.
             for task in stuck:
                 task.cancel()
             await server.stop(None)
         await stopping
-
-
-def _calls_beside(streams: list[Task]) -> list[Task]:
-    """Other calls in flight. Each has a task that ends when its answer is sent, and that runs the same function as a stream's does."""
-    functions = {_function(task) for task in streams}
-    return [task for task in asyncio.all_tasks() if _function(task) in functions and task not in streams]
 
 
 @contextlib.contextmanager
@@ -85,7 +110,3 @@ def uploading() -> Iterator[None]:
     finally:
         # Its status has still to be sent: the task is looked at until it is done.
         task.add_done_callback(uploads.discard)
-
-
-def _function(task: Task) -> str:
-    return getattr(task.get_coro(), "__qualname__", "")
