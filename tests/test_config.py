@@ -56,6 +56,14 @@ def test_every_setting_is_read_from_the_environment_in_its_type():
         "grpc_engine": ("grpcio", "grpcio"),
         "search_threads": ("3", 3),
         "graph_threads": ("4", 4),
+        "cluster": ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        "cluster_name": ("blue", "blue"),
+        "cluster_monitoring": ("http://127.0.0.1:8222", "http://127.0.0.1:8222"),
+        "cluster_allow_lazy_sync": ("true", True),
+        "log_replicas": ("1", 1),
+        "node": ("node-1", "node-1"),
+        "advertise": ("127.0.0.1:7701", "127.0.0.1:7701"),
+        "lease_seconds": ("1", 1.0),
     }
     assert set(texts) == {setting.name for setting in setting_fields()}
     settings = load_settings(environment={f"VECMEM_{key.upper()}": text for key, (text, _) in texts.items()})
@@ -76,7 +84,7 @@ def test_an_unknown_key_is_refused_with_its_source_and_the_known_ones(environmen
         load_settings(environment=environment, flags=flags)
     assert caught.value.metadata["key"] == key
     assert source in caught.value.message
-    assert "checkpoint_log_bytes, checkpoint_on_exit, data_dir" in caught.value.message
+    assert "checkpoint_log_bytes, checkpoint_on_exit, cluster" in caught.value.message
 
 
 def test_an_unknown_key_of_the_file_is_refused_by_the_file_name(toml):

@@ -19,11 +19,11 @@ ALLOWED = {
     "cli": LEAVES | {"index", "log", "store", "cluster", "server"},
 }
 """What each layer may import besides itself."""
-TRANSPORT_LAYERS = {"server", "cli"}
+TRANSPORT_LAYERS = {"cluster", "server", "cli"}
 """The layers that know gRPC."""
 CLIENT_LAYERS = {"cli"}
 """The layers that may talk to a server through the client."""
-RECORD_LAYERS = {"store", "server", "cli"}
+RECORD_LAYERS = {"store", "cluster", "server", "cli"}
 """The layers that know the commands of the log; the log itself never knows what a record means."""
 
 

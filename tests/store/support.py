@@ -190,5 +190,5 @@ async def shard_at(data_dir: Path, *, clock: Clock | None = None, **changes: Any
 
 async def drained(shard: Shard) -> None:
     """Wait until every row is in its graph. The test's own timeout bounds it."""
-    while shard._has_work():  # noqa: ASYNC110 - nothing announces it
+    while shard._maintenance.has_work():  # noqa: ASYNC110 - nothing announces it
         await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ from tests.store.support import DIMENSION, create, drained, dump, hits_of, shard
 from vecmem.clock import ManualClock
 from vecmem.errors import CheckpointError, ShuttingDownError
 from vecmem.log.checkpoints import CheckpointStore
-from vecmem.store import checkpointing
+from vecmem.store import checkpointing, sweeping
 from vecmem.store import shard as shard_module
 from vecmem.store.lanes import SearchLanes
 from vecmem.store.search import compile_query
@@ -245,7 +245,7 @@ async def test_time_in_the_log_never_goes_back(tmp_path: Path) -> None:
 async def test_expired_points_are_deleted_by_a_record_even_after_the_queue_was_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_module, "EXPIRY_SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(sweeping, "EXPIRY_SWEEP_SECONDS", 0.01)
     clock = ManualClock()
     async with shard_at(tmp_path / "data", clock=clock) as shard:
         await shard.write(create("c"))

@@ -14,7 +14,7 @@ import pytest
 from tests.store.support import DIMENSION, create, delete_ids, drained, hits_of, shard_at, upsert
 from vecmem.clock import ManualClock
 from vecmem.index.kernel import KernelIndex
-from vecmem.store import lanes
+from vecmem.store import lanes, sweeping
 from vecmem.store import shard as shard_module
 from vecmem.store.lanes import Answer, SearchLanes
 from vecmem.store.search import CompiledQuery, compile_query
@@ -188,7 +188,7 @@ async def test_reads_and_writes_go_by_one_time_though_the_clock_was_mended(tmp_p
 
 async def test_more_points_than_a_slice_expire_in_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deleted by bounded records, one after the other."""
-    monkeypatch.setattr(shard_module, "EXPIRY_SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(sweeping, "EXPIRY_SWEEP_SECONDS", 0.05)
     clock = ManualClock()
     async with shard_at(tmp_path / "data", clock=clock) as shard:
         await shard.write(create("c"))

@@ -8,13 +8,10 @@ expired points deleted (by records like any other), checkpoints taken and the lo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -22,17 +19,13 @@ from vecmem.clock import Clock
 from vecmem.config import Settings
 from vecmem.errors import (
     CheckpointError,
-    CollectionNotFoundError,
     CorruptionError,
     MovedError,
-    OverloadedError,
     PositionAheadError,
-    UnavailableError,
     VecmemError,
     WritesStoppedError,
 )
 from vecmem.index.field_path import FieldPath
-from vecmem.index.vector_index import VectorIndex
 from vecmem.log.applying import SLICE_SECONDS, Applier, Durable
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
 from vecmem.log.group_commit import Appender, GroupCommit
@@ -41,20 +34,16 @@ from vecmem.store.channels import Channels
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
 from vecmem.store.collection import Collection
 from vecmem.store.eviction import LRU
+from vecmem.store.maintenance import Maintenance
 from vecmem.store.memory import Memory
 from vecmem.store.own_thread import in_own_thread
 from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
 from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, repeated_result
+from vecmem.store.sweeping import sweep_expired
 from vecmem.store.v1 import command_pb2
 from vecmem.store.watching import ChangeHub
 
 APPLIED_POLL_SECONDS = 0.001
-EXPIRY_SWEEP_SECONDS = 1.0
-EXPIRY_SWEEP_POINTS = 1_000
-EXPIRY_SWEEP_KEYS = 64
-"""To find and remove them takes a third of a millisecond; with 256 the p99 of other calls in a wave of expiries was twice as long."""
-EXPIRY_SWEEP_PAUSE_FACTOR = 2.0
-"""Between two slices of keys, of the time that the one before held the event loop: what has expired is invisible anyway."""
 CHECKPOINT_POLL_SECONDS = 0.5
 CHECKPOINT_WORTH_BYTES = 1024 * 1024
 CHECKPOINT_WORTH_SHARE = 0.02
@@ -64,19 +53,6 @@ BACKGROUND_RETRY_SECONDS = 1.0
 BACKGROUND_RETRY_SECONDS_MAX = 60.0
 RECORD_OVERHEAD_BYTES = 64
 """More than a record's frame and the time that is put into its command."""
-MAINTENANCE_POLL_SECONDS = 0.05
-MAINTENANCE_GATHER_SECONDS = 0.02
-TRICKLE_SECONDS = 0.2
-TRICKLE_ROWS = 256
-GRAPH_SLICE_SECONDS = 0.05
-"""How long graph insertion runs at a time. Searches go on beside it; the codes of a long tail and checkpoints wait for its end."""
-SLICE_ROWS_MIN = 8
-SLICE_ROWS_MAX = 2_048
-DECLARED_PAUSE_SECONDS = 0.001
-"""Between two slices of a declared column, each of which takes about as long."""
-MEASURE_POLL_SECONDS = 0.2
-MEASURE_PAUSE_FACTOR = 1.0
-"""Measuring leaves half of the time to others: it needs the interpreter now and then, and a core where nobody else does."""
 
 _logger = logging.getLogger(__name__)
 
@@ -105,28 +81,22 @@ class Shard:
         if leads:
             self.lead(self.log, math.inf)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)
-        self._graph_threads = settings.graph_threads or os.cpu_count() or 1
-        self._graph_executor = ThreadPoolExecutor(1, "vecmem-graph")
-        self._maintaining = asyncio.Lock()
+        self._maintenance = Maintenance(self, settings)
         self._checkpointing = asyncio.Lock()
-        self._work = asyncio.Event()
-        self._work.set()
-        self._rows_per_second = 2_000.0
-        self._drained_rows = 0
         self._checkpoint_bytes = recovered.recovery.replayed_bytes
         self._checkpoint_size_bytes = 0
         self._forked: ForkedImage | None = None
         self._running_checkpoints: set[asyncio.Task[CheckpointReport]] = set()
         self._last_time_unix_ms = 0
-        self._last_write = time.monotonic()
+        self.last_write = time.monotonic()
         self.failures: dict[str, str] = {}
         """Background work whose last run failed, by name: why. It is tried again."""
         self._tasks = [
             asyncio.create_task(self._supervise(name, work), name=name)
             for name, work in (
-                ("maintain indexes", self._maintain),
-                ("measure recall", self._measure),
-                ("sweep what has expired", self._sweep_expired),
+                ("maintain indexes", self._maintenance.maintain),
+                ("measure recall", self._maintenance.measure),
+                ("sweep what has expired", partial(sweep_expired, self)),
                 ("take checkpoints", self._take_checkpoints),
             )
         ]
@@ -176,7 +146,7 @@ class Shard:
             )
         self._checkpoint_bytes += sum(len(entry.record.payload) for entry in entries)
         await self._applier.put([Durable(entry) for entry in entries])
-        self._work.set()
+        self._maintenance.work.set()
 
     async def all_applied(self) -> None:
         """Return when all that was taken is applied. Raises WritesStoppedError where that has failed."""
@@ -240,9 +210,9 @@ class Shard:
         self, queued: asyncio.Future[command_pb2.CommandResult], size_bytes: int
     ) -> command_pb2.CommandResult:
         result = await queued
-        self._last_write = time.monotonic()
+        self.last_write = time.monotonic()
         self._checkpoint_bytes += size_bytes
-        self._work.set()
+        self._maintenance.work.set()
         return _accepted(result)
 
     async def settled(self, collection: Collection | None = None) -> None:
@@ -280,11 +250,6 @@ class Shard:
                 held_since = time.perf_counter()
         await self.settled(collection)
 
-    async def _build_declared(self, collection: Collection) -> None:
-        """Build declared columns as far as they are missing. Everything else comes first: nobody waits for this."""
-        for _ in collection.payloads.build_declared():
-            await asyncio.sleep(DECLARED_PAUSE_SECONDS)
-
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> CheckpointReport:
@@ -307,12 +272,12 @@ class Shard:
             if self.state.damaged:
                 names = ", ".join(map(repr, self.state.damaged))
                 raise CheckpointError(f"a checkpoint would leave out damaged collections: {names}")
-            async with self._maintaining:
+            async with self._maintenance.pausing:
                 await self.settled()
                 sequence = self.applied_sequence
                 if not self._has_something_new():
                     return CheckpointReport(sequence, 0, 0.0, 0.0)
-                self._checkpoint_bytes = self._drained_rows = 0
+                self._checkpoint_bytes = self._maintenance.drained_rows = 0
                 self._forked = ForkedImage(self._store, self.state, sequence, self._applier.applied_running_crc)
             try:
                 report = await self._forked.publish()
@@ -353,24 +318,21 @@ class Shard:
 
     def _has_something_new(self) -> bool:
         """Whether a checkpoint would save records, or so much more of the graphs that a restart would notice."""
-        return self.applied_sequence != self.checkpoint_sequence or self._drained_rows >= CHECKPOINT_WORTH_ROWS
+        return (
+            self.applied_sequence != self.checkpoint_sequence or self._maintenance.drained_rows >= CHECKPOINT_WORTH_ROWS
+        )
 
     def _wants_checkpoint(self) -> bool:
         if self.state.damaged or self.state.keyspace_damage or self.read_only_reason or not self._has_something_new():
             return False
         if self._checkpoint_bytes >= self._settings.checkpoint_log_bytes:
             return True
-        idle_seconds = time.monotonic() - self._last_write
+        idle_seconds = time.monotonic() - self.last_write
         worth_bytes = max(CHECKPOINT_WORTH_BYTES, int(CHECKPOINT_WORTH_SHARE * self._checkpoint_size_bytes))
-        worth = self._checkpoint_bytes >= worth_bytes or self._drained_rows >= CHECKPOINT_WORTH_ROWS
-        return worth and idle_seconds >= self._settings.checkpoint_idle_seconds and not self._has_work()
+        worth = self._checkpoint_bytes >= worth_bytes or self._maintenance.drained_rows >= CHECKPOINT_WORTH_ROWS
+        return worth and idle_seconds >= self._settings.checkpoint_idle_seconds and not self._maintenance.has_work()
 
     # -- background ---------------------------------------------------------------------------------------------------
-
-    def _has_work(self) -> bool:
-        return any(
-            index.has_work() for collection in self.state.collections.values() for index in collection.vectors.values()
-        )
 
     async def _supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run background work for ever; a failure is told at once and the work begun again, later each time."""
@@ -383,106 +345,6 @@ class Shard:
                 self.failures[name] = repr(error)
                 await asyncio.sleep(pause_seconds)
                 pause_seconds = min(2 * pause_seconds, BACKGROUND_RETRY_SECONDS_MAX)
-
-    async def _maintain(self) -> None:
-        while True:
-            worked = False
-            # While single writes come in, a short tail waits: scanning it costs a search next to nothing, and inserting each row
-            # at once would cost the next write more. It goes into the graph in one piece, or when the writes pause.
-            writing = time.monotonic() - self._last_write < TRICKLE_SECONDS
-            tail_rows_min = TRICKLE_ROWS if writing else 1
-            for collection in list(self.state.collections.values()):
-                await self.settled(collection)
-                while collection.reclaim():
-                    await asyncio.sleep(0)
-                    await self.settled(collection)
-                if not collection.payloads.declared_complete:
-                    await self._build_declared(collection)
-                for index in collection.vectors.values():
-                    if not index.has_work(tail_rows_min=tail_rows_min):
-                        continue
-                    worked |= await self._maintain_slice(index)
-            self.failures.pop("maintain indexes", None)
-            if worked:
-                continue
-            self._work.clear()
-            # Rows wait for searches to end, which nobody announces; everything else begins with a write.
-            waiting = self._has_work() or any(
-                collection.rows.awaits_reclaim for collection in self.state.collections.values()
-            )
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the wait ends.
-                async with asyncio.timeout(MAINTENANCE_POLL_SECONDS if waiting else None):
-                    await self._work.wait()
-            await asyncio.sleep(MAINTENANCE_GATHER_SECONDS)
-
-    async def _maintain_slice(self, index: VectorIndex) -> bool:
-        """One slice of background work; False when there was none."""
-        slice_rows = min(SLICE_ROWS_MAX, max(SLICE_ROWS_MIN, int(self._rows_per_second * GRAPH_SLICE_SECONDS)))
-        maintain = partial(index.maintain, threads=self._graph_threads, slice_rows=slice_rows)
-        async with self._maintaining:
-            began = time.perf_counter()
-            row_count = index.statistics().graph_row_count
-            worked = await asyncio.get_running_loop().run_in_executor(self._graph_executor, maintain)
-            inserted = index.statistics().graph_row_count - row_count
-        if inserted > 0:
-            self._drained_rows += inserted
-            self._rows_per_second += 0.2 * (inserted / (time.perf_counter() - began) - self._rows_per_second)
-        return worked
-
-    async def _measure(self) -> None:
-        """Measure recall and calibrate effort, a slice at a time, behind all other work on graphs."""
-        while True:
-            await asyncio.sleep(MEASURE_POLL_SECONDS)
-            for collection in list(self.state.collections.values()):
-                for index in collection.vectors.values():
-                    while index.wants_measuring():
-                        async with self._maintaining:
-                            began = time.perf_counter()
-                            await asyncio.get_running_loop().run_in_executor(self._graph_executor, index.measure)
-                            took_seconds = time.perf_counter() - began
-                        await asyncio.sleep(MEASURE_PAUSE_FACTOR * took_seconds)
-            self.failures.pop("measure recall", None)
-
-    async def _sweep_expired(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRY_SWEEP_SECONDS)
-            for collection in list(self.state.collections.values()):
-                # Deleted meanwhile, or no write is taken now: expired points stay invisible either way.
-                with contextlib.suppress(CollectionNotFoundError, OverloadedError, UnavailableError):
-                    while await self._expire_slice(collection):
-                        pass
-            with contextlib.suppress(OverloadedError, UnavailableError):
-                while await self._expire_keys_slice():
-                    pass
-            self.failures.pop("sweep what has expired", None)
-
-    async def _expire_slice(self, collection: Collection) -> bool:
-        """Delete some of the points whose time has come; returns whether there may be more."""
-        await self.settled(collection)
-        ids = collection.expired_ids(self.now_unix_ms(), EXPIRY_SWEEP_POINTS)
-        if ids:
-            command = command_pb2.Command()
-            command.expire_points.collection_uid = collection.uid
-            command.expire_points.ids.extend(ids)
-            await self.write(command)
-        return len(ids) == EXPIRY_SWEEP_POINTS
-
-    async def _expire_keys_slice(self) -> bool:
-        """Delete some of the keys whose time has come; returns whether there may be more."""
-        if self.state.keyspace_damage:
-            return False
-        began = time.perf_counter()
-        keys, more = self.state.keyspace.expired_keys(self.now_unix_ms(), EXPIRY_SWEEP_KEYS)
-        # To remove them takes about half as long again; what the log takes holds up nobody.
-        held_seconds = 1.5 * (time.perf_counter() - began)
-        if keys:
-            command = command_pb2.Command()
-            command.expire_keys.keys.extend(keys)
-            await self.write(command)
-        if more:
-            await asyncio.sleep(EXPIRY_SWEEP_PAUSE_FACTOR * held_seconds)
-        return more
 
     async def _evict_keys(self, keys: list[bytes]) -> int:
         command = command_pb2.Command()
@@ -516,7 +378,7 @@ class Shard:
             if isinstance(outcome, Exception):
                 _logger.error("a background task had failed", exc_info=outcome)
         # A cancelled task may have left a slice running in its thread; a fork in the middle of it would save half an insertion.
-        await asyncio.get_running_loop().run_in_executor(self._graph_executor, lambda: None)
+        await self._maintenance.idle()
         if self._forked is not None:
             self._forked.abandon()
         async with self._checkpointing:
@@ -531,9 +393,10 @@ class Shard:
                 await self.checkpoint()
             except (VecmemError, OSError):
                 _logger.exception("the last checkpoint failed; the next start replays the log instead")
-        await self.stop_leading()
+        if self._commit is not None:
+            await self._commit.close()
         await self._applier.close()
-        self._graph_executor.shutdown()
+        self._maintenance.close()
         self.log.close()
 
 
