@@ -26,6 +26,9 @@
     │   ├── MixedScoresError         ... or a sorted set whose scores are not all the same
     │   └── StreamIdTooSmallError    ... or a stream that has gone further than the new id
     ├── VersionConflictError         what is stored has changed since the caller looked
+    ├── TopologyConflictError        the layout of the cluster has changed since the caller looked
+    ├── InvalidTopologyError         the layout of the cluster does not allow it
+    ├── NotInClusterError            this node is alone
     ├── NumberOverflowError          the sum is no number of its kind
     ├── PositionAheadError           the log has not reached the position asked for
     ├── ChangesNotRetainedError      changes so old are kept no longer
@@ -284,6 +287,24 @@ class MovedError(UnavailableError):
     """This node does not lead the shard. `owner` in the metadata is the address of the node that does, where that is known."""
 
     reason = "MOVED"
+
+
+class TopologyConflictError(VecmemError):
+    """The layout of the cluster, or what goes by it, was changed by somebody else meanwhile: look again."""
+
+    reason = "TOPOLOGY_CONFLICT"
+
+
+class InvalidTopologyError(VecmemError):
+    """What was asked for makes no valid layout of the cluster."""
+
+    reason = "INVALID_TOPOLOGY"
+
+
+class NotInClusterError(VecmemError):
+    """This node is in no cluster."""
+
+    reason = "NOT_IN_CLUSTER"
 
 
 class ShuttingDownError(UnavailableError):
