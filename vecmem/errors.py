@@ -38,6 +38,7 @@
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
     │   ├── MovedError               another node of the cluster leads
+    │   ├── SlotMovingError          a hash slot takes no writes for a moment, while it goes to another shard
     │   └── ShuttingDownError
     ├── DeadlineExceededError        the caller's time ran out before the work began
     ├── DataLossError                stored data is damaged: an operator is needed
@@ -287,6 +288,12 @@ class MovedError(UnavailableError):
     """This node does not lead the shard. `owner` in the metadata is the address of the node that does, where that is known."""
 
     reason = "MOVED"
+
+
+class SlotMovingError(UnavailableError):
+    """A hash slot takes no writes for a moment, while it goes to another shard. `slot` in the metadata is its number."""
+
+    reason = "SLOT_MOVING"
 
 
 class TopologyConflictError(VecmemError):

@@ -192,7 +192,8 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         page_size = reading.page_size_or_default(request.page_size)
         digest = reading.filter_digest(request.filter if request.HasField("filter") else None)
-        scope = [collection.uid, digest]
+        # Each shard of a cluster has a uid of its own for a collection, and a walk goes over all of them.
+        scope = [0 if self._shard.in_cluster else collection.uid, digest]
         after = reading.decode_page_token(request.page_token, "points", scope)
         compiled = compile_filter(request.filter) if request.HasField("filter") else None
         selection = reading.compile_selection(

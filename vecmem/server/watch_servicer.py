@@ -93,7 +93,9 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
         return api.WatchResponse(
             header=calls.header(self._shard, self._shard.applied_sequence),
             changes=changes,
-            position=api.ChangePosition(sequence=place.sequence, change_count=place.change_count),
+            position=api.ChangePosition(
+                sequence=place.sequence, change_count=place.change_count, shard=self._shard.number
+            ),
         )
 
     def _start(self, request: api.WatchRequest) -> _Place:
@@ -134,7 +136,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             if count <= skipped:
                 continue
             told = _message(record, change, collection)
-            told.change_count = count
+            told.change_count, told.shard = count, self._shard.number
             if with_content and first_of_operation:
                 if command is None:
                     command = await self._command(record.sequence)

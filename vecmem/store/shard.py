@@ -66,6 +66,9 @@ class Shard:
         self.log = recovered.log
         self.recovery = recovered.recovery
         self.clock = clock
+        self.number = settings.shard
+        """Its number in a cluster."""
+        self.in_cluster = settings.in_cluster
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes, self.state.collection_name)
         self.state.listener = self.changes.told
