@@ -69,6 +69,8 @@ class Shard:
         self.number = settings.shard
         """Its number in a cluster."""
         self.in_cluster = settings.in_cluster
+        self.leading_changed: Callable[[], None] = _nothing
+        """Called when it begins or ceases to take writes."""
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes, self.state.collection_name)
         self.state.listener = self.changes.told
@@ -130,12 +132,14 @@ class Shard:
         """Take writes, by way of a log whose last record is applied here, and answer until a time of time.monotonic()."""
         self._commit = GroupCommit(log, self._applier)
         self.leads_until = until
+        self.leading_changed()
 
     async def stop_leading(self) -> None:
         """Take no more writes; returns when those under way are decided."""
         self.leads_until = -math.inf
         commit, self._commit = self._commit, None
         if commit is not None:
+            self.leading_changed()
             await commit.close()
 
     async def take(self, entries: Sequence[LogEntry]) -> None:
@@ -401,6 +405,10 @@ class Shard:
         await self._applier.close()
         self._maintenance.close()
         self.log.close()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _accepted(result: command_pb2.CommandResult) -> command_pb2.CommandResult:
