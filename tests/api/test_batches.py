@@ -61,6 +61,7 @@ def test_a_bad_upsert_among_good_ones_fails_alone_with_the_error_it_gets_alone(a
     assert [stored.id for stored in api.scroll(home)] == ["good"]
 
 
+@pytest.mark.one_shard(reason="each shard remembers its own request ids")
 def test_request_ids_count_across_batches_and_single_upserts(api, home):
     """A repeat changes nothing, whether it comes in the same batch, in another one or alone; another request is refused."""
     first = upsert_request(home, point("a", NEAR, expected_version=0), request_id=f"{home}-1")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Final, Protocol
 
+from vecmem.cluster.coordination import change
 from vecmem.cluster.v1 import definition_pb2
-from vecmem.cluster.v1.definition_pb2 import CollectionDefinition
+from vecmem.cluster.v1.definition_pb2 import CollectionDefinition, DefinitionRequest
 from vecmem.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vecmem.cluster.coordination import Coordination, Entry
 
 PREFIX: Final = "collection."
+REQUESTS_KEY: Final = "definition-requests"
+REQUESTS_REMEMBERED: Final = 256
 ATTEMPTS_MAX: Final = 50
 READY: Final = definition_pb2.DEFINITION_STATE_READY
 CREATING: Final = definition_pb2.DEFINITION_STATE_CREATING
@@ -49,7 +52,7 @@ class Shards(Protocol):
 
 
 class Definitions:
-    """Of one cluster."""
+    """Of one cluster. A request with an id that was done before changes nothing."""
 
     def __init__(self, coordination: Coordination, shards: Shards) -> None:
         self._coordination = coordination
@@ -58,22 +61,25 @@ class Definitions:
     async def create(
         self, name: str, config: collections_pb2.CollectionConfig, request_id: str, fingerprint: int
     ) -> None:
-        """Make a collection. Raises CollectionExistsError, RequestIdReusedError, UnavailableError, and what a shard refuses it for."""
+        """Make a collection.
+
+        Raises CollectionExistsError, CollectionNotFoundError where a repeat is about one that was deleted since, RequestIdReusedError,
+        UnavailableError, and what a shard refuses it for.
+        """
         configuration.check_collection_name(name)
+        uid = _new_id()
         wanted = CollectionDefinition(
-            name=name,
-            state=CREATING,
-            config=configuration.complete_config(config),
-            change_id=_change_id(),
-            request_id=request_id,
-            request_fingerprint=fingerprint,
+            name=name, state=CREATING, config=configuration.complete_config(config), change_id=_new_id(), uid=uid
         )
+        if request_id:
+            wanted.request.CopyFrom(DefinitionRequest(request_id=request_id, fingerprint=fingerprint, uid=uid))
         for _ in range(ATTEMPTS_MAX):
             found = await self._settled(name)
+            done = await self._done(request_id, fingerprint)
+            if done is not None:
+                _check_same(done, found, name)
+                return
             if found is not None:
-                definition, _ = found
-                if _repeats(definition, request_id, fingerprint):
-                    return
                 raise CollectionExistsError(f"collection {name!r} exists")
             try:
                 await self._coordination.put(_key(name), wanted.SerializeToString(), 0)
@@ -84,36 +90,45 @@ class Definitions:
         raise TopologyConflictError(f"others have changed collection {name!r} again and again meanwhile")
 
     async def update(self, request: collections_pb2.UpdateCollectionRequest, request_id: str, fingerprint: int) -> None:
-        """Change a collection. Raises CollectionNotFoundError, UnavailableError, and what is wrong with the change."""
+        """Change a collection. Raises CollectionNotFoundError, RequestIdReusedError, UnavailableError, and what is wrong with the change."""
+        name = request.name
         for _ in range(ATTEMPTS_MAX):
-            found = await self._settled(request.name)
-            if found is None:
-                raise CollectionNotFoundError(f"no collection {request.name[:200]!r}")
-            definition, entry = found
-            if _repeats(definition, request_id, fingerprint):
+            found = await self._settled(name)
+            done = await self._done(request_id, fingerprint)
+            if done is not None:
+                _check_same(done, found, name)
                 return
+            definition, entry = _existing(found, name)
             wanted = CollectionDefinition()
             wanted.CopyFrom(definition)
             wanted.previous.CopyFrom(definition.config)
             wanted.config.CopyFrom(configuration.updated_config(definition.config, request))
-            wanted.state, wanted.change_id = UPDATING, _change_id()
-            wanted.request_id, wanted.request_fingerprint = request_id, fingerprint
+            wanted.state, wanted.change_id = UPDATING, _new_id()
+            if request_id:
+                wanted.request.CopyFrom(
+                    DefinitionRequest(request_id=request_id, fingerprint=fingerprint, uid=definition.uid)
+                )
             try:
-                await self._coordination.put(_key(request.name), wanted.SerializeToString(), entry.revision)
+                await self._coordination.put(_key(name), wanted.SerializeToString(), entry.revision)
             except TopologyConflictError:
                 continue
-            await self._finish(request.name)
+            await self._finish(name)
             return
-        raise TopologyConflictError(f"others have changed collection {request.name!r} again and again meanwhile")
+        raise TopologyConflictError(f"others have changed collection {name!r} again and again meanwhile")
 
-    async def delete(self, name: str) -> int:
-        """Delete a collection; returns how many points that were. Raises CollectionNotFoundError, UnavailableError."""
+    async def delete(self, name: str, request_id: str, fingerprint: int) -> int:
+        """Delete a collection; returns how many points that were. Raises CollectionNotFoundError, RequestIdReusedError, UnavailableError."""
         for _ in range(ATTEMPTS_MAX):
             found = await self._settled(name)
-            if found is None:
-                raise CollectionNotFoundError(f"no collection {name[:200]!r}")
-            definition, entry = found
-            definition.state, definition.change_id = DELETING, _change_id()
+            done = await self._done(request_id, fingerprint)
+            if done is not None:
+                return done.deleted_point_count
+            definition, entry = _existing(found, name)
+            definition.state, definition.change_id = DELETING, _new_id()
+            if request_id:
+                definition.request.CopyFrom(
+                    DefinitionRequest(request_id=request_id, fingerprint=fingerprint, uid=definition.uid)
+                )
             try:
                 await self._coordination.put(_key(name), definition.SerializeToString(), entry.revision)
             except TopologyConflictError:
@@ -174,6 +189,7 @@ class Definitions:
         definition, entry = found
         if definition.state == DELETING:
             count = await self._shards.delete(name, definition.change_id)
+            await self._remember(definition, count)
             await self._note(None, name, entry)
             return count
         try:
@@ -186,26 +202,57 @@ class Definitions:
         except VecmemError:
             await self._take_back(definition, entry)
             raise
+        await self._remember(definition, 0)
         definition.state = READY
         definition.ClearField("previous")
+        definition.ClearField("request")
         await self._note(definition, name, entry)
         return 0
 
     async def _take_back(self, definition: CollectionDefinition, entry: Entry) -> None:
         if definition.state == CREATING:
-            definition.state, definition.change_id = DELETING, _change_id()
+            definition.state, definition.change_id = DELETING, _new_id()
         else:
-            definition.state, definition.change_id = UPDATING, _change_id()
+            definition.state, definition.change_id = UPDATING, _new_id()
             back = CollectionDefinition()
             back.CopyFrom(definition)
             definition.config.CopyFrom(back.previous)
             definition.previous.CopyFrom(back.config)
-            definition.request_id = ""
+        definition.ClearField("request")
         try:
             await self._coordination.put(_key(definition.name), definition.SerializeToString(), entry.revision)
         except TopologyConflictError:
             return  # somebody else has finished it or taken it back
         await self._finish(definition.name)
+
+    async def _done(self, request_id: str, fingerprint: int) -> DefinitionRequest | None:
+        """What a request did when it was made before. Raises RequestIdReusedError for another one under the same id."""
+        entry = await self._coordination.get(REQUESTS_KEY) if request_id else None
+        for request in definition_pb2.DefinitionRequests.FromString(entry.value).requests if entry is not None else ():
+            if request.request_id == request_id:
+                if request.fingerprint != fingerprint:
+                    raise RequestIdReusedError(
+                        f"request_id {request_id!r} was used by another request", field="write.request_id"
+                    )
+                return request
+        return None
+
+    async def _remember(self, definition: CollectionDefinition, deleted_point_count: int) -> None:
+        """Note that what a client asked for is done, before anybody sees that no change is under way any more."""
+        if not definition.HasField("request"):
+            return
+
+        def changed(value: bytes | None) -> bytes | None:
+            known = definition_pb2.DefinitionRequests.FromString(value or b"")
+            if any(request.request_id == definition.request.request_id for request in known.requests):
+                return None
+            request = known.requests.add()
+            request.CopyFrom(definition.request)
+            request.deleted_point_count = deleted_point_count
+            del known.requests[:-REQUESTS_REMEMBERED]
+            return known.SerializeToString()
+
+        await change(self._coordination, REQUESTS_KEY, changed)
 
     async def _note(self, definition: CollectionDefinition | None, name: str, entry: Entry) -> None:
         try:
@@ -243,17 +290,20 @@ def update_to(
     return request
 
 
-def _repeats(definition: CollectionDefinition, request_id: str, fingerprint: int) -> bool:
-    if not request_id or definition.request_id != request_id:
-        return False
-    if definition.request_fingerprint != fingerprint:
-        raise RequestIdReusedError(f"request_id {request_id!r} was used by another request", field="write.request_id")
-    return True
+def _check_same(done: DefinitionRequest, found: tuple[CollectionDefinition, Entry] | None, name: str) -> None:
+    if found is None or found[0].uid != done.uid:
+        raise CollectionNotFoundError(f"collection {name!r} has been deleted since")
+
+
+def _existing(found: tuple[CollectionDefinition, Entry] | None, name: str) -> tuple[CollectionDefinition, Entry]:
+    if found is None:
+        raise CollectionNotFoundError(f"no collection {name[:200]!r}")
+    return found
 
 
 def _key(name: str) -> str:
     return PREFIX + name.encode().hex()
 
 
-def _change_id() -> str:
+def _new_id() -> str:
     return f"definition-{uuid.uuid4().hex}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vecmem.errors import CrossSlotError
 from vecmem.slots import slot_of
 from vecmem.store.keyspace.operation_keys import keys_of
 
@@ -20,30 +19,23 @@ def point_slot(point_id: str) -> int:
 
 
 def slot_of_keys(keys: Iterable[bytes]) -> int:
-    """The slot that keys have in common; 0 where there is none: whoever has it refuses the request. Raises CrossSlotError."""
-    slots = sorted({slot_of(key) for key in keys})
-    if len(slots) > 1:
-        named = ", ".join(map(str, slots[:16])) + (", ..." if len(slots) > 16 else "")
-        raise CrossSlotError(
-            f"the keys and points belong to {len(slots)} hash slots: {named}; a common {{tag}} puts them into one",
-            slots=named,
-        )
-    return slots[0] if slots else 0
+    """The slot of the first of some keys: where they have several, whoever has it refuses the request. 0 where there are none."""
+    return next((slot_of(key) for key in keys), 0)
 
 
 def slot_of_operation(request: Any) -> int:
-    """The slot of an operation on keys. Raises CrossSlotError."""
+    """The slot of an operation on keys."""
     return slot_of_keys(keys_of(request))
 
 
 def slot_of_pipelined(operation: pipeline_pb2.Operation) -> int:
-    """The slot of an operation of a pipeline; 0 for one that names none. Raises CrossSlotError."""
+    """The slot of an operation of a pipeline; 0 for one that names none."""
     kind = operation.WhichOneof("kind")
     return 0 if kind is None else slot_of_operation(getattr(operation, kind))
 
 
 def slot_of_transaction(request: transactions_pb2.CommitRequest) -> int:
-    """The slot of all keys and points of a transaction. Raises CrossSlotError."""
+    """The slot of all keys and points of a transaction."""
     keys = [compare.point.id.encode() if compare.HasField("point") else compare.key for compare in request.compare]
     for step in (*request.then, *request.otherwise):
         kind = step.WhichOneof("kind")

@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, cast
 
 import grpc
@@ -40,8 +39,6 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
-whole_fingerprint: ContextVar[int] = ContextVar("whole_fingerprint", default=0)
-"""Of the request that the one being answered is a part of; 0: it is no part."""
 READ_WAIT_SECONDS_MAX = 5.0
 """How long a node that follows waits for the position that a read demands."""
 
@@ -219,7 +216,14 @@ def wanted_sequence(shard: Shard, read: common_pb2.ReadOptions) -> int:
 
 
 def check_position(shard: Shard, read: common_pb2.ReadOptions) -> int:
-    """The sequence that a reply reflects. Raises PositionAheadError where that is less than the request demands."""
+    """The sequence that a reply reflects.
+
+    Raises PositionAheadError where that is less than the request demands, InvalidArgumentError for a shard that is not there.
+    """
+    if read.min_position.shard and not shard.in_cluster:
+        raise InvalidArgumentError(
+            f"shard {read.min_position.shard} is not this node's, which is 0", field="read.min_position.shard"
+        )
     shard.at_least(wanted_sequence(shard, read))
     return shard.applied_sequence
 
@@ -245,7 +249,7 @@ async def write(
 def is_repeated(shard: Shard, request: Any) -> bool:
     """Whether a request was applied before. Raises RequestIdReusedError where another one had its id."""
     request_id = request.write.request_id
-    fingerprint = whole_fingerprint.get() or request_fingerprint(request)
+    fingerprint = request.write.whole_fingerprint or request_fingerprint(request)
     return bool(request_id) and shard.repeated(request_id, fingerprint) is not None
 
 
@@ -258,7 +262,7 @@ async def prepare(shard: Shard, request: Any, build: Build, *, grows: bool = Fal
     command = command_pb2.Command(request_id=request_id)
     if request_id:
         check_request_id(request_id)
-        command.request_fingerprint = whole_fingerprint.get() or request_fingerprint(request)
+        command.request_fingerprint = request.write.whole_fingerprint or request_fingerprint(request)
         repeated = shard.repeated(request_id, command.request_fingerprint)
         if repeated is not None:
             return repeated

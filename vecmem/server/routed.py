@@ -21,7 +21,7 @@ from vecmem.cluster.request_slots import (
     slot_of_pipelined,
     slot_of_transaction,
 )
-from vecmem.errors import InvalidArgumentError, LimitExceededError, VecmemError
+from vecmem.errors import InvalidArgumentError, LimitExceededError
 from vecmem.server.calls import Context, answered, check_deadline, ended
 from vecmem.server.error_table import error_message
 from vecmem.server.keyspace_servicer import TYPED_SERVICES
@@ -35,9 +35,10 @@ from vecmem.server.routing import (
     call_of,
     merged_header,
     method_of,
+    part_write,
 )
 from vecmem.server.routing_collections import CollectionRouting
-from vecmem.server.routing_points import PointRouting
+from vecmem.server.routing_points import MOVING_REASONS, PointRouting
 from vecmem.server.routing_streams import StreamRouting, merge_listings
 from vecmem.server.serializers import check_decoded
 from vecmem.store.keyspace.keys import scan_scope
@@ -147,6 +148,7 @@ class RoutedServer:
             call = call_of(context, request)
             if call.part_of_shard is not None:
                 return await router.part(method, request, call)
+            router.check_read(call.read)
             slot_map = router.view.slot_map
             if slot_map.is_single and not method.path.startswith("/vecmem.v1.CollectionService/"):
                 return await router.at(method, request, call, lambda: router.view.slot_map.numbers[0])
@@ -227,13 +229,11 @@ class RoutedServer:
         slots: list[int] = []
         results: dict[int, pipeline_pb2.OperationResult] = {}
         for place, operation in enumerate(request.operations):
-            slots.append(-1)
-            try:
-                if operation.WhichOneof("kind") == "scan_keys":
-                    raise InvalidArgumentError("ScanKeys is over all shards, and a call of its own", field="kind")
-                slots[place] = slot_of_pipelined(operation)
-            except VecmemError as error:
-                results[place] = pipeline_pb2.OperationResult(error=error_message(error))
+            slots.append(slot_of_pipelined(operation))
+            if operation.WhichOneof("kind") == "scan_keys":
+                slots[place] = -1
+                refused = InvalidArgumentError("ScanKeys is over all shards, and a call of its own", field="kind")
+                results[place] = pipeline_pb2.OperationResult(error=error_message(refused))
         headers: list[tuple[int, Any]] = []
         pauses = self._router.pauses(call)
         left = [place for place, slot in enumerate(slots) if slot >= 0]
@@ -247,7 +247,7 @@ class RoutedServer:
                 places[self._router.view.slot_map.numbers[0]] = []
             parts = {}
             for number, some in places.items():
-                parts[number] = pipeline_pb2.PipelineRequest(write=request.write, read=request.read)
+                parts[number] = pipeline_pb2.PipelineRequest(write=part_write(request), read=request.read)
                 if attempt and request.write.request_id:
                     # A shard may have done another part already under the id of the whole.
                     parts[
@@ -262,7 +262,7 @@ class RoutedServer:
             for number, reply in answered_now:
                 headers.append((number, reply.header))
                 for place, result in zip(places[number], reply.results, strict=False):
-                    if result.error.reason in ("MOVED", "SLOT_MOVING"):
+                    if result.error.reason in MOVING_REASONS:
                         moved.append(place)
                     results[place] = result
             left = sorted(moved)

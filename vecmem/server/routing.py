@@ -28,12 +28,12 @@ from vecmem.cluster.peers import Peers
 from vecmem.cluster.view import ClusterView
 from vecmem.errors import (
     DeadlineExceededError,
+    InvalidArgumentError,
     MovedError,
     SlotMovingError,
     UnavailableError,
     VecmemError,
 )
-from vecmem.server import calls
 from vecmem.server.calls import Context
 from vecmem.server.error_table import error_message
 from vecmem.slots import SLOTS
@@ -49,6 +49,7 @@ Parts = list[tuple[int, Any]]
 
 CALL_SECONDS_MAX: Final = 30.0
 """How long a call without a deadline is tried."""
+DEADLINE_SECONDS_MAX: Final = 7 * 24 * 3600.0
 RETRY_SECONDS_MIN: Final = 0.002
 RETRY_SECONDS_MAX: Final = 0.1
 MARGIN_SHARE: Final = 0.1
@@ -80,8 +81,8 @@ class Call:
     """Of time.monotonic()."""
     metadata: Mapping[str, str | bytes]
     read: common_pb2.ReadOptions = field(default_factory=common_pb2.ReadOptions)
-    fingerprint: int = 0
-    """Of the whole request; 0: it is not repeated."""
+    is_repeatable: bool = False
+    """Whether a write is known by a request_id, so that it may be tried again."""
 
     @property
     def any_member(self) -> bool:
@@ -110,8 +111,9 @@ class Call:
 def bare_call(context: Context) -> Call:
     """What a call carries beside its requests."""
     remaining = context.time_remaining()
-    deadline = time.monotonic() + (CALL_SECONDS_MAX if remaining is None else remaining)
-    return Call(context, deadline, dict(context.invocation_metadata() or ()))
+    # The native engine says a very long time where there is none.
+    seconds = CALL_SECONDS_MAX if remaining is None or remaining > DEADLINE_SECONDS_MAX else remaining
+    return Call(context, time.monotonic() + seconds, dict(context.invocation_metadata() or ()))
 
 
 def call_of(context: Context, request: Any) -> Call:
@@ -127,11 +129,10 @@ def internal_call(request: Any, seconds_max: float) -> Call:
 def call_with(call: Call, request: Any) -> Call:
     """The call that one request of a batch would have been by itself."""
     fields = request.DESCRIPTOR.fields_by_name
-    repeated = "write" in fields and request.write.request_id
     return replace(
         call,
         read=request.read if "read" in fields and request.HasField("read") else call.read,
-        fingerprint=request_fingerprint(request) if repeated else 0,
+        is_repeatable=bool("write" in fields and request.write.request_id),
     )
 
 
@@ -168,17 +169,19 @@ class Router:
         """Whether this node answers for its shard now."""
         return time.monotonic() < self.shard.leads_until
 
+    def check_read(self, read: common_pb2.ReadOptions) -> None:
+        """Raises InvalidArgumentError where a position of a shard is demanded that is not there."""
+        number = read.min_position.shard
+        if number and all(number != shard.number for shard in self.view.slot_map.topology.shards):
+            raise InvalidArgumentError(f"there is no shard {number}", field="read.min_position.shard")
+
     # -- one shard ----------------------------------------------------------------------------------------------------
 
     async def part(self, method: Method, request: Any, call: Call) -> Reply:
         """Answer a part of another node's call: here, or not at all. Raises MovedError for another shard's."""
         if call.part_of_shard != self.shard.number:
             raise MovedError(f"this node is of shard {self.shard.number}, not {call.part_of_shard}")
-        token = calls.whole_fingerprint.set(int(call.metadata.get(peering.FINGERPRINT_KEY, 0)))
-        try:
-            return await self._here(method, request, call, slots=peering.SLOTS_KEY in call.metadata)
-        finally:
-            calls.whole_fingerprint.reset(token)
+        return await self._here(method, request, call, slots=peering.SLOTS_KEY in call.metadata)
 
     async def at_slot(self, method: Method, request: Any, call: Call, slot: int) -> Reply:
         """Have whoever has a slot answer. Raises MovedError where the client goes there by itself."""
@@ -213,7 +216,7 @@ class Router:
                     raise
             except UnavailableError:
                 # Nobody knows whether a write was done: only a repeat of it that is known as one may be tried.
-                if not (method.reads or call.fingerprint) or call.deadline - time.monotonic() < pause_seconds:
+                if not (method.reads or call.is_repeatable) or call.deadline - time.monotonic() < pause_seconds:
                     raise
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
@@ -228,17 +231,13 @@ class Router:
         return MovedError(f"shard {number} answers for this, led by {owner or 'nobody that is known'}", **metadata)
 
     async def _own(self, method: Method, request: Any, call: Call, *, slot: int | None, slots: bool) -> Reply:
-        token = calls.whole_fingerprint.set(call.fingerprint)
-        try:
-            if slot is None or not method.reads:
-                return await self._here(method, request, call, slots=slots)
-            # What is read while a slot goes elsewhere may be gone in part.
-            self.shard.state.check_slot(slot)
-            reply = await self._here(method, request, call, slots=slots)
-            self.shard.state.check_slot(slot)
-            return reply
-        finally:
-            calls.whole_fingerprint.reset(token)
+        if slot is None or not method.reads:
+            return await self._here(method, request, call, slots=slots)
+        # What is read while a slot goes elsewhere may be gone in part.
+        self.shard.state.check_slot(slot)
+        reply = await self._here(method, request, call, slots=slots)
+        self.shard.state.check_slot(slot)
+        return reply
 
     async def _here(self, method: Method, request: Any, call: Call, *, slots: bool) -> Reply:
         if not slots:
@@ -261,8 +260,6 @@ class Router:
         metadata: list[tuple[str, str]] = [(peering.SHARD_KEY, str(number))]
         if slots:
             metadata.append((peering.SLOTS_KEY, "1"))
-        if call.fingerprint:
-            metadata.append((peering.FINGERPRINT_KEY, str(call.fingerprint)))
         addresses = self._addresses(number, call)
         if not addresses:
             raise UnavailableError(f"nobody leads shard {number}, as far as is known")
@@ -388,6 +385,14 @@ def answered_parts(
     if not parts and failures:
         raise next(outcome for outcome in outcomes.values() if isinstance(outcome, VecmemError))
     return parts, failures
+
+
+def part_write(request: Any) -> common_pb2.WriteOptions:
+    """The options of the parts of a request: a shard knows each by the whole."""
+    write = common_pb2.WriteOptions(request_id=request.write.request_id)
+    if write.request_id:
+        write.whole_fingerprint = request.write.whole_fingerprint or request_fingerprint(request)
+    return write
 
 
 def merged_header(parts: Parts, failures: Sequence[common_pb2.ShardFailure] = ()) -> common_pb2.ResponseHeader:

@@ -50,7 +50,9 @@ class CollectionRouting:
 
     async def delete_collection(self, request: api.DeleteCollectionRequest, call: Call) -> Reply:
         """Agreed on, then done at each shard."""
-        count = await asyncio.shield(self.definitions.delete(request.name))
+        count = await asyncio.shield(
+            self.definitions.delete(request.name, request.write.request_id, request_fingerprint(request))
+        )
         parts = await self._all("ListCollections", api.ListCollectionsRequest(page_size=1), call)
         return api.DeleteCollectionResponse(header=merged_header(parts), deleted_point_count=count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
@@ -16,18 +17,33 @@ from vecmem.errors import (
     LimitExceededError,
     MovedError,
     PointNotFoundError,
+    RequestIdReusedError,
     VecmemError,
 )
 from vecmem.server.calls import run_in_slices
 from vecmem.server.error_table import error_message
-from vecmem.server.routing import Call, Method, Parts, Reply, Router, answered_parts, call_with, merged_header
+from vecmem.server.routing import (
+    Call,
+    Method,
+    Parts,
+    Reply,
+    Router,
+    answered_parts,
+    call_with,
+    merged_header,
+    part_write,
+)
+from vecmem.server.serializers import check_decoded
 from vecmem.store import reading, validation
 from vecmem.store.collection import Collection
 from vecmem.store.v1 import command_pb2
+from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import collections_pb2, common_pb2
 from vecmem.v1 import points_pb2 as api
 
 OUTSTANDING_BATCHES_MAX: Final = 8
+REQUEST_IDS_SEEN_MAX: Final = 1_024
+MOVING_REASONS: Final = ("MOVED", "SLOT_MOVING")
 Methods = dict[str, Method]
 """The methods of the service, by their names."""
 
@@ -48,35 +64,87 @@ class PointRouting:
         slots = [point_slot(point.id) for point in request.points]
         if self._is_one_shard(slots):
             return await self._router.at_slot(method, request, call, slots[0] if slots else 0)
-        await self._check_upsert(request)
+        await self._check_upsert(request, call)
 
-        def part_of(places: list[int]) -> api.UpsertRequest:
-            part = api.UpsertRequest(collection=request.collection, write=request.write)
-            part.points.extend(request.points[place] for place in places)
-            return part
-
-        parts, _ = await self._scatter(method, slots, part_of, call)
-        return merging.merge_upserts(parts)
+        parts, _ = await self._scatter(method, slots, lambda places: _part_of_upsert(request, places), call)
+        return _merged_upsert(request, parts)
 
     async def upsert_batch(self, request: api.UpsertBatchRequest, call: Call) -> Reply:
-        """Each upsert on its own way, in their order where they have a shard in common."""
+        """Each shard gets its parts of all upserts as one batch, in their order."""
         _check_count(request.requests)
-        outcomes = await asyncio.gather(*(_outcome(self.upsert(one, call_with(call, one))) for one in request.requests))
-        return self._batch_response(api.UpsertBatchResponse(), outcomes)
+        errors: dict[int, common_pb2.Error] = {}
+        parts: dict[int, Parts] = {}
+        slots: dict[int, list[int]] = {}
+        left: dict[int, list[int]] = {}
+        for index, one in enumerate(request.requests):
+            slots[index] = [point_slot(point.id) for point in one.points] or [0]
+            left[index] = list(range(len(slots[index])))
+            if not self._is_one_shard(slots[index]):
+                try:
+                    await self._check_upsert(one, call)
+                except VecmemError as error:
+                    errors[index] = error_message(error)
+                    del left[index]
+        pauses = self._router.pauses(call)
+        while True:
+            entries: dict[int, list[tuple[int, list[int]]]] = {}
+            for index, places in left.items():
+                for number, some in self._by_shard(slots[index], places).items():
+                    entries.setdefault(number, []).append((index, some))
+            batches = {
+                number: api.UpsertBatchRequest(
+                    requests=[_part_of_upsert(request.requests[index], places) for index, places in some]
+                )
+                for number, some in entries.items()
+            }
+            outcomes = await self._router.gather(self._methods["UpsertBatch"], batches, call)
+            left = {}
+            for number, reply in outcomes.items():
+                for place, (index, places) in enumerate(entries[number]):
+                    outcome = (
+                        api.UpsertOutcome(error=error_message(reply))
+                        if isinstance(reply, VecmemError)
+                        else reply.outcomes[place]
+                    )
+                    if outcome.error.reason in MOVING_REASONS:
+                        left.setdefault(index, []).extend(places)
+                    elif outcome.HasField("error"):
+                        errors[index] = outcome.error
+                    else:
+                        parts.setdefault(index, []).append((number, outcome.result))
+            if not left:
+                break
+            await anext(pauses)
+        merged = [
+            errors[index] if index in errors else _merged_upsert(one, parts[index])
+            for index, one in enumerate(request.requests)
+        ]
+        return _batch_response(api.UpsertBatchResponse(), merged)
 
     async def upsert_stream(
         self, requests: AsyncIterator[api.UpsertStreamRequest], call: Call
     ) -> AsyncIterator[api.UpsertStreamResponse]:
         """Batches are written while later ones are read, and acknowledged in their order."""
         outstanding: asyncio.Queue[asyncio.Task[Any] | BaseException | None] = asyncio.Queue(OUTSTANDING_BATCHES_MAX)
+        lines: dict[int, asyncio.Lock] = {}
+        request_ids: dict[str, int] = {}
 
         async def read() -> None:
             collection = ""
             try:
                 async for request in requests:
-                    collection = request.collection or collection
+                    check_decoded(request)
+                    collection = request.collection = request.collection or collection
+                    _check_request_id(request, request_ids)
                     batch = api.UpsertRequest(collection=collection, points=request.points, write=request.write)
-                    await outstanding.put(asyncio.ensure_future(self._acknowledged(batch, call)))
+                    # Checked before the next one is looked at: nothing behind a refused batch is written.
+                    await self._check_upsert(batch, call)
+                    batch.write.CopyFrom(part_write(request))
+                    # In its order at each shard: who comes first has locked first.
+                    slots = [point_slot(point.id) for point in batch.points]
+                    task = asyncio.ensure_future(self._acknowledged(batch, slots, lines, call_with(call, batch)))
+                    await asyncio.sleep(0)
+                    await outstanding.put(task)
             except Exception as error:  # noqa: BLE001 - raised where the batches before are answered
                 await outstanding.put(error)
             await outstanding.put(None)
@@ -99,9 +167,18 @@ class PointRouting:
         finally:
             reader.cancel()
 
-    async def _acknowledged(self, batch: api.UpsertRequest, call: Call) -> tuple[int, api.UpsertResponse]:
-        reply = await self.upsert(batch, call_with(call, batch))
-        return len(batch.points), api.UpsertResponse.FromString(reply) if isinstance(reply, bytes) else reply
+    async def _acknowledged(
+        self, batch: api.UpsertRequest, slots: Sequence[int], lines: dict[int, asyncio.Lock], call: Call
+    ) -> tuple[int, api.UpsertResponse]:
+        """Write a batch behind those before it that have a shard in common."""
+        numbers = sorted(self._by_shard(slots, range(len(slots))))
+        async with contextlib.AsyncExitStack() as stack:
+            for number in numbers:
+                await stack.enter_async_context(lines.setdefault(number, asyncio.Lock()))
+            parts, _ = await self._scatter(
+                self._methods["Upsert"], slots, lambda places: _part_of_upsert(batch, places), call
+            )
+        return len(batch.points), _merged_upsert(batch, parts)
 
     async def delete(self, request: api.DeleteRequest, call: Call) -> Reply:
         """By ids at the shards that have them, by filter at all."""
@@ -137,6 +214,7 @@ class PointRouting:
         def part_of(places: list[int]) -> Any:
             part = type(request)()
             part.CopyFrom(request)
+            part.write.CopyFrom(part_write(request))
             part.ids.ClearField("ids")
             part.ids.ids.extend(ids[place] for place in places)
             return part
@@ -144,10 +222,12 @@ class PointRouting:
         parts, _ = await self._scatter(method, slots, part_of, call)
         return parts
 
-    async def _check_upsert(self, request: api.UpsertRequest) -> None:
+    async def _check_upsert(self, request: api.UpsertRequest, call: Call) -> None:
         """Check a batch whole before any part of it is written. What it is checked against may be a little old."""
         collection = self._collection(request.collection)
-        if collection is not None:
+        if collection is None:
+            await self._config_of(request.collection, call)  # raises where there is none
+        else:
             await run_in_slices(validation.upsert_command(collection, request.points, command_pb2.UpsertPoints()))
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -178,7 +258,7 @@ class PointRouting:
         """Each get on its own way."""
         _check_count(request.requests)
         outcomes = await asyncio.gather(*(_outcome(self.get(one, call_with(call, one))) for one in request.requests))
-        return self._batch_response(api.GetBatchResponse(), outcomes)
+        return _batch_response(api.GetBatchResponse(), outcomes)
 
     async def query(self, request: api.QueryRequest, call: Call) -> Reply:
         """The best hits of all shards."""
@@ -260,6 +340,14 @@ class PointRouting:
         shard_of = self._router.view.slot_map.shard_of
         return len({int(shard_of[slot]) for slot in slots}) <= 1
 
+    def _by_shard(self, slots: Sequence[int], places: Sequence[int]) -> dict[int, list[int]]:
+        """Some places of a request, given the slots of all, by the shard that has their slot."""
+        shard_of = self._router.view.slot_map.shard_of
+        found: dict[int, list[int]] = {}
+        for place in places:
+            found.setdefault(int(shard_of[slots[place]]), []).append(place)
+        return found
+
     async def _scatter(
         self, method: Method, slots: Sequence[int], part_of: Callable[[list[int]], Any], call: Call
     ) -> tuple[Parts, list[common_pb2.ShardFailure]]:
@@ -272,10 +360,7 @@ class PointRouting:
         failures: list[common_pb2.ShardFailure] = []
         left = list(range(len(slots)))
         while True:
-            shard_of = self._router.view.slot_map.shard_of
-            places: dict[int, list[int]] = {}
-            for place in left:
-                places.setdefault(int(shard_of[slots[place]]), []).append(place)
+            places = self._by_shard(slots, left)
             requests = {number: part_of(some) for number, some in places.items()}
             outcomes = await self._router.gather(method, requests, call)
             moved = [number for number, outcome in outcomes.items() if isinstance(outcome, MovedError)]
@@ -329,37 +414,67 @@ class PointRouting:
         raise PointNotFoundError(f"no point {point_id!r}", field="query.nearest.id")
 
     async def _lower_is_better(self, query: api.Query, call: Call) -> bool:
-        collection = self._collection(query.collection)
-        if collection is not None:
-            config = collection.config
-        else:
-            request = collections_pb2.GetCollectionRequest(name=query.collection, read=call.read)
-            first = self._router.view.slot_map.numbers[0]
-            outcomes = await self._router.gather(self._get_collection, {first: request}, call)
-            [(_, reply)], _ = answered_parts(outcomes, allow_partial=False)
-            config = reply.collection.config
+        config = await self._config_of(query.collection, call)
         vector = config.vectors[query.using] if query.using else config.vector
         return bool(vector.metric == common_pb2.METRIC_EUCLIDEAN)
 
-    def _batch_response(self, response: Any, outcomes: Sequence[Reply | VecmemError]) -> Any:
-        headers: list[tuple[int, common_pb2.ResponseHeader]] = []
-        for known in outcomes:
-            outcome = response.outcomes.add()
-            if isinstance(known, VecmemError):
-                outcome.error.CopyFrom(error_message(known))
-                continue
-            if isinstance(known, bytes):
-                outcome.result.ParseFromString(known)
-            else:
-                outcome.result.CopyFrom(known)
-            header = outcome.result.header
-            for position in header.positions or (header.position,):
-                one = common_pb2.ResponseHeader(position=position, server_time_unix_ms=header.server_time_unix_ms)
-                headers.append((position.shard, one))
-        if headers:
-            response.header.CopyFrom(merging.merge_header(headers))
-        _check_size(response)
-        return response
+    async def _config_of(self, name: str, call: Call) -> collections_pb2.CollectionConfig:
+        """The definition of a collection, asked of the first shard where it is not known here. Raises CollectionNotFoundError."""
+        collection = self._collection(name)
+        if collection is not None:
+            return collection.config
+        request = collections_pb2.GetCollectionRequest(name=name)
+        first = self._router.view.slot_map.numbers[0]
+        outcomes = await self._router.gather(self._get_collection, {first: request}, call)
+        [(_, reply)], _ = answered_parts(outcomes, allow_partial=False)
+        config: collections_pb2.CollectionConfig = reply.collection.config
+        return config
+
+
+def _part_of_upsert(request: api.UpsertRequest, places: Sequence[int]) -> api.UpsertRequest:
+    part = api.UpsertRequest(collection=request.collection, write=part_write(request))
+    part.points.extend(request.points[place] for place in places if place < len(request.points))
+    return part
+
+
+def _merged_upsert(request: api.UpsertRequest, parts: Parts) -> api.UpsertResponse:
+    """What the whole batch did; its conflicts in the order of its points."""
+    merged = merging.merge_upserts(parts)
+    if len(parts) > 1 and merged.conflicts:
+        order = {point.id: place for place, point in enumerate(request.points)}
+        conflicts = sorted(merged.conflicts, key=lambda conflict: order[conflict.id])
+        del merged.conflicts[:]
+        merged.conflicts.extend(conflicts)
+    return merged
+
+
+def _batch_response(response: Any, outcomes: Sequence[Reply | VecmemError | common_pb2.Error]) -> Any:
+    """The reply to a batch, with the outcome of each of its requests; those that it has no room for are refused by themselves."""
+    headers: list[tuple[int, common_pb2.ResponseHeader]] = []
+    size_bytes = 0
+    for known in outcomes:
+        outcome = response.outcomes.add()
+        if isinstance(known, VecmemError):
+            outcome.error.CopyFrom(error_message(known))
+            continue
+        if isinstance(known, common_pb2.Error):
+            outcome.error.CopyFrom(known)
+            continue
+        if isinstance(known, bytes):
+            outcome.result.ParseFromString(known)
+        else:
+            outcome.result.CopyFrom(known)
+        header = outcome.result.header
+        for position in header.positions or (header.position,):
+            one = common_pb2.ResponseHeader(position=position, server_time_unix_ms=header.server_time_unix_ms)
+            headers.append((position.shard, one))
+        size_bytes += outcome.result.ByteSize()
+        if size_bytes > limits.MESSAGE_BYTES_MAX:
+            size_bytes -= outcome.result.ByteSize()
+            outcome.error.CopyFrom(error_message(_too_large()))
+    if headers:
+        response.header.CopyFrom(merging.merge_header(headers))
+    return response
 
 
 def _merged(query: api.Query, parts: Sequence[Any], *, lower_is_better: bool) -> api.QueryResult:
@@ -385,6 +500,19 @@ async def _outcome(answer: Any) -> Reply | VecmemError:
         return error
 
 
+def _check_request_id(request: api.UpsertStreamRequest, seen: dict[str, int]) -> None:
+    """Raises RequestIdReusedError where another batch of the stream had the request's id: they may be under way together."""
+    request_id = request.write.request_id
+    if request_id:
+        fingerprint = request_fingerprint(request)
+        if seen.setdefault(request_id, fingerprint) != fingerprint:
+            raise RequestIdReusedError(
+                f"request_id {request_id[:40]!r} was used by another batch of the stream", field="write.request_id"
+            )
+        if len(seen) > REQUEST_IDS_SEEN_MAX:
+            del seen[next(iter(seen))]
+
+
 def _check_count(requests: Any, field: str = "requests") -> None:
     if not len(requests):
         raise InvalidArgumentError("carries no request", field=field)
@@ -393,9 +521,11 @@ def _check_count(requests: Any, field: str = "requests") -> None:
 
 
 def _check_size(response: Any) -> None:
-    size_bytes = response.ByteSize()
-    if size_bytes > limits.MESSAGE_BYTES_MAX:
-        raise LimitExceededError(
-            f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each",
-            field="ids",
-        )
+    if response.ByteSize() > limits.MESSAGE_BYTES_MAX:
+        raise _too_large()
+
+
+def _too_large() -> LimitExceededError:
+    return LimitExceededError(
+        f"the reply is over {limits.MESSAGE_BYTES_MAX} bytes: ask for fewer points, or for less of each", field="ids"
+    )

@@ -292,6 +292,8 @@ class Collection:
         row_of_index = np.full(len(command.points), -1, dtype=np.int64)
         row_of_index[accepted] = rows
         for column in command.vectors:
+            if not column.rows:
+                continue  # as records of before this was looked at may have it: no indexes would mean all points
             index = self.vectors[column.name]
             vectors = np.frombuffer(column.rows, dtype="<f4").reshape(-1, index.parameters.dimension)
             targets = row_of_index[list(column.point_indexes)] if column.point_indexes else row_of_index

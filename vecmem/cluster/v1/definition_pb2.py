@@ -25,15 +25,19 @@ _sym_db = _symbol_database.Default()
 from vecmem.v1 import collections_pb2 as vecmem_dot_v1_dot_collections__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vecmem/cluster/v1/definition.proto\x12\x11vecmem.cluster.v1\x1a\x1bvecmem/v1/collections.proto\"\x94\x02\n\x14\x43ollectionDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".vecmem.cluster.v1.DefinitionState\x12+\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\x12-\n\x08previous\x18\x04 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\x12\x11\n\tchange_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x07 \x01(\x06\x12\x1b\n\x13\x64\x65leted_point_count\x18\x08 \x01(\x04*\xac\x01\n\x0f\x44\x65\x66initionState\x12 \n\x1c\x44\x45\x46INITION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x46INITION_STATE_READY\x10\x01\x12\x1d\n\x19\x44\x45\x46INITION_STATE_CREATING\x10\x02\x12\x1d\n\x19\x44\x45\x46INITION_STATE_UPDATING\x10\x03\x12\x1d\n\x19\x44\x45\x46INITION_STATE_DELETING\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vecmem/cluster/v1/definition.proto\x12\x11vecmem.cluster.v1\x1a\x1bvecmem/v1/collections.proto\"\x8a\x02\n\x14\x43ollectionDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".vecmem.cluster.v1.DefinitionState\x12+\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\x12-\n\x08previous\x18\x04 \x01(\x0b\x32\x1b.vecmem.v1.CollectionConfig\x12\x11\n\tchange_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\x35\n\x07request\x18\x07 \x01(\x0b\x32$.vecmem.cluster.v1.DefinitionRequest\"f\n\x11\x44\x65\x66initionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x06\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x1b\n\x13\x64\x65leted_point_count\x18\x04 \x01(\x04\"L\n\x12\x44\x65\x66initionRequests\x12\x36\n\x08requests\x18\x01 \x03(\x0b\x32$.vecmem.cluster.v1.DefinitionRequest*\xac\x01\n\x0f\x44\x65\x66initionState\x12 \n\x1c\x44\x45\x46INITION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x46INITION_STATE_READY\x10\x01\x12\x1d\n\x19\x44\x45\x46INITION_STATE_CREATING\x10\x02\x12\x1d\n\x19\x44\x45\x46INITION_STATE_UPDATING\x10\x03\x12\x1d\n\x19\x44\x45\x46INITION_STATE_DELETING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecmem.cluster.v1.definition_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEFINITIONSTATE']._serialized_start=366
-  _globals['_DEFINITIONSTATE']._serialized_end=538
+  _globals['_DEFINITIONSTATE']._serialized_start=538
+  _globals['_DEFINITIONSTATE']._serialized_end=710
   _globals['_COLLECTIONDEFINITION']._serialized_start=87
-  _globals['_COLLECTIONDEFINITION']._serialized_end=363
+  _globals['_COLLECTIONDEFINITION']._serialized_end=353
+  _globals['_DEFINITIONREQUEST']._serialized_start=355
+  _globals['_DEFINITIONREQUEST']._serialized_end=457
+  _globals['_DEFINITIONREQUESTS']._serialized_start=459
+  _globals['_DEFINITIONREQUESTS']._serialized_end=535
 # @@protoc_insertion_point(module_scope)

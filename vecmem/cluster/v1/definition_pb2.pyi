@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vecmem.v1 import collections_pb2 as _collections_pb2
 import builtins as _builtins
@@ -61,21 +63,16 @@ class CollectionDefinition(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     PREVIOUS_FIELD_NUMBER: _builtins.int
     CHANGE_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_FINGERPRINT_FIELD_NUMBER: _builtins.int
-    DELETED_POINT_COUNT_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     state: Global___DefinitionState.ValueType
     """What is being done with it."""
     change_id: _builtins.str
     """Request id under which shards make the change; another change has another one."""
-    request_id: _builtins.str
-    """request_id of the caller who made the last change; empty: there was none."""
-    request_fingerprint: _builtins.int
-    """Fingerprint of that request."""
-    deleted_point_count: _builtins.int
-    """Points deleted so far, while it is being deleted."""
+    uid: _builtins.str
+    """Of this collection; one of the same name that is made later has another one."""
     @_builtins.property
     def config(self) -> _collections_pb2.CollectionConfig:
         """How it is, or is to be; complete."""
@@ -83,6 +80,10 @@ class CollectionDefinition(_message.Message):
     @_builtins.property
     def previous(self) -> _collections_pb2.CollectionConfig:
         """How it was before the change that is being made. Absent: there is none."""
+
+    @_builtins.property
+    def request(self) -> Global___DefinitionRequest:
+        """The request that asked for the change that is being made. Absent: nobody's."""
 
     def __init__(
         self,
@@ -92,14 +93,71 @@ class CollectionDefinition(_message.Message):
         config: _collections_pb2.CollectionConfig | None = ...,
         previous: _collections_pb2.CollectionConfig | None = ...,
         change_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-        request_fingerprint: _builtins.int = ...,
-        deleted_point_count: _builtins.int = ...,
+        uid: _builtins.str = ...,
+        request: Global___DefinitionRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "previous", b"previous"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "previous", b"previous", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "config", b"config", "deleted_point_count", b"deleted_point_count", "name", b"name", "previous", b"previous", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "config", b"config", "name", b"name", "previous", b"previous", "request", b"request", "state", b"state", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollectionDefinition: _TypeAlias = CollectionDefinition  # noqa: Y015
+
+@_typing.final
+class DefinitionRequest(_message.Message):
+    """DefinitionRequest is a change that a client has asked for under a request_id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    DELETED_POINT_COUNT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """request_id."""
+    fingerprint: _builtins.int
+    """Fingerprint of the request."""
+    uid: _builtins.str
+    """uid of the collection that it was about."""
+    deleted_point_count: _builtins.int
+    """Points that were deleted with it."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        fingerprint: _builtins.int = ...,
+        uid: _builtins.str = ...,
+        deleted_point_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_point_count", b"deleted_point_count", "fingerprint", b"fingerprint", "request_id", b"request_id", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DefinitionRequest: _TypeAlias = DefinitionRequest  # noqa: Y015
+
+@_typing.final
+class DefinitionRequests(_message.Message):
+    """DefinitionRequests are the last changes that were made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DefinitionRequest]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___DefinitionRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DefinitionRequests: _TypeAlias = DefinitionRequests  # noqa: Y015

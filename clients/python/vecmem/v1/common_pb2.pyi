@@ -250,20 +250,24 @@ class WriteOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WHOLE_FINGERPRINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the write safe to retry: a repeat with the same request_id inside the deduplication
     window (65,536 writes, 64 MiB of results, 10 minutes) returns the first result and changes nothing. At most 128 bytes.
     Empty: the write is not deduplicated. Errors: REQUEST_ID_REUSED when the same id comes back with
-    another request.
+    another request. In a cluster each shard remembers for itself.
     """
+    whole_fingerprint: _builtins.int
+    """For other nodes of a cluster: tells apart the request that this one is a part of. 0: it is whole."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        whole_fingerprint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "whole_fingerprint", b"whole_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
