@@ -37,8 +37,8 @@
     ├── SlowConsumerError            a subscriber that was too slow missed messages
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
-    │   ├── MovedError               another node of the cluster leads
-    │   ├── SlotMovingError          a hash slot takes no writes for a moment, while it goes to another shard
+    │   ├── MovedError               another node of the cluster leads, or another shard owns the slot
+    │   ├── SlotMovingError          a slot takes no writes while it moves to another shard
     │   └── ShuttingDownError
     ├── DeadlineExceededError        the caller's time ran out before the work began
     ├── DataLossError                stored data is damaged: an operator is needed
@@ -47,6 +47,7 @@
     │   ├── CollectionDamagedError   one collection could not be loaded; the others serve
     │   └── KeyspaceDamagedError     the keys could not be loaded; collections serve
     ├── LogConflictError             somebody else appended to the log
+    ├── SlotStateError               slots cannot change hands so now
     ├── CheckpointError              a checkpoint could not be written; nothing is lost
     └── ConfigurationError           the server's settings are wrong
 
@@ -285,13 +286,17 @@ class WritesStoppedError(UnavailableError):
 
 
 class MovedError(UnavailableError):
-    """This node does not lead the shard. `owner` in the metadata is the address of the node that does, where that is known."""
+    """This node does not lead the shard, or the shard does not own the hash slot.
+
+    `owner` in the metadata is the address of the node that leads, where that is known. `slot` is the slot, and `shard` its owner, where
+    that is known.
+    """
 
     reason = "MOVED"
 
 
 class SlotMovingError(UnavailableError):
-    """A hash slot takes no writes for a moment, while it goes to another shard. `slot` in the metadata is its number."""
+    """A hash slot is about to be another shard's and takes no writes for a moment; `slot` in the metadata. Nothing was changed."""
 
     reason = "SLOT_MOVING"
 
@@ -366,6 +371,12 @@ class LogConflictError(VecmemError):
     """An append did not follow the log's last record: another writer is at work."""
 
     reason = "LOG_CONFLICT"
+
+
+class SlotStateError(VecmemError):
+    """Hash slots cannot change hands so now: they are not owned, not blocked, or do not hold what was expected."""
+
+    reason = "SLOT_STATE"
 
 
 class CheckpointError(VecmemError):

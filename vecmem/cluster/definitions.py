@@ -90,7 +90,10 @@ class Definitions:
         raise TopologyConflictError(f"others have changed collection {name!r} again and again meanwhile")
 
     async def update(self, request: collections_pb2.UpdateCollectionRequest, request_id: str, fingerprint: int) -> None:
-        """Change a collection. Raises CollectionNotFoundError, RequestIdReusedError, UnavailableError, and what is wrong with the change."""
+        """Change a collection.
+
+        Raises CollectionNotFoundError, RequestIdReusedError, UnavailableError, and what is wrong with the change.
+        """
         name = request.name
         for _ in range(ATTEMPTS_MAX):
             found = await self._settled(name)
@@ -117,7 +120,10 @@ class Definitions:
         raise TopologyConflictError(f"others have changed collection {name!r} again and again meanwhile")
 
     async def delete(self, name: str, request_id: str, fingerprint: int) -> int:
-        """Delete a collection; returns how many points that were. Raises CollectionNotFoundError, RequestIdReusedError, UnavailableError."""
+        """Delete a collection; returns how many points that were.
+
+        Raises CollectionNotFoundError, RequestIdReusedError, UnavailableError.
+        """
         for _ in range(ATTEMPTS_MAX):
             found = await self._settled(name)
             done = await self._done(request_id, fingerprint)

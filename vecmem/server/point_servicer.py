@@ -123,7 +123,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         return api.UpdatePayloadResponse(
             header=calls.header(self._shard, result.sequence),
             updated_count=result.updated_count,
-            version=result.sequence if result.updated_count else 0,
+            version=result.version if result.updated_count else 0,
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
 
     def _fill_upsert(self, response: api.UpsertResponse, result: command_pb2.CommandResult) -> None:
         response.header.CopyFrom(calls.header(self._shard, result.sequence))
-        response.version = result.sequence if result.inserted_count or result.updated_count else 0
+        response.version = result.version if result.inserted_count or result.updated_count else 0
         response.inserted_count = result.inserted_count
         response.updated_count = result.updated_count
         response.conflicts.extend(_conflicts(result))

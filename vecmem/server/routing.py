@@ -39,6 +39,7 @@ from vecmem.server.error_table import error_message
 from vecmem.slots import SLOTS
 from vecmem.store import wire
 from vecmem.store.shard import Shard
+from vecmem.store.slot_table import SlotTable
 from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import common_pb2
 
@@ -162,6 +163,8 @@ class Router:
         self.view = view
         self.peers = peers
         self._whole: set[tuple[bytes, ...]] = set()
+        self._packed = (0, b"")
+        """The shard's slots at a revision."""
         self._turn = 0
         self._usual_seconds = HEDGE_SECONDS_MIN / HEDGE_FACTOR
 
@@ -250,11 +253,18 @@ class Router:
             reply = await method.direct(request, call.context)
             if revision == table.revision:
                 break
-        said = common_pb2.ResponseHeader(slots=table.packed_ranges())
+        said = common_pb2.ResponseHeader(slots=self._packed_slots(table))
         if isinstance(reply, bytes):
             return reply + wire.message_field(1, said.SerializeToString())
         reply.header.slots = said.slots
         return reply
+
+    def _packed_slots(self, table: SlotTable) -> bytes:
+        """The slots of this shard, as a header says them."""
+        if self._packed[0] != table.revision:
+            content = b"".join(bound.to_bytes(2, "big") for bounds in table.ranges() for bound in bounds)
+            self._packed = (table.revision, content)
+        return self._packed[1]
 
     async def _ask(self, method: Method, request: Any, call: Call, number: int, *, slots: bool) -> Reply:
         metadata: list[tuple[str, str]] = [(peering.SHARD_KEY, str(number))]

@@ -22,6 +22,7 @@ from vecmem.log.checkpoints import CheckpointManifest, CheckpointStore
 from vecmem.log.record import LogEntry
 from vecmem.log.rocks import RocksLog
 from vecmem.store import image
+from vecmem.store.staging import StagedGroup
 from vecmem.store.state_machine import StateMachine
 
 LOG_DIRECTORY = "log"
@@ -133,6 +134,11 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
         raise CorruptionError("the deduplication window came back changed", path=str(manifest.path))
     if list(loaded.changes.dump()) != list(state.changes.dump()):
         raise CorruptionError("the newest changes came back changed", path=str(manifest.path))
+    if state.slots is not None:
+        table_back = None if loaded.slots is None else loaded.slots.dump()
+        staged_back = [part for group in _in_order(loaded) for part in group.dump(state.name_of)]
+        if table_back != state.slots.dump() or staged_back != list(image.dump_staged(state)):
+            raise CorruptionError("the slots came back changed", path=str(manifest.path))
     image.load_keyspace(manifest, loaded)
     keys_back, keys = loaded.keyspace, state.keyspace
     if (keys_back.values, keys_back.expiries, keys_back.version) != (keys.values, keys.expiries, keys.version):
@@ -141,6 +147,10 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
         back = image.load_collection(manifest, str(collection.uid))
         if back.row_of != collection.row_of:
             raise CorruptionError(f"collection {collection.name!r} came back changed", path=str(manifest.path))
+
+
+def _in_order(state: StateMachine) -> list[StagedGroup]:
+    return [group for _, group in sorted(state.staging.groups.items())]
 
 
 def _load_checkpoint(store: CheckpointStore, recovery: Recovery, log: RocksLog) -> _Loaded | None:

@@ -74,6 +74,7 @@ class Shard:
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes, self.state.collection_name)
         self.state.listener = self.changes.told
+        self.state.slots_listener = self.changes.wake_all
         self.memory = Memory(self.state, settings, self._evict_keys)
         self.channels = Channels()
         self.ending = False
@@ -178,11 +179,16 @@ class Shard:
         return MovedError(f"this node does not lead the shard; {owner or 'nobody is known to'} does", owner=owner)
 
     def repeated(self, request_id: str, fingerprint: int) -> command_pb2.CommandResult | None:
-        """The result of a request that was applied before. Raises RequestIdReusedError for another one under the same id."""
+        """The result of a request that was applied before. Raises RequestIdReusedError for another one under the same id.
+
+        Of one that may have been applied to some of its hash slots alone it is known when it is applied: it is none here.
+        """
         if not request_id:
             return None
         remembered = self.state.deduplication.find(request_id, self.now_unix_ms())
-        return None if remembered is None else _accepted(repeated_result(remembered, fingerprint))
+        if remembered is None or _is_part(remembered, fingerprint):
+            return None
+        return _accepted(repeated_result(remembered, fingerprint))
 
     async def write(self, command: command_pb2.Command, observer: Observer | None = None) -> command_pb2.CommandResult:
         """Make a checked command durable and apply it, with an observer if it runs operations on keys.
@@ -409,6 +415,13 @@ class Shard:
 
 def _nothing() -> None:
     """Nobody wants to know."""
+
+
+def _is_part(remembered: command_pb2.DeduplicationEntry, fingerprint: int) -> bool:
+    """Whether a request on points may have slots that it was not applied to here."""
+    result = remembered.result
+    on_keys = bool(result.operation_results) or result.HasField("transaction")
+    return bool(remembered.slots) and not on_keys and remembered.request_fingerprint == fingerprint
 
 
 def _accepted(result: command_pb2.CommandResult) -> command_pb2.CommandResult:
