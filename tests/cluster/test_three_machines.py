@@ -6,6 +6,7 @@ Only addresses and paths are replaced; ports and everything else stay as the gui
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -205,3 +206,19 @@ def test_a_new_machine_takes_the_place_of_a_dead_one(machines):
         other = next(machine for machine in machines.all if machine is not lost)
         other.kill()
         assert client.run(counters.add("n")).value == 4
+
+
+def test_the_copied_directory_of_a_node_is_a_backup_that_serves_alone(machines, tmp_path):
+    with machines.client() as client:
+        client.run(counters.add("n", 7))
+        written = client.last_position.sequence
+        follower = next(machine for machine in machines.all if machine is not machines.leading())
+        wait_until(lambda: applied_on(follower) >= written)
+        follower.node.stop()
+        shutil.copytree(follower.settings.data_dir, tmp_path / "backup")
+        follower.node.start()
+    program = str(Path(sys.executable).with_name("vecmem"))
+    verify = [program, "verify", str(tmp_path / "backup")]
+    assert subprocess.run(verify, capture_output=True, timeout=SECONDS_MAX, check=False).returncode == 0
+    with ServerProcess(tmp_path / "backup") as alone, Client(alone.address) as client:
+        assert client.run(counters.add("n", 0)).value == 7
