@@ -76,3 +76,9 @@ def test_a_server_that_hangs_or_is_none_is_not_reached(vecmem, own_server):
         refused = vecmem("--address", f"{host}:{port}", "health", "--timeout", "2", "--json")
     assert refused.code == 5
     assert refused.error["reason"] in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+
+
+def test_the_health_of_several_servers_is_not_one_answer(vecmem, server):
+    refused = vecmem("--address", f"{server.address},{server.address}", "health")
+    assert refused.code == 2
+    assert "not of several" in refused.stderr

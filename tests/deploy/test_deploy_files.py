@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from vecmem.cli.main import vecmem
 from vecmem.cluster.nats_server import server_program
 from vecmem.config import Settings, load_settings
 from vecmem.server.app import RELEASE_SECONDS_MAX
@@ -193,3 +195,43 @@ def test_images_are_named_without_a_registry():
     images += [service["image"] for service in COMPOSE["services"].values()]
     images += re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.MULTILINE)
     assert {image.partition(":")[0] for image in images} == {"vecmem", "python"}
+
+
+def guide_commands(pattern: str) -> list[str]:
+    """What the section of the operations guide has in its blocks of shell commands."""
+    _, _, rest = (ROOT / "docs" / "operations.md").read_text().partition("\n## Three machines\n")
+    section, _, _ = rest.partition("\n## ")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    return re.findall(pattern, blocks, re.MULTILINE)
+
+
+def parse(arguments: list[str]) -> None:
+    """Have a command line parsed as far as to the command that would run. Raises click.UsageError."""
+    command: click.Command = vecmem
+    context = None
+    while True:
+        context = command.make_context(command.name, arguments, parent=context)
+        if not isinstance(command, click.Group):
+            return
+        _, command, arguments = command.resolve_command(context, context._protected_args + context.args)
+
+
+def test_every_command_of_the_guide_is_one(monkeypatch):
+    monkeypatch.setattr(click.Path, "convert", lambda _self, value, *_: value)
+    found = guide_commands(r"(?:^|until |-- |/bin/)vecmem ([^|;#\n]+)")
+    assert len(found) >= 11
+    for line in found:
+        parse(shlex.split(line))
+    with pytest.raises(click.UsageError):
+        parse(["cluster", "nats-configuration"])
+    with pytest.raises(click.UsageError):
+        parse(["health", "--seconds", "1"])
+
+
+def test_every_file_that_the_guide_names_is_there():
+    found = guide_commands(r"(deploy/\S+)")
+    assert len(found) >= 4
+    assert all((ROOT / name).exists() for name in found)
+    [printed] = guide_commands(r"vecmem (cluster nats-config [^|]+) \|")
+    expected = (DEPLOY / "three-machines" / "machine-1" / "nats-server.conf").read_text()
+    assert run(BIN / "vecmem", *shlex.split(printed)).stdout == expected

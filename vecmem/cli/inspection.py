@@ -57,6 +57,8 @@ def health(session: Session, *, timeout_seconds: float) -> int:
 
     Exits with 0 where it does, with 1 where it is ending, and with 5 where it cannot be reached.
     """
+    if "," in session.address:
+        raise click.UsageError("--address: the health of one server is asked for, not of several")
     with grpc.insecure_channel(session.address) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
