@@ -14,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import grpc
 import pytest
 
 from bench.server import dying_with_parent
+from tests.cluster.support import get
 from tests.support.server import ServerProcess
 from vecmem.cluster.nats_server import server_program
 from vecmem.config import load_settings
 from vecmem.log.nats_durability import fetch_page
-from vecmem_client import Client, RetryPolicy, counters
+from vecmem_client import Client, RetryPolicy, VecmemClientError, counters, strings
 
 FILES = Path(__file__).resolve().parents[2] / "deploy" / "three-machines"
 SECONDS_MAX = 60.0
@@ -222,3 +224,32 @@ def test_the_copied_directory_of_a_node_is_a_backup_that_serves_alone(machines, 
     assert subprocess.run(verify, capture_output=True, timeout=SECONDS_MAX, check=False).returncode == 0
     with ServerProcess(tmp_path / "backup") as alone, Client(alone.address) as client:
         assert client.run(counters.add("n", 0)).value == 7
+
+
+def test_without_a_majority_of_nats_only_reads_that_may_be_old_go_on(machines):
+    with machines.client() as client:
+        client.run(strings.set("k", "v"))
+        written = client.last_position.sequence
+    for machine in machines.all:
+        wait_until(lambda machine=machine: applied_on(machine) >= written)
+    for machine in machines.all[:2]:
+        machine.kill_nats()
+
+    def refused(*operations) -> bool:
+        with Client(machines.addresses, retry=RetryPolicy(attempts_max=1), timeout_seconds=2.0) as client:
+            try:
+                for operation in operations:
+                    client.run(operation)
+            except VecmemClientError as error:
+                return error.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+        return False
+
+    wait_until(lambda: refused(strings.get("k")))
+    assert refused(strings.set("k", "w"))
+    for machine in machines.all:
+        with grpc.insecure_channel(machine.settings.listen) as channel:
+            assert get(channel, b"k", anywhere=True)[0] == b"v"
+    machines.all[0].start_nats()
+    with machines.client() as client:
+        client.run(strings.set("k", "x"))
+        assert client.run(strings.get("k")) == b"x"
