@@ -89,5 +89,7 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
     try:
         run_server(settings, engine, on_ready=announce)
     except ConfigurationError as error:
+        if error.metadata.get("key") != "listen":
+            raise
         # The settings themselves have passed every check: it is the machine that will not have the address.
         raise CannotListenError(error.message, **error.metadata) from error
