@@ -74,6 +74,7 @@ def test_request_ids_count_across_batches_and_single_upserts(api, home):
     assert api.count(home) == 1
 
 
+@pytest.mark.one_shard(reason="a position is demanded of its own shard alone")
 def test_gets_of_a_batch_have_their_own_outcomes(api, home):
     api.upsert(home, [point(f"p{n}", NEAR, payload_json=b'{"n":%d}' % n) for n in range(3)])
     ahead = common_pb2.ReadOptions(min_position=common_pb2.Position(sequence=2**40))

@@ -10,6 +10,7 @@ import grpc
 
 from tests.support.nats import servers_in
 from tests.support.server import ServerProcess
+from vecmem.cluster import peers
 from vecmem.v1 import common_pb2, strings_pb2, strings_pb2_grpc
 
 LEASE_SECONDS = 1.0
@@ -92,5 +93,7 @@ def get(
         read.preference = common_pb2.READ_PREFERENCE_ANY
         read.min_position.sequence = sequence
     request = strings_pb2.GetStringRequest(key=key, read=read)
-    reply = strings_pb2_grpc.StringServiceStub(channel).GetString(request, timeout=timeout_seconds)
+    stub = strings_pb2_grpc.StringServiceStub(channel)
+    # Only the node that is asked answers, or says who does.
+    reply = stub.GetString(request, timeout=timeout_seconds, metadata=((peers.ACCEPT_MOVED_KEY, "1"),))
     return reply.value, reply.header.position.sequence

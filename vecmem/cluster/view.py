@@ -45,6 +45,7 @@ class ClusterView:
         self._looking = asyncio.Lock()
         self._looked_at = -REFRESH_SECONDS_MIN
         self._told = asyncio.Event()
+        self._ending = False
 
     def members_of(self, shard: int) -> list[NodeInfo]:
         """The nodes of a shard that were heard of lately, the one that leads first."""
@@ -98,14 +99,19 @@ class ClusterView:
         """Announce this node at once: something that others want to know has changed."""
         self._told.set()
 
+    def end(self) -> None:
+        """Have `run` end soon: the client of NATS may swallow a cancellation."""
+        self._ending = True
+        self._told.set()
+
     async def run(self, describe: Callable[[], NodeInfo]) -> None:
-        """Look and announce until cancelled. Raises ConfigurationError where another node has this one's name."""
+        """Look and announce until cancelled, or `end`. Raises ConfigurationError where another node has this one's name."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look_always())
             group.create_task(self._announce_always(describe))
 
     async def _look_always(self) -> None:
-        while True:
+        while not self._ending:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.look()
@@ -115,7 +121,7 @@ class ClusterView:
                 _logger.exception("the topology is not valid; the one before is gone by")
 
     async def _announce_always(self, describe: Callable[[], NodeInfo]) -> None:
-        while True:
+        while not self._ending:
             self._told.clear()
             info = describe()
             info.name, info.shard, info.instance = self.node, self.shard, self.instance

@@ -64,6 +64,7 @@ class ClusterNode:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(RELEASE_SECONDS_MAX):
                         await self.member.release()
+            self.view.end()
             running.cancel()
             if self.member is not None:
                 await self.member.hang_up()

@@ -21,7 +21,7 @@ from vecmem.cluster.request_slots import (
     slot_of_pipelined,
     slot_of_transaction,
 )
-from vecmem.errors import InvalidArgumentError, LimitExceededError
+from vecmem.errors import LimitExceededError, VecmemError
 from vecmem.server.calls import Context, answered, check_deadline, ended
 from vecmem.server.error_table import error_message
 from vecmem.server.keyspace_servicer import TYPED_SERVICES
@@ -43,9 +43,10 @@ from vecmem.server.routing_streams import StreamRouting, merge_listings
 from vecmem.server.serializers import check_decoded
 from vecmem.store.keyspace.keys import scan_scope
 from vecmem.store.keyspace.paging import decode_bytes_token, encode_bytes_token
-from vecmem.v1 import channels_pb2, keys_pb2, pipeline_pb2
+from vecmem.v1 import channels_pb2, common_pb2, keys_pb2, pipeline_pb2
 
 Route = Callable[[Any, Call], Awaitable[Reply]]
+PART_ID_CHARACTERS = limits.REQUEST_ID_BYTES_MAX // 4 - 4
 KEYED_SERVICES = frozenset(descriptor.full_name for descriptor, _ in TYPED_SERVICES)
 
 
@@ -224,56 +225,82 @@ class RoutedServer:
         )
 
     async def _pipeline(self, request: pipeline_pb2.PipelineRequest, call: Call) -> Reply:
-        """Each shard runs the operations on its keys, in their order; those of different shards are in no order between them."""
-        method = self._methods["vecmem.v1.PipelineService"]["Pipeline"]
-        slots: list[int] = []
-        results: dict[int, pipeline_pb2.OperationResult] = {}
-        for place, operation in enumerate(request.operations):
-            slots.append(slot_of_pipelined(operation))
-            if operation.WhichOneof("kind") == "scan_keys":
-                slots[place] = -1
-                refused = InvalidArgumentError("ScanKeys is over all shards, and a call of its own", field="kind")
-                results[place] = pipeline_pb2.OperationResult(error=error_message(refused))
+        """Each shard runs the operations on its keys, in their order; those of different shards are in no order between them.
+
+        A walk over keys is over all shards, and comes after what stands before it.
+        """
         headers: list[tuple[int, Any]] = []
-        pauses = self._router.pauses(call)
-        left = [place for place, slot in enumerate(slots) if slot >= 0]
-        attempt = 0
-        while left or not headers:
-            shard_of = self._router.view.slot_map.shard_of
-            places: dict[int, list[int]] = {}
-            for place in left:
-                places.setdefault(int(shard_of[slots[place]]), []).append(place)
-            if not places:
-                places[self._router.view.slot_map.numbers[0]] = []
-            parts = {}
-            for number, some in places.items():
-                parts[number] = pipeline_pb2.PipelineRequest(write=part_write(request), read=request.read)
-                if attempt and request.write.request_id:
-                    # A shard may have done another part already under the id of the whole.
-                    parts[
-                        number
-                    ].write.request_id = f"{request.write.request_id[: limits.REQUEST_ID_BYTES_MAX // 4]}#{attempt}"
-                parts[number].operations.extend(request.operations[place] for place in some)
-            if not left:
-                parts = dict.fromkeys(parts, request)  # refused as a whole, or all of it by itself
-            outcomes = await self._router.gather(method, parts, call)
-            answered_now, _ = answered_parts(outcomes, allow_partial=False)
-            moved: list[int] = []
-            for number, reply in answered_now:
-                headers.append((number, reply.header))
-                for place, result in zip(places[number], reply.results, strict=False):
-                    if result.error.reason in MOVING_REASONS:
-                        moved.append(place)
-                    results[place] = result
-            left = sorted(moved)
-            if left:
-                attempt += 1
-                await anext(pauses)
-        response = pipeline_pb2.PipelineResponse(header=merge_header(headers))
-        response.results.extend(results[place] for place in range(len(slots)))
+        response = pipeline_pb2.PipelineResponse()
+        count = len(request.operations)
+        if not 0 < count <= limits.OPERATIONS_PER_PIPELINE_MAX:
+            method = self._methods["vecmem.v1.PipelineService"]["Pipeline"]  # which refuses it
+            return await self._router.at(method, request, call, lambda: self._router.view.slot_map.numbers[0])
+        start = 0
+        for place in range(count + 1):
+            scans = place < count and request.operations[place].WhichOneof("kind") == "scan_keys"
+            if scans or place == count:
+                if start < place:
+                    response.results.extend(await self._run_operations(request, range(start, place), call, headers))
+                start = place + 1
+            if scans:
+                response.results.append(await self._scan_in_pipeline(request, place, call, headers))
+        response.header.CopyFrom(merge_header(headers))
         if response.ByteSize() > limits.MESSAGE_BYTES_MAX:
             raise LimitExceededError("the reply is too large: ask for less at a time", field="operations")
         return response
+
+    async def _scan_in_pipeline(
+        self, request: pipeline_pb2.PipelineRequest, place: int, call: Call, headers: list[tuple[int, Any]]
+    ) -> pipeline_pb2.OperationResult:
+        scan = keys_pb2.ScanKeysRequest()
+        scan.CopyFrom(request.operations[place].scan_keys)
+        scan.read.CopyFrom(request.read)
+        try:
+            page = await self._scan_keys(scan, call)
+        except VecmemError as error:
+            return pipeline_pb2.OperationResult(error=error_message(error))
+        headers += [
+            (position.shard, common_pb2.ResponseHeader(position=position)) for position in page.header.positions
+        ]
+        page.ClearField("header")
+        return pipeline_pb2.OperationResult(scan_keys=page)
+
+    async def _run_operations(
+        self, request: pipeline_pb2.PipelineRequest, places: range, call: Call, headers: list[tuple[int, Any]]
+    ) -> list[pipeline_pb2.OperationResult]:
+        """Run some operations of a pipeline in a row, and note what the replies reflect."""
+        method = self._methods["vecmem.v1.PipelineService"]["Pipeline"]
+        slots = {place: slot_of_pipelined(request.operations[place]) for place in places}
+        results: dict[int, pipeline_pb2.OperationResult] = {}
+        pauses = self._router.pauses(call)
+        left = list(places)
+        attempt = 0
+        while left:
+            shard_of = self._router.view.slot_map.shard_of
+            by_shard: dict[int, list[int]] = {}
+            for place in left:
+                by_shard.setdefault(int(shard_of[slots[place]]), []).append(place)
+            parts = {}
+            for number, some in by_shard.items():
+                part = parts[number] = pipeline_pb2.PipelineRequest(write=part_write(request), read=request.read)
+                if part.write.request_id and (attempt or places.start):
+                    # A shard may have done another part already under the id of the whole.
+                    part.write.request_id = f"{part.write.request_id[:PART_ID_CHARACTERS]}#{places.start}#{attempt}"
+                part.operations.extend(request.operations[place] for place in some)
+            outcomes = await self._router.gather(method, parts, call)
+            answered_now, _ = answered_parts(outcomes, allow_partial=False)
+            left = []
+            for number, reply in answered_now:
+                headers.append((number, reply.header))
+                for place, result in zip(by_shard[number], reply.results, strict=True):
+                    if result.error.reason in MOVING_REASONS:
+                        left.append(place)
+                    results[place] = result
+            if left:
+                left.sort()
+                attempt += 1
+                await anext(pauses)
+        return [results[place] for place in places]
 
 
 def _direct(handler: Any) -> Callable[[Any, Context], Awaitable[Reply]]:

@@ -272,7 +272,7 @@ class Router:
             metadata.append((peering.SLOTS_KEY, "1"))
         addresses = self._addresses(number, call)
         if not addresses:
-            raise UnavailableError(f"nobody leads shard {number}, as far as is known")
+            raise MovedError(f"nobody leads shard {number}, as far as is known", shard=str(number))
         content = request.SerializeToString()
 
         async def ask(address: str) -> Reply:
