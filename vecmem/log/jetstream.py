@@ -225,6 +225,18 @@ class JetStreamLog:
                 return entry.running_crc
         raise AssertionError("a batch has the records that it was found by")
 
+    def bytes_behind(self, sequence: int) -> int:
+        """About how much the records behind a sequence take, as if all were of one size; the leader is asked.
+
+        Raises UnavailableError, or CorruptionError where the stream is gone.
+        """
+        state = self._call(self._stream.state)
+        if state.first_message > self._first_message and state.message_count:
+            self._note_first(state.first_message)
+        self._size_bytes = state.size_bytes
+        count = self._end.sequence - self._first.sequence
+        return state.size_bytes * min(max(self._end.sequence - sequence, 0), count) // max(count, 1)
+
     def trim(self, before: int) -> None:
         """Forget records below `before`, as far as they share no message with later ones.
 

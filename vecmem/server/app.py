@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 from vecmem.clock import Clock, SystemClock
 from vecmem.cluster.joining import member_of
 from vecmem.cluster.member import Member
+from vecmem.cluster.restoring import recover_member
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
@@ -84,7 +85,7 @@ def serve(settings: Settings, engine: Engine, *, on_ready: Callable[[str], None]
     _return_freed_memory()
     # One search is one thread's work; BLAS threads would fight over the cores with the other searches.
     with threadpool_limits(limits=1):
-        recovered = recover(settings.data_dir)
+        recovered = recover_member(settings) if settings.cluster else recover(settings.data_dir)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
