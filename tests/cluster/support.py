@@ -26,6 +26,7 @@ class Cluster:
     ) -> None:
         """`arguments`: further ones of every node."""
         self._arguments = arguments
+        self._made = 0
         self.nats = servers_in(directory / "nats", nats_servers)
         self.nodes: list[ServerProcess] = []
         self._directory = directory
@@ -37,7 +38,8 @@ class Cluster:
 
     def new_node(self, *arguments: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
         """One more, which is not started."""
-        number = len(self.nodes) + 1
+        self._made += 1
+        number = self._made
         settings = ["--cluster", ",".join(self.nats.urls), "--cluster-monitoring", ",".join(self.nats.monitoring_urls)]
         settings += ["--log-replicas", str(len(self.nats.servers)), "--node", f"node-{number}"]
         settings += ["--lease-seconds", str(LEASE_SECONDS)]

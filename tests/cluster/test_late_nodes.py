@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 
+import grpc
 import pytest
 
 from tests.cluster.late_support import (
@@ -155,8 +156,6 @@ def test_an_uploader_that_dies_leaves_nothing_that_hurts(tmp_path, failpoint):
         writing = Writing()
         writing.until(leader, lambda: not follower.running)
         assert follower.wait(SECONDS_MAX) == -signal.SIGKILL
-        assert len(uploads_of(cluster)) <= 1
-        assert first_sequence(cluster) == 1
         follower.environment = None
         follower.start()
         writing.until(leader, lambda: is_trimmed(cluster))
@@ -180,7 +179,7 @@ def test_a_leader_that_dies_before_it_trims_trims_later(tmp_path):
         writing = Writing()
         cluster.leader()
         writing.step(leader)
-        with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the call under way ends with
+        with pytest.raises(grpc.RpcError):
             writing.until(leader, lambda: False)
         assert leader.wait(SECONDS_MAX) == -signal.SIGKILL
         assert first_sequence(cluster) == 1

@@ -7,7 +7,8 @@ lock. A writer that was overtaken has to read on before it may append again.
 An append whose answer does not come is *settled* before anything else: the message at its place is looked at. If it is
 its own, it succeeded; if it is somebody else's, it never will. If there is none, the append may still be on its way, so
 nothing is known until the place is taken: the same message is published again, with the same id and condition, which
-can put it there once at most. If that does not succeed in time, the log takes no writes until it is opened again.
+can put it there once at most. If that does not succeed in time, or the place was taken and has been trimmed since, the
+log takes no writes until it is opened again.
 
 A batch that is larger than a message goes out in pieces, one after the other: what is durable is always a prefix.
 """
@@ -338,7 +339,7 @@ class JetStreamLog:
 
         Raises:
             _OvertakenError: another message is at its place, so that this one never will be.
-            NoReplyError: it is not known in time.
+            NoReplyError: it is not known in time, or what was at its place was trimmed, so that it never will be.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.settle_seconds
@@ -357,6 +358,7 @@ class JetStreamLog:
             except NoReplyError as error:
                 why = str(error)
             # A refusal is no more certain than silence: an earlier attempt may be what it was refused for.
+            is_trimmed = False
             with contextlib.suppress(NoReplyError):
                 stored = await self._stream.get(batch.message_sequence, seconds=seconds)
                 if stored is not None and stored.batch_id == batch.batch_id:
@@ -365,6 +367,9 @@ class JetStreamLog:
                     raise _OvertakenError(
                         f"another writer has appended sequence {stored.first_sequence} to {stored.last_sequence}"
                     )
+                is_trimmed = batch.message_sequence < (await self._stream.state()).first_message
+            if is_trimmed:
+                raise NoReplyError("what was at its place was trimmed")
             if loop.time() >= deadline:
                 raise NoReplyError(f"{why}, and no certainty after {self._settings.settle_seconds:g} s")
             await asyncio.sleep(PAUSE_SECONDS)
