@@ -122,7 +122,7 @@ def changes_of(node: ServerProcess) -> list[bytes]:
 
 
 def log_first_sequence(node: ServerProcess) -> int:
-    """Where a node's own copy begins."""
+    """Where a node's own copy begins; 0: it holds nothing yet, behind a checkpoint."""
     with connect(node.address) as api:
         return api.info().log_first_sequence
 

@@ -28,11 +28,11 @@ from vecmem.log import checkpoints, failpoints
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.log.jetstream import JetStreamLog
 from vecmem.store.own_thread import in_own_thread
-from vecmem.store.recovery import CHECKPOINT_DIRECTORY
+from vecmem.store.replacing import CHECKPOINT_DIRECTORY
 from vecmem.store.shard import Shard
 
 LOOK_SECONDS: Final = 2.0
-UPLOAD_WORTH_SHARE: Final = 0.5
+UPLOAD_WORTH_SHARE: Final = 0.25
 """Of a checkpoint's size: so much of the log is behind the published one before it is sent, however small checkpoint_log_bytes is."""
 LEADER_PATIENCE_FACTOR: Final = 2
 PAUSE_FACTOR: Final = 1.0

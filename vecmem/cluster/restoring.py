@@ -1,12 +1,8 @@
 """A node that comes late: before it serves it gets a published checkpoint in place of a copy that the log does not continue any more.
 
 Late is a node without a copy of its own, and one whose copy ends before the log begins: others have trimmed the log on, as
-far as published checkpoints cover it. What is restored is made beside the data and takes its place in steps that a crash may
-cut short anywhere; the next start goes on with them:
-
-    DATA_DIR/restoring      being made; a start removes it
-    DATA_DIR/restored       whole: `log`, empty, which goes on behind the checkpoint, and `checkpoints`. Each takes the place of what
-                            has its name in DATA_DIR, which is removed; then this directory is
+far as published checkpoints cover it. What is restored is made beside
+the data and takes its place in steps that a crash may cut short anywhere (vecmem.store.replacing).
 
 The old copy is given up only when all of the new one is on disk. Before that the checkpoint's running CRC is compared with that of
 the log there: a checkpoint of another log is refused.
@@ -17,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from vecmem.cluster.joining import log_settings, published_checkpoints
 from vecmem.cluster.published_checkpoints import PublishedCheckpoints, Upload
@@ -27,11 +22,16 @@ from vecmem.filesystem import fsync_directory, make_directory, publish_directory
 from vecmem.log import failpoints
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.log.jetstream import JetStreamLog
-from vecmem.log.rocks import DirectoryLock, RocksLog
-from vecmem.store.recovery import CHECKPOINT_DIRECTORY, LOG_DIRECTORY, Recovered, recover
-
-RESTORING: Final = "restoring"
-RESTORED: Final = "restored"
+from vecmem.log.rocks import RocksLog
+from vecmem.store.recovery import Recovered, recover
+from vecmem.store.replacing import (
+    CHECKPOINT_DIRECTORY,
+    LOG_DIRECTORY,
+    RESTORED,
+    RESTORING,
+    complete_replacement,
+    lock_of,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -48,10 +48,9 @@ def recover_member(settings: Settings) -> Recovered:
     """
     data_dir = settings.data_dir
     make_directory(data_dir)
-    # Where the data are replaced the log's own lock goes with them.
-    lock = DirectoryLock(data_dir)
+    lock = lock_of(data_dir)
     try:
-        complete_restore(data_dir)
+        complete_replacement(data_dir)
         recovered = recover(data_dir)
         try:
             is_restored = _restore_if_late(settings, recovered.log)
@@ -62,32 +61,10 @@ def recover_member(settings: Settings) -> Recovered:
             return recovered
         recovered.log.close()
         del recovered
-        complete_restore(data_dir)
+        complete_replacement(data_dir)
         return recover(data_dir)
     finally:
         lock.release()
-
-
-def complete_restore(data_dir: Path) -> None:
-    """Let what was restored take its place, if there is anything; remove what was not wholly made."""
-    remove_directory(data_dir / RESTORING)
-    restored = data_dir / RESTORED
-    if not restored.exists():
-        return
-    _replace(data_dir, restored, LOG_DIRECTORY, "before_restored_log")
-    _replace(data_dir, restored, CHECKPOINT_DIRECTORY, "before_restored_checkpoints")
-    failpoints.reach("before_restored_cleanup")
-    remove_directory(restored)
-
-
-def _replace(data_dir: Path, restored: Path, name: str, failpoint: failpoints.ClusterFailpoint) -> None:
-    if (restored / name).exists():
-        remove_directory(data_dir / name)
-        failpoints.reach(failpoint)
-        (restored / name).rename(data_dir / name)
-    # Always: whoever renamed it may have died before this.
-    fsync_directory(data_dir)
-    fsync_directory(restored)
 
 
 def _restore_if_late(settings: Settings, copy: RocksLog) -> bool:
