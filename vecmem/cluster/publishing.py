@@ -73,10 +73,11 @@ class Publisher:
                 await asyncio.sleep(LOOK_SECONDS)
                 try:
                     await in_own_thread(self._look, log, bucket)
-                except (VecmemError, OSError) as error:
+                except Exception as error:
                     # The log keeps what is not published. It is looked at again.
                     if self._shard.failures.get(_WORK) != repr(error):
-                        _logger.warning("checkpoints are not published: %s", error)
+                        expected = isinstance(error, VecmemError | OSError)
+                        _logger.warning("checkpoints are not published: %s", error, exc_info=not expected)
                     self._shard.failures[_WORK] = repr(error)
                     await in_own_thread(bucket.close)
                 else:

@@ -71,21 +71,15 @@ def _restore_if_late(settings: Settings, copy: RocksLog) -> bool:
     """Make DATA_DIR/restored if the copy of the log here is late; whether it was made."""
     is_fresh = not copy.last_sequence
     try:
+        if not is_fresh and not _is_trimmed_beyond(settings, copy.last_sequence):
+            return False
         with published_checkpoints(settings) as published:
             uploads = () if published is None else published.newest_first()
             if is_fresh and not uploads:
                 return False  # the log may not even be there yet
             log = JetStreamLog.open(log_settings(settings))
             try:
-                if not is_fresh and copy.last_sequence >= log.first_sequence - 1:
-                    return False
-                if uploads and uploads[0].sequence > log.last_sequence:
-                    raise CorruptionError(
-                        f"the log ends at sequence {log.last_sequence}, before the published checkpoint {uploads[0].name}: "
-                        "records are lost",
-                        path=log.path,
-                    )
-                refusals = [] if published is None else _restore_one_of(settings.data_dir, log, published, uploads)
+                refusals = _restore(settings.data_dir, log, published, uploads)
                 if refusals is None:
                     return True
                 if is_fresh and log.first_sequence == 1:
@@ -102,11 +96,26 @@ def _restore_if_late(settings: Settings, copy: RocksLog) -> bool:
         return False
 
 
-def _restore_one_of(
-    data_dir: Path, log: JetStreamLog, published: PublishedCheckpoints, uploads: Sequence[Upload]
+def _is_trimmed_beyond(settings: Settings, sequence: int) -> bool:
+    log = JetStreamLog.open(log_settings(settings))
+    try:
+        return sequence < log.first_sequence - 1
+    finally:
+        log.close()
+
+
+def _restore(
+    data_dir: Path, log: JetStreamLog, published: PublishedCheckpoints | None, uploads: Sequence[Upload]
 ) -> list[DataLossError] | None:
-    """Make DATA_DIR/restored from the newest that is sound; otherwise why each was refused."""
+    """Make DATA_DIR/restored from the newest upload that is sound; otherwise why each was refused."""
     refusals: list[DataLossError] = []
+    if published is None:
+        return refusals
+    if uploads and uploads[0].sequence > log.last_sequence:
+        raise CorruptionError(
+            f"the log ends at sequence {log.last_sequence}, before the published checkpoint {uploads[0].name}: records are lost",
+            path=log.path,
+        )
     for upload in uploads:
         try:
             _make_restored(data_dir, log, published, upload)
