@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.nats import ask_jetstream
 from vecmem.cluster import published_checkpoints as module
-from vecmem.cluster.nats_server import NatsServers
+from vecmem.cluster.nats_server import NatsServer, NatsServers
 from vecmem.cluster.published_checkpoints import PublishedCheckpoints
 from vecmem.errors import CorruptionError, UnavailableError
 from vecmem.filesystem import write_durably
@@ -134,3 +134,34 @@ def test_files_that_come_back_different_are_not_published(store, sealed, monkeyp
     with pytest.raises(CorruptionError, match=r"FILES.*file deep/b"):
         published.upload(sealed(5), nothing)
     assert published.newest_first() == []
+
+
+def test_an_upload_goes_on_when_the_server_that_leads_the_bucket_dies(nats_cluster, bucket, sealed, tmp_path):
+    connection = NatsConnection(nats_cluster.urls)
+    store = ObjectStore.open(connection, bucket, 3, create=True)
+    assert store is not None
+    assert len(store.servers) == 3
+    published = PublishedCheckpoints(store, "node")
+    sent = iter(range(100))
+
+    def kill_leader(_: float) -> None:
+        if next(sent) == 2:
+            name = ask_jetstream(nats_cluster, f"STREAM.INFO.OBJ_{bucket}")["cluster"]["leader"]
+            (leader,) = [server for server in nats_cluster.servers if server.plan.name == name]
+            leader.kill()
+            killed.append(leader)
+
+    killed: list[NatsServer] = []
+    try:
+        upload = published.upload(sealed(5), kill_leader)
+    finally:
+        for server in killed:
+            server.launch()
+            server.wait_until_ready()
+    assert killed
+    target = tmp_path / "downloaded"
+    target.mkdir()
+    published.download(upload, target)
+    for name, content in FILES.items():
+        assert checkpoints.read_verified(checkpoints.load_manifest(target), name) == content
+    connection.close()
