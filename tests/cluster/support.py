@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,12 @@ SECONDS_MAX = 60.0
 class Cluster:
     """Nodes are made and started at once; whatever still runs at the end is ended."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3, nats_servers: int = 1) -> None:
+    def __init__(
+        self, directory: Path, *, nodes: int = 3, nats_servers: int = 1, arguments: Sequence[str] = ()
+    ) -> None:
+        """`arguments`: further ones of every node."""
+        self._arguments = arguments
+        self._made = 0
         self.nats = servers_in(directory / "nats", nats_servers)
         self.nodes: list[ServerProcess] = []
         self._directory = directory
@@ -29,13 +35,22 @@ class Cluster:
 
     def add_node(self, *arguments: str) -> ServerProcess:
         """Start one more."""
-        number = len(self.nodes) + 1
+        return self.new_node(*arguments).start()
+
+    def new_node(self, *arguments: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
+        """One more, which is not started."""
+        self._made += 1
+        number = self._made
         settings = ["--cluster", ",".join(self.nats.urls), "--cluster-monitoring", ",".join(self.nats.monitoring_urls)]
         settings += ["--log-replicas", str(len(self.nats.servers)), "--node", f"node-{number}"]
         settings += ["--lease-seconds", str(LEASE_SECONDS)]
-        node = ServerProcess(self._directory / f"node-{number}", arguments=[*settings, *arguments])
+        node = ServerProcess(
+            self._directory / f"node-{number}",
+            arguments=[*settings, *self._arguments, *arguments],
+            environment=environment,
+        )
         self.nodes.append(node)
-        return node.start()
+        return node
 
     @property
     def addresses(self) -> str:

@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from threadpoolctl import threadpool_limits
 
 from vecmem.clock import Clock, SystemClock
+from vecmem.cluster.joining import recover_node
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
@@ -42,7 +43,7 @@ from vecmem.server.serializers import adapted
 from vecmem.server.transaction_servicer import TransactionServicer
 from vecmem.server.watch_servicer import WatchServicer
 from vecmem.store.lanes import SearchLanes
-from vecmem.store.recovery import Recovered, recover
+from vecmem.store.recovery import Recovered
 from vecmem.store.shard import Shard
 from vecmem.v1 import (
     admin_pb2,
@@ -84,7 +85,7 @@ def serve(settings: Settings, engine: Engine, *, on_ready: Callable[[str], None]
     _return_freed_memory()
     # One search is one thread's work; BLAS threads would fight over the cores with the other searches.
     with threadpool_limits(limits=1):
-        recovered = recover(settings.data_dir)
+        recovered = recover_node(settings)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

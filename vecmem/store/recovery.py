@@ -22,11 +22,16 @@ from vecmem.log.checkpoints import CheckpointManifest, CheckpointStore
 from vecmem.log.record import LogEntry
 from vecmem.log.rocks import RocksLog
 from vecmem.store import image
+from vecmem.store.replacing import (
+    CHECKPOINT_DIRECTORY,
+    LOG_DIRECTORY,
+    complete_replacement,
+    is_being_replaced,
+    lock_of,
+)
 from vecmem.store.staging import StagedGroup
 from vecmem.store.state_machine import StateMachine
 
-LOG_DIRECTORY = "log"
-CHECKPOINT_DIRECTORY = "checkpoints"
 RECLAIM_RECORDS = 256
 """Records replayed between two reclaims of dead rows."""
 
@@ -68,6 +73,12 @@ def recover(data_dir: Path) -> Recovered:
     Raises CorruptionError, UnsupportedFormatError or UnavailableError (in use); nothing acknowledged is ever dropped.
     """
     make_directory(data_dir)
+    if is_being_replaced(data_dir):
+        lock = lock_of(data_dir)
+        try:
+            complete_replacement(data_dir)
+        finally:
+            lock.release()
     recovery = Recovery()
     store = CheckpointStore(data_dir / CHECKPOINT_DIRECTORY)
     # The log's lock comes first: leftovers are only leftovers when nobody else is at work here.

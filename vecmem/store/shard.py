@@ -37,7 +37,8 @@ from vecmem.store.eviction import LRU
 from vecmem.store.maintenance import Maintenance
 from vecmem.store.memory import Memory
 from vecmem.store.own_thread import in_own_thread
-from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
+from vecmem.store.recovery import Recovered
+from vecmem.store.replacing import CHECKPOINT_DIRECTORY
 from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, repeated_result
 from vecmem.store.sweeping import sweep_expired
 from vecmem.store.v1 import command_pb2
