@@ -36,10 +36,10 @@ def member_of(shard: Shard, settings: Settings) -> Member:
 def log_settings(settings: Settings) -> JetStreamSettings:
     """Where the log of this node's shard is."""
     return JetStreamSettings(
-        servers=several(settings.cluster),
+        servers=_several(settings.cluster),
         stream=f"vecmem-{settings.cluster_name}-{settings.shard}",
         replicas=settings.log_replicas,
-        monitoring_urls=several(settings.cluster_monitoring),
+        monitoring_urls=_several(settings.cluster_monitoring),
         allow_lazy_sync=settings.cluster_allow_lazy_sync,
         allow_unknown_sync=settings.cluster_allow_lazy_sync,
     )
@@ -81,5 +81,5 @@ def coordination_of(settings: Settings) -> JetStreamCoordination:
     return JetStreamCoordination(found.servers, f"vecmem-{settings.cluster_name}", found.replicas)
 
 
-def several(text: str) -> tuple[str, ...]:
+def _several(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
