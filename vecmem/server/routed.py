@@ -25,6 +25,7 @@ from vecmem.errors import LimitExceededError, VecmemError
 from vecmem.server.calls import Context, answered, check_deadline, ended
 from vecmem.server.error_table import error_message
 from vecmem.server.keyspace_servicer import TYPED_SERVICES
+from vecmem.server.point_shards import MOVING_REASONS, PointShards
 from vecmem.server.routing import (
     Call,
     Method,
@@ -38,7 +39,8 @@ from vecmem.server.routing import (
     part_write,
 )
 from vecmem.server.routing_collections import CollectionRouting
-from vecmem.server.routing_points import MOVING_REASONS, PointRouting
+from vecmem.server.routing_points import PointRouting
+from vecmem.server.routing_queries import QueryRouting
 from vecmem.server.routing_streams import StreamRouting, merge_listings
 from vecmem.server.serializers import check_decoded
 from vecmem.store.keyspace.keys import scan_scope
@@ -77,9 +79,10 @@ class RoutedServer:
         points = self._methods["vecmem.v1.PointService"]
         collections = self._methods["vecmem.v1.CollectionService"]
         self.collections = CollectionRouting(self._router, collections)
-        point_routing = PointRouting(self._router, points, collections["GetCollection"])
+        shards = PointShards(self._router, points, collections["GetCollection"])
+        point_routing = PointRouting(shards)
         stream_routing = StreamRouting(self._router)
-        routes = self._routes(point_routing, self.collections)
+        routes = self._routes(point_routing, QueryRouting(shards), self.collections)
         for service, handlers in self._handlers.items():
             for name, handler in handlers.items():
                 path = f"/{service}/{name}"
@@ -98,19 +101,19 @@ class RoutedServer:
                 handlers["Subscribe"] = self._listening(handlers["Subscribe"], stream_routing.subscribe)
             self._server.add_registered_method_handlers(service, handlers)
 
-    def _routes(self, points: PointRouting, collections: CollectionRouting) -> dict[str, Route]:
+    def _routes(self, points: PointRouting, queries: QueryRouting, collections: CollectionRouting) -> dict[str, Route]:
         """How each unary method finds its shards, by its path."""
         routes: dict[str, Route] = {
             "/vecmem.v1.PointService/Upsert": points.upsert,
             "/vecmem.v1.PointService/UpsertBatch": points.upsert_batch,
-            "/vecmem.v1.PointService/Get": points.get,
-            "/vecmem.v1.PointService/GetBatch": points.get_batch,
+            "/vecmem.v1.PointService/Get": queries.get,
+            "/vecmem.v1.PointService/GetBatch": queries.get_batch,
             "/vecmem.v1.PointService/Delete": points.delete,
             "/vecmem.v1.PointService/UpdatePayload": points.update_payload,
-            "/vecmem.v1.PointService/Query": points.query,
-            "/vecmem.v1.PointService/QueryBatch": points.query_batch,
-            "/vecmem.v1.PointService/Scroll": points.scroll,
-            "/vecmem.v1.PointService/Count": points.count,
+            "/vecmem.v1.PointService/Query": queries.query,
+            "/vecmem.v1.PointService/QueryBatch": queries.query_batch,
+            "/vecmem.v1.PointService/Scroll": queries.scroll,
+            "/vecmem.v1.PointService/Count": queries.count,
             "/vecmem.v1.CollectionService/CreateCollection": collections.create_collection,
             "/vecmem.v1.CollectionService/GetCollection": collections.get_collection,
             "/vecmem.v1.CollectionService/ListCollections": collections.list_collections,
