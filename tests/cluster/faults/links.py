@@ -117,8 +117,8 @@ class Link:
                 self._forward(reader, target_writer, self._passes[THERE]),
                 self._forward(target_reader, writer, self._passes[BACK]),
             )
-        except OSError:
-            pass  # nobody listens there, or the connection broke: so it does on the other side
+        except (OSError, asyncio.CancelledError):
+            pass  # nobody listens there, or the connection broke, so it does on the other side; or the test is over
         finally:
             for one in pair:
                 self._writers.discard(one)

@@ -299,6 +299,10 @@ LINK_FAULTS: Final = (
 )
 
 
+ALONE: Final = frozenset({"kill_all_servers", "fill_disk"})
+"""These leave nothing for others, or wait for something that others may prevent."""
+
+
 class Nemesis:
     """Picks faults by a seed, each of them before any comes again, and holds them for longer than a lease."""
 
@@ -310,12 +314,14 @@ class Nemesis:
         self._order: list[str] = []
 
     def strike(self, *, together: int = 1) -> list[str]:
-        """Let one fault, or several at once, happen and pass. Returns their names."""
+        """Let one fault, or several at once where they go together, happen and pass. Returns their names."""
         scene = Scene(self._cluster, self._group, self._notes, self._rng)
         names: list[str] = []
         with ExitStack() as stack:
-            for _ in range(together):
+            while len(names) < together and not ALONE & set(names):
                 self._order = self._order or self._rng.sample(self._faults, len(self._faults))
+                if names and self._order[-1] in ALONE:
+                    break
                 names.append(self._order.pop())
                 print(f"{time.monotonic():.1f} {names[-1]}")
                 stack.enter_context(FAULTS[names[-1]](scene))
