@@ -137,6 +137,7 @@ class Session:
     def __init__(self, name: str, group: Group, plan: Plan, notes: Notes, seed: int, *, stays_at: int | None) -> None:
         self.error: BaseException | None = None
         self._name = name
+        self._group = group
         self._plan = plan
         self._notes = notes
         self._rng = random.Random(seed)
@@ -174,6 +175,7 @@ class Session:
         read = getattr(operation, operation.WhichOneof("kind") or "").read
         read.preference = common_pb2.READ_PREFERENCE_ANY
         node = rng.randrange(len(self._stubs)) if self._stays_at is None else self._stays_at
+        lives = self._group.nodes[node].lives
         if self._stays_at is None:
             # Now and then what others were told is asked for as well.
             read.min_position.sequence = (
@@ -190,8 +192,12 @@ class Session:
                 raise
             self._notes.events["read: position ahead"] += 1
             return
+        if lives != self._group.nodes[node].lives:
+            return  # who has answered is not known
         position = reply.header.position.sequence
-        noted = ReplicaRead(self._name, node, read.min_position.sequence, position, answered(action, reply))
+        # Whoever stays at a node begins anew with one that replaces it; whoever goes around asks it for what it has seen elsewhere.
+        name = self._name if self._stays_at is None else f"{self._name}, life {lives}"
+        noted = ReplicaRead(name, node, read.min_position.sequence, position, answered(action, reply))
         self._notes.reads.append(noted)
         self._seen = max(self._seen, position)
         time.sleep(rng.uniform(0.0, 0.03))

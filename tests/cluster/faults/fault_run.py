@@ -22,7 +22,10 @@ from tests.support.linearizability import check
 
 CLIENTS = 4
 STRIKES_PER_GENERATION = 2
+GENERATIONS_A_GROUP = 100_000
+"""No two groups have a key in common."""
 SETTLE_SECONDS_MAX = 120.0
+TOGETHER_SHARE = 0.3
 ANSWERS = 10
 """That have to come after each fault."""
 
@@ -39,9 +42,9 @@ class Run:
 
     def __init__(self, cluster: FaultCluster, group: Group, rng: random.Random) -> None:
         self.cluster, self.group, self.rng = cluster, group, rng
-        self.history, self.notes, self.plan = History(), Notes(), Plan(Keys(0))
+        self._generation = group.shard * GENERATIONS_A_GROUP
+        self.history, self.notes, self.plan = History(), Notes(), Plan(Keys(self._generation))
         self.keys = self.plan.keys.all
-        self._generation = 0
         self._connections = [ClusterConnection(group, self.notes, rng.randrange(2**32)) for _ in range(CLIENTS)]
         self._clients = [
             Client(f"client{number}", rng.randrange(2**32), connection, self.plan, self.history, SETTLE_SECONDS_MAX)
@@ -112,30 +115,40 @@ class Run:
 
 
 def run_with_faults(
-    directory: Path, seed: int, faults: Sequence[str], *, strikes: int | None = None, seconds: float = 0.0
+    directory: Path,
+    seed: int,
+    faults: Sequence[str],
+    *,
+    nodes_of_groups: Sequence[int] = (3,),
+    seconds: float = 0.0,
 ) -> None:
-    """Let a nemesis strike so many times, or for so long, each fault at least once; then check. Without either: each fault once."""
+    """Let a nemesis strike each group by each fault once, and then go on until the time is over; then check."""
     rng = random.Random(seed)
-    strikes = len(faults) if strikes is None else strikes
     deadline = time.monotonic() + seconds
-    with FaultCluster(directory) as cluster:
-        (group,) = cluster.groups
-        run = Run(cluster, group, rng)
-        nemesis = Nemesis(cluster, group, run.notes, rng, faults)
-        run.start()
+    with FaultCluster(directory, nodes_of_groups=nodes_of_groups) as cluster:
+        runs = [Run(cluster, group, rng) for group in cluster.groups]
+        nemeses = [Nemesis(cluster, run.group, run.notes, rng, faults) for run in runs]
+        for run in runs:
+            run.start()
         try:
             number = 0
-            while number < strikes or time.monotonic() < deadline:
+            while number < len(faults) * len(runs) or time.monotonic() < deadline:
                 if number and number % STRIKES_PER_GENERATION == 0:
-                    run.next_keys()
+                    for run in runs:
+                        run.next_keys()
                 # In what lasts longer, some faults come together.
-                nemesis.strike(together=2 if seconds and rng.random() < 0.3 else 1)
-                run.wait_for_answers()
+                together = 2 if seconds and rng.random() < TOGETHER_SHARE else 1
+                nemeses[number % len(runs)].strike(together=together)
+                for run in runs:
+                    run.wait_for_answers()
                 number += 1
         except BaseException:
-            run.abandon()
+            for run in runs:
+                run.abandon()
             raise
-        run.end()
-        run.check_history()
-        run.stop_nodes()
-        run.check_log()
+        for run in runs:
+            run.end()
+            run.check_history()
+        for run in runs:
+            run.stop_nodes()
+            run.check_log()

@@ -138,6 +138,26 @@ def kill_replica(scene: Scene) -> Iterator[None]:
 
 
 @fault
+def cut_power_of_a_node(scene: Scene) -> Iterator[None]:
+    """It dies, and all that it had not synced is gone."""
+    node = scene.primary() if scene.rng.random() < 0.5 else scene.replica()
+    node.process.kill()
+    node.machine.power_cut()
+    yield
+    node.process.start()
+
+
+@fault
+def replace_replica(scene: Scene) -> Iterator[None]:
+    """By a new one of the same name, which has nothing and reads the log from its beginning."""
+    node = scene.replica()
+    node.process.kill()
+    node.replace()
+    yield
+    node.process.start()
+
+
+@fault
 def kill_server(scene: Scene) -> Iterator[None]:
     with server_killed(scene.cluster.nats.servers[scene.stream_leader()]):
         yield
@@ -280,6 +300,8 @@ PROCESS_FAULTS: Final = (
     "kill_replica",
     "kill_server",
     "kill_all_servers",
+    "cut_power_of_a_node",
+    "replace_replica",
     "stop_primary",
     "pause_primary",
     "pause_replica",
