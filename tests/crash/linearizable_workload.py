@@ -182,13 +182,22 @@ class Plan:
 class Client:
     """One of the clients, in a thread of its own."""
 
-    def __init__(self, name: str, seed: int, connection: Connection, plan: Plan, history: History) -> None:
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        connection: Connection,
+        plan: Plan,
+        history: History,
+        settle_seconds_max: float = SETTLE_SECONDS_MAX,
+    ) -> None:
         self.error: BaseException | None = None
         self._name = name
         self._rng = random.Random(seed)
         self._connection = connection
         self._plan = plan
         self._history = history
+        self._settle_seconds_max = settle_seconds_max
         self._requests = 0
         self._versions: dict[str, int] = {}
         """What this client has last been told of registers."""
@@ -203,7 +212,7 @@ class Client:
 
     def end(self) -> None:
         """Wait for it, after `plan.stop`. Raises what it found wrong."""
-        self._thread.join(2 * SETTLE_SECONDS_MAX)
+        self._thread.join(2 * self._settle_seconds_max)
         assert not self._thread.is_alive()
         self.raise_error()
 
@@ -294,7 +303,7 @@ class Client:
                     self._wait_for_the_server()
                     return called_ns, NEVER, None
                 waited_seconds = (time.monotonic_ns() - called_ns) / 1e9
-                if waited_seconds > SETTLE_SECONDS_MAX:
+                if waited_seconds > self._settle_seconds_max:
                     raise RuntimeError(f"no answer after {tries} tries, the last: {error}") from error
                 continue
             self._history.events["settled by another try"] += tries > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tests.log.support import SECONDS_MAX, fill, record, rot, until
 from tests.support.nats import ask_jetstream, settings_for
 from vecmem.cluster.nats_server import NatsServer, NatsServers
-from vecmem.errors import VecmemError
+from vecmem.errors import UnavailableError, VecmemError
 from vecmem.log.jetstream import JetStreamLog
 from vecmem.log.record import LogEntry
 
@@ -115,6 +116,32 @@ def test_all_servers_killed_at_once_lose_nothing(nats_cluster: NatsServers) -> N
     assert list(log.read(1)) == acknowledged
     assert [entry.sequence for entry in acknowledged] == list(range(1, len(acknowledged) + 1))
     log.close()
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_log_is_opened_while_one_server_is_dead(nats_cluster: NatsServers, *, leads: bool) -> None:
+    """Nobody can ask it whether it syncs; it acknowledges nothing either."""
+    settings = settings_for(nats_cluster)
+    log = JetStreamLog.open(settings, create=True)
+    fill(log, 10)
+    log.close()
+    leader = leader_of(nats_cluster, settings.stream)
+    dead = leader if leads else next(server for server in nats_cluster.servers if server is not leader)
+    try:
+        kill(dead)
+        opened: list[JetStreamLog] = []
+
+        def is_open() -> bool:
+            with suppress(UnavailableError):  # until it is missed, and another one leads
+                opened.append(JetStreamLog.open(settings))
+            return bool(opened)
+
+        until(is_open)
+        fill(opened[0], 10)
+        assert opened[0].last_sequence == 20
+        opened[0].close()
+    finally:
+        revive(dead)
 
 
 def test_a_reader_waits_for_the_election_of_a_leader(nats_cluster: NatsServers) -> None:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 READ_BYTES: Final = 4 * 1024 * 1024
 READ_MESSAGES: Final = 1_000
 """Messages are read this much at a time; the last one may go over it."""
+SILENT_SECONDS: Final = 3.0
+"""Servers with a copy answer the stream's leader about every second."""
 PAUSE_SECONDS: Final = 0.05
 """Between two attempts at something that gets no answer."""
 
@@ -48,7 +50,10 @@ class StreamState:
     message_count: int
     size_bytes: int
     servers: frozenset[str]
-    """Names of the servers with a copy; empty where a server stands alone."""
+    """Names of the servers with a copy that the leader hears of, itself included; empty where a server stands alone.
+
+    One that is down acknowledges nothing, and its absence is what the other copies are for.
+    """
 
 
 class Stream:
@@ -221,7 +226,8 @@ async def last_batch(stream: Stream, state: StreamState) -> Batch | None:
 def state_of(info: dict[str, Any]) -> StreamState:
     """What a reply about a stream says of its state."""
     state, cluster = info["state"], info.get("cluster") or {}
-    servers = {cluster.get("leader", ""), *(replica["name"] for replica in cluster.get("replicas") or [])}
+    heard_of = (replica["name"] for replica in cluster.get("replicas") or [] if _is_heard_of(replica))
+    servers = {cluster.get("leader", ""), *heard_of}
     return StreamState(
         first_message=int(state["first_seq"]),
         last_message=int(state["last_seq"]),
@@ -229,6 +235,11 @@ def state_of(info: dict[str, Any]) -> StreamState:
         size_bytes=int(state["bytes"]),
         servers=frozenset(servers - {""}),
     )
+
+
+def _is_heard_of(replica: dict[str, Any]) -> bool:
+    """Whether the leader has heard of a server with a copy lately. 0 stands for never, since it leads."""
+    return not replica.get("offline") and 0 < int(replica.get("active") or 0) <= SILENT_SECONDS * 1e9
 
 
 def _error_code(answer: dict[str, Any]) -> int:
