@@ -49,7 +49,7 @@ ROUNDS_MAX: Final = 20
 LEFT_MAX: Final = 16
 """Keys and points that may be left to copy while writes are blocked."""
 BLOCKED_SECONDS_MAX: Final = 0.2
-"""How long writes may be blocked before the group is given away; then it goes back. Twice as long with each try that failed for it alone."""
+"""How long writes may be blocked before the group is given away; then it goes back. Twice as long for each try that this has ended."""
 DOUBLINGS_MAX: Final = 8
 """So that a slot whose one large value changes all the time moves in the end."""
 RELEASES_MAX: Final = 3
