@@ -1,7 +1,7 @@
 """Generate the Python stubs from proto/: `python scripts/generate_stubs.py [--check]`.
 
 The public API goes to clients/python/vecmem/v1 (the one copy; the server imports it from there), the
-log's commands to vecmem/store/v1, what nodes of a cluster tell each other to vecmem/cluster/v1. With --check nothing is written and a difference exits 1.
+log's commands to vecmem/store/v1, what nodes of a cluster say to one another to vecmem/cluster/v1. With --check nothing is written and a difference exits 1.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TARGETS = {
     Path("vecmem/store/v1"): ROOT,
     Path("vecmem/cluster/v1"): ROOT,
 }
+WITHOUT_SERVICES = {Path("vecmem/store/v1")}
 
 
 def generate(directory: Path) -> None:
@@ -38,7 +39,7 @@ def generate(directory: Path) -> None:
             f"--python_out={directory}",
             f"--mypy_out=quiet:{directory}",
         ]
-        if package != Path("vecmem/store/v1"):
+        if package not in WITHOUT_SERVICES:
             arguments += [f"--grpc_python_out={directory}", f"--mypy_grpc_out=quiet:{directory}"]
         if protoc.main(arguments + protos) != 0:
             raise SystemExit(1)

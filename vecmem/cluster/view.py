@@ -81,12 +81,18 @@ class ClusterView:
             self.slot_map = layout.slot_map(topology)
 
     async def change(self, changed: Callable[[Topology], Topology]) -> Topology:
-        """Change the topology by compare-and-set. Raises TopologyConflictError, UnavailableError, and what the function does."""
+        """Change the topology by compare-and-set; where its epoch is the same it stays what it is.
 
-        def next_value(value: bytes | None) -> bytes:
+        Raises TopologyConflictError, UnavailableError, and what the function does.
+        """
+
+        def next_value(value: bytes | None) -> bytes | None:
             if value is None:
                 raise InvalidTopologyError("the topology is gone")
-            topology = changed(Topology.FromString(value))
+            before = Topology.FromString(value)
+            topology = changed(before)
+            if topology.epoch == before.epoch:
+                return None
             layout.slot_map(topology)  # raises where it is none
             return topology.SerializeToString()
 

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from vecmem.clock import Clock, SystemClock
 from vecmem.cluster.joining import recover_node
+from vecmem.cluster.v1 import migration_pb2_grpc
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
@@ -37,6 +38,7 @@ from vecmem.server.cluster_servicer import ClusterServicer
 from vecmem.server.collection_servicer import CollectionServicer
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicers
+from vecmem.server.migration_servicer import MigrationServicer
 from vecmem.server.open_streams import OpenStreams
 from vecmem.server.point_servicer import PointServicer
 from vecmem.server.serializers import adapted
@@ -122,8 +124,11 @@ async def _serve(
             channels_pb2_grpc.add_ChannelServiceServicer_to_server(ChannelServicer(shard, streams), methods)
             add_keyspace_servicers(shard, methods)
             view = None if node is None else node.view
-            cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(shard, view, None), methods)
+            cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
+                ClusterServicer(shard, view, None if node is None else node.slot_bytes), methods
+            )
             if node is not None:
+                migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationServicer(shard), methods)
                 node.server.finish()
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name

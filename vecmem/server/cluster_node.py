@@ -8,7 +8,9 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from vecmem.cluster.joining import member_of, view_of
+from vecmem.cluster.migration import Migrator
 from vecmem.cluster.peers import Peers
+from vecmem.cluster.slot_map import ViewSlotMap
 from vecmem.cluster.view import ClusterView
 from vecmem.config import Settings
 from vecmem.errors import UnavailableError, VecmemError
@@ -19,6 +21,8 @@ from vecmem.store.v1 import command_pb2
 from vecmem.v1.cluster_pb2 import NodeInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import grpc
 
     from vecmem.cluster.member import Member
@@ -40,6 +44,8 @@ class ClusterNode:
         self.peers = Peers()
         self.router = Router(shard, view, self.peers)
         self.server = RoutedServer(methods, self.router)
+        self.slot_map = ViewSlotMap(view, self.peers)
+        self.migrator = Migrator(shard, shard.number, self.slot_map, self.slot_map.primary_of)
 
     async def run(self, address: str) -> None:
         """Take part until cancelled; `address` is where others find this node.
@@ -55,6 +61,7 @@ class ClusterNode:
                 group.create_task(self.member.run(address), name="take part")
             group.create_task(self.view.run(lambda: self.describe(address)), name="look at the cluster")
             group.create_task(self._take_slots(), name="take slots")
+            group.create_task(self.migrator.run(), name="move slots")
             group.create_task(collections.heal(), name="finish changes of collections")
 
     async def leave(self, running: asyncio.Task[None]) -> None:
@@ -91,6 +98,10 @@ class ClusterNode:
             item_count=shard.state.point_count()
             + (0 if shard.state.keyspace_damage else len(shard.state.keyspace.values)),
         )
+
+    async def slot_bytes(self, number: int) -> Sequence[float]:
+        """About what each slot takes at the node that leads a shard, bytes."""
+        return await (await self.slot_map.primary_of(number)).measure()
 
     async def _take_slots(self) -> None:
         """Note in a new shard's log which slots the topology gives it: from then on its log alone says which it has."""

@@ -37,7 +37,7 @@ class Digest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add_key(self, key: bytes, kind: int, content: bytes, expires_at_unix_ms: int) -> None:
+    def add_key(self, key: bytes, kind: int, content: bytes | bytearray, expires_at_unix_ms: int) -> None:
         """Take a key; `content` as in StagedKey, all of it."""
         self._hash.update(_KEY.pack(b"k", len(key), kind, expires_at_unix_ms, len(content)))
         self._hash.update(key)

@@ -194,7 +194,7 @@ def _bring(state: StateMachine, group: StagedGroup, command: command_pb2.SetSlot
     keyspace.version = max(keyspace.version, command.keyspace_version_floor)
     for count, key in enumerate(sorted(group.keys), start=1):
         staged = group.keys[key]
-        keyspace.put(key, load_value(staged.content, staged.kind), staged.expires_at_unix_ms)
+        keyspace.put(key, load_value(bytes(staged.content), staged.kind), staged.expires_at_unix_ms)
         if count % STEP_KEYS == 0:
             yield
     keyspace.changed.clear()

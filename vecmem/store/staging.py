@@ -34,7 +34,8 @@ class StagedValue(NamedTuple):
     """The value of a key, or as much of it as has come."""
 
     kind: int
-    content: bytes
+    content: bytes | bytearray
+    """A bytearray while parts of it are missing."""
     expires_at_unix_ms: int
     size_bytes: int
 
@@ -177,7 +178,7 @@ class StagedGroup:
             staged = command_pb2.StagedKey(
                 key=key,
                 type=value.kind,
-                content=value.content,
+                content=bytes(value.content),
                 size_bytes=value.size_bytes,
                 expires_at_unix_ms=value.expires_at_unix_ms,
             )
@@ -197,13 +198,20 @@ class StagedGroup:
     # -- inside ----------------------------------------------------------------------------------------------------------
 
     def _take_key(self, key: command_pb2.StagedKey) -> None:
-        content = key.content
+        content: bytes | bytearray = key.content
+        begun = self.keys.get(key.key)
         if key.offset:
-            begun = self.keys.get(key.key)
-            if begun is None or len(begun.content) != key.offset:
+            if begun is None or not isinstance(begun.content, bytearray) or len(begun.content) != key.offset:
                 return  # the digest will tell
-            content = begun.content + content
-        self._drop_key(key.key)
+            self._drop_key(key.key)
+            begun.content.extend(content)
+            content = begun.content
+        else:
+            self._drop_key(key.key)
+        if len(content) == key.size_bytes:
+            content = bytes(content)
+        elif not key.offset:
+            content = bytearray(content)
         self.size_bytes += len(content) + ITEM_BYTES
         self.keys[key.key] = StagedValue(key.type, content, key.expires_at_unix_ms, key.size_bytes)
 
@@ -211,7 +219,7 @@ class StagedGroup:
         dropped = self.keys.pop(key, None)
         self._count_out(None if dropped is None else dropped.content)
 
-    def _count_out(self, content: bytes | None) -> None:
+    def _count_out(self, content: bytes | bytearray | None) -> None:
         if content is not None:
             self.size_bytes -= len(content) + ITEM_BYTES
 

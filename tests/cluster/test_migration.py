@@ -1,0 +1,192 @@
+"""Moving slots between two shards with real logs: whatever fails at whatever step, everything moves, and nothing that was acknowledged is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cluster.migration_support import SOURCE, TARGET, Cluster, Fault
+from tests.store.slot_support import NONE, slots_of_names
+from tests.store.support import create
+from vecmem.errors import SlotStateError
+from vecmem.slots import slot_of
+from vecmem.store.slot_sets import SlotMask
+from vecmem.store.v1 import command_pb2
+
+NAMES = [f"p{number}" for number in range(40)]
+MOVING = slots_of_names(NAMES[:20])
+STEPS = ["unblock", "stage", "describe", "block", "release", "own", "moved"]
+KINDS = ["source dies before", "source dies behind", "target dies before", "target dies behind", "lost", "late"]
+LOG_STEPS = {"unblock", "block", "release"}
+"""Of the source's own log: the target has nothing to do with them."""
+
+
+@contextlib.asynccontextmanager
+async def cluster_in(directory: Path, fault: Fault | None = None, moving: SlotMask = MOVING) -> AsyncIterator[Cluster]:
+    cluster = Cluster(directory, moving, fault or Fault("", ""))
+    await cluster.begin()
+    for _ in NAMES:
+        await cluster.write()
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+def check(cluster: Cluster) -> None:
+    """Each point is where it belongs, as it was last acknowledged; nothing is blocked or left behind."""
+    content = cluster.content()
+    assert content[SOURCE] | content[TARGET] == cluster.acknowledged
+    tables = {number: shard.state.slots for number, shard in cluster.shards.items()}
+    assert not (tables[SOURCE].owned & tables[TARGET].owned).any()
+    assert (tables[SOURCE].owned | tables[TARGET].owned).all()
+    for number, table in tables.items():
+        assert np.array_equal(table.owned, cluster.map.owners[number])
+        assert table.blocked_count == 0
+        assert all(table.owns(slot_of(name.encode())) for name in content[number])
+        assert cluster.shards[number].state.staging.size_bytes == 0
+    assert np.array_equal(tables[TARGET].owned, MOVING)
+
+
+@pytest.mark.parametrize("turn", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", STEPS)
+async def test_whatever_fails_at_whatever_step_everything_moves(tmp_path, step, kind, turn):
+    """With writers going on meanwhile, in groups of a few slots each."""
+    if step in LOG_STEPS and kind.startswith("target"):
+        pytest.skip("this step has no such failure")
+    async with cluster_in(tmp_path, Fault(step, kind, turn)) as cluster:
+        await cluster.move_all(group_bytes=500)
+        assert cluster.fault.done
+        check(cluster)
+        for number in (SOURCE, TARGET):
+            await cluster.restart(number)
+        check(cluster)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_fails_again_and_again_everything_moves(tmp_path, seed):
+    """Every fifth step fails in one of all ways."""
+    async with cluster_in(tmp_path) as cluster:
+        rng = random.Random(seed)
+        original = cluster.at
+
+        async def at(step, do):
+            if rng.random() < 0.2:
+                kinds = [kind for kind in KINDS if step not in LOG_STEPS or not kind.startswith("target")]
+                cluster.fault = Fault(step, rng.choice(kinds))
+            return await original(step, do)
+
+        cluster.at = at
+        await cluster.move_all(group_bytes=700)
+        check(cluster)
+
+
+async def test_without_failures_each_group_is_blocked_once_and_nothing_begins_again(tmp_path):
+    async with cluster_in(tmp_path) as cluster:
+        migrator = await cluster.move_all(group_bytes=500)
+        check(cluster)
+        progress = migrator.progress[TARGET]
+        assert (progress.slots_moved, progress.slots_left) == (20, 0)
+        assert (progress.restarts, progress.mismatches, progress.last_error) == (0, 0, "")
+        assert progress.points_copied >= 20
+        groups = len(progress.blocked_ms)
+        assert groups >= 3
+        for step in ("block", "release", "own", "moved"):
+            assert cluster.steps.count(step) == groups
+        assert "drop" not in cluster.steps
+
+
+async def test_a_target_that_has_not_what_was_sent_gets_it_again_and_it_is_told(tmp_path, caplog):
+    """Its digest differs: the group goes back, loudly, and moves at the second try."""
+    async with cluster_in(tmp_path) as cluster:
+        damaged = []
+
+        async def damage() -> None:
+            # As a fault of memory would, where no record tells of it.
+            group = cluster.shards[TARGET].state.staging.groups[SOURCE]
+            points = next(iter(group.points.values()))
+            point_id, content = next(iter(points.items()))
+            points[point_id] = content[:-1] + bytes([content[-1] ^ 1])
+            damaged.append(point_id)
+
+        original = cluster.at
+
+        async def at(step, do):
+            if step == "block" and not damaged:
+                await damage()
+            return await original(step, do)
+
+        cluster.at = at
+        with caplog.at_level(logging.ERROR):
+            migrator = await cluster.move_all()
+        assert damaged
+        assert any("copied again" in record.message for record in caplog.records)
+        assert migrator.progress[TARGET].mismatches == 1
+        check(cluster)
+
+
+async def test_collections_have_to_be_the_same_on_both_sides(tmp_path):
+    """Nothing is blocked, and nothing moves, until the target has the collection."""
+    async with cluster_in(tmp_path) as cluster:
+        await cluster.shards[SOURCE].write(create("d"))
+        migrator = cluster.migrator()
+        with pytest.raises(SlotStateError, match="'d'"):
+            await migrator.advance()
+        assert "block" not in cluster.steps
+        assert not cluster.map.owners[TARGET].any()
+        await cluster.shards[TARGET].write(create("d"))
+        await cluster.move_all()
+        check(cluster)
+
+
+async def test_a_collection_that_changes_meanwhile_begins_the_group_again(tmp_path):
+    async with cluster_in(tmp_path) as cluster:
+        original = cluster.at
+        created = []
+
+        async def at(step, do):
+            result = await original(step, do)
+            if step == "stage" and not created:
+                created.append(step)
+                for shard in cluster.shards.values():
+                    await shard.write(create("d"))
+            return result
+
+        cluster.at = at
+        migrator = await cluster.move_all()
+        assert migrator.progress[TARGET].restarts == 1
+        check(cluster)
+
+
+async def test_a_value_larger_than_a_record_moves(tmp_path):
+    """In parts, beside everything else of its slot."""
+    moving = slots_of_names(["big"])
+    async with cluster_in(tmp_path, moving=moving) as cluster:
+        large = bytes(range(256)) * 40_000
+        command = command_pb2.Command()
+        operation = command.run_operations.operations.add()
+        operation.set_string.key, operation.set_string.value = b"big", large
+        await cluster.shards[SOURCE].write(command)
+        await cluster.move_all()
+        assert cluster.steps.count("stage") >= 10
+        assert cluster.shards[TARGET].state.keyspace.string(b"big", 1) == large
+        assert b"big" not in cluster.shards[SOURCE].state.keyspace.values
+
+
+async def test_what_was_left_blocked_takes_writes_again_though_nothing_is_to_move(tmp_path):
+    """The primary died between BLOCK and RELEASE, and somebody took the migration back."""
+    async with cluster_in(tmp_path, Fault("block", "source dies behind")) as cluster:
+        with contextlib.suppress(Exception):
+            await cluster.migrator().advance()
+        assert cluster.shards[SOURCE].state.slots.blocked_count
+        await cluster.restart(SOURCE)
+        cluster.map.moving &= NONE
+        assert not await cluster.migrator().advance()
+        assert cluster.shards[SOURCE].state.slots.blocked_count == 0
