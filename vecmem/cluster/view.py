@@ -14,7 +14,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from vecmem.cluster import topology as layout
-from vecmem.cluster.coordination import ANNOUNCED_SECONDS, Coordination, change
+from vecmem.cluster.coordination import Coordination, change
 from vecmem.errors import ConfigurationError, InvalidTopologyError, UnavailableError
 from vecmem.v1.cluster_pb2 import NodeInfo, Topology
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TOPOLOGY_KEY: Final = "topology"
 LOOK_SECONDS: Final = 0.5
 ANNOUNCE_SECONDS: Final = 1.0
+SIGHTINGS_MAX: Final = 3
+"""Of another node under this one's name, in a row, before they are believed."""
 REFRESH_SECONDS_MIN: Final = 0.02
 """Between two looks that somebody wants at once."""
 
@@ -41,7 +43,8 @@ class ClusterView:
         self.shard = shard
         self.slot_map = slot_map
         self.nodes: dict[str, NodeInfo] = {}
-        self.instance = uuid.uuid4().hex
+        self.instance = f"{time.time_ns():020d}-{uuid.uuid4().hex}"
+        """Of two nodes of one name the one that came later ends."""
         self._looking = asyncio.Lock()
         self._looked_at = -REFRESH_SECONDS_MIN
         self._told = asyncio.Event()
@@ -127,32 +130,26 @@ class ClusterView:
                 _logger.exception("the topology is not valid; the one before is gone by")
 
     async def _announce_always(self, describe: Callable[[], NodeInfo]) -> None:
+        sightings = 0
         while not self._ending:
             self._told.clear()
             info = describe()
             info.name, info.shard, info.instance = self.node, self.shard, self.instance
             try:
-                await self._check_name(info)
                 await self.coordination.announce(self.node, info.SerializeToString())
             except UnavailableError as error:
                 _logger.warning("this node cannot be announced: %s", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANNOUNCE_SECONDS):
                     await self._told.wait()
-
-    async def _check_name(self, info: NodeInfo) -> None:
-        seen = self.nodes.get(self.node)
-        if seen is None or seen.instance == self.instance or seen.address == info.address:
-            return
-        # It may be what this node said in an earlier run.
-        await asyncio.sleep(ANNOUNCED_SECONDS + 1.0)
-        await self.look()
-        seen = self.nodes.get(self.node)
-        if seen is not None and seen.instance != self.instance:
-            raise ConfigurationError(
-                f"the node at {seen.address} has the name {self.node!r} as well; each node needs one of its own",
-                key="node",
-            )
+            # What an earlier run of this node has said does not come back; what another node says comes again and again.
+            other = self.nodes.get(self.node)
+            sightings = sightings + 1 if other is not None and other.instance < self.instance else 0
+            if other is not None and sightings >= SIGHTINGS_MAX:
+                raise ConfigurationError(
+                    f"the node at {other.address} has the name {self.node!r} as well; each node needs one of its own",
+                    key="node",
+                )
 
 
 async def open_view(coordination: Coordination, cluster: str, node: str, shard: int, shard_count: int) -> ClusterView:

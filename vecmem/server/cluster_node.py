@@ -79,7 +79,10 @@ class ClusterNode:
             with contextlib.suppress(asyncio.CancelledError):
                 await running
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
+            first: BaseException = failures
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from failures
         finally:
             await self.peers.close()
             await self.view.coordination.close()
