@@ -115,7 +115,7 @@ class Run:
                 raise one.error
 
 
-def run_with_faults(
+def check_under_faults(
     directory: Path,
     seed: int,
     faults: Sequence[str],
