@@ -24,8 +24,9 @@ CLIENTS = 4
 STRIKES_PER_GENERATION = 2
 GENERATIONS_A_GROUP = 100_000
 """No two groups have a key in common."""
-SETTLE_SECONDS_MAX = 120.0
+SETTLE_SECONDS_MAX = 180.0
 TOGETHER_SHARE = 0.3
+LONG_SHARE = 0.05
 ANSWERS = 10
 """That have to come after each fault."""
 
@@ -114,7 +115,7 @@ class Run:
                 raise one.error
 
 
-def run_with_faults(
+def check_under_faults(
     directory: Path,
     seed: int,
     faults: Sequence[str],
@@ -136,9 +137,10 @@ def run_with_faults(
                 if number and number % STRIKES_PER_GENERATION == 0:
                     for run in runs:
                         run.next_keys()
-                # In what lasts longer, some faults come together.
+                # In what lasts longer, some faults come together, and some last longer.
                 together = 2 if seconds and rng.random() < TOGETHER_SHARE else 1
-                nemeses[number % len(runs)].strike(together=together)
+                is_long = bool(seconds) and rng.random() < LONG_SHARE
+                nemeses[number % len(runs)].strike(together=together, is_long=is_long)
                 for run in runs:
                     run.wait_for_answers()
                 number += 1

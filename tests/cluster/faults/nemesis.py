@@ -22,6 +22,8 @@ CLOCK_JUMP_MS_MAX: Final = 240_000
 """So that from one node to another it is less than the time for which repeated requests are known."""
 PAUSE_LEASES: Final = (1.5, 3.5)
 """For how many leases something lasts: long enough for others to take over, and for a while after that."""
+LONG_LEASES: Final = 45.0
+"""Longer than a log takes to settle what became of an append."""
 SLOW_SECONDS: Final = (0.02, 0.15)
 
 
@@ -335,8 +337,8 @@ class Nemesis:
         self._faults = faults
         self._order: list[str] = []
 
-    def strike(self, *, together: int = 1) -> list[str]:
-        """Let one fault, or several at once where they go together, happen and pass. Returns their names."""
+    def strike(self, *, together: int = 1, is_long: bool = False) -> None:
+        """Let one fault, or several at once where they go together, happen and pass."""
         scene = Scene(self._cluster, self._group, self._notes, self._rng)
         names: list[str] = []
         with ExitStack() as stack:
@@ -347,5 +349,4 @@ class Nemesis:
                 names.append(self._order.pop())
                 print(f"{time.monotonic():.1f} {names[-1]}")
                 stack.enter_context(FAULTS[names[-1]](scene))
-            time.sleep(LEASE_SECONDS * self._rng.uniform(*PAUSE_LEASES))
-        return names
+            time.sleep(LEASE_SECONDS * (LONG_LEASES if is_long else self._rng.uniform(*PAUSE_LEASES)))

@@ -22,7 +22,7 @@ from tests.cluster.faults.cluster_checks import (
 )
 from tests.cluster.faults.cluster_workload import Acknowledged, ReplicaRead
 from tests.cluster.faults.fault_cluster import LEASE_SECONDS, FaultCluster, wait_until
-from tests.cluster.faults.fault_run import Run, run_with_faults, seed
+from tests.cluster.faults.fault_run import Run, check_under_faults, seed
 from tests.cluster.faults.nemesis import FAULTS, LINK_FAULTS, Scene
 from tests.crash.linearizable_messages import operation_of
 from tests.support.linearizability import Action, NotLinearizableError
@@ -33,7 +33,7 @@ from vecmem.store.v1 import command_pb2
 
 @pytest.mark.timeout(600)
 def test_a_shard_lives_through_partitions_slow_links_and_wrong_clocks(tmp_path: Path) -> None:
-    run_with_faults(tmp_path, seed(), LINK_FAULTS)
+    check_under_faults(tmp_path, seed(), LINK_FAULTS)
 
 
 @contextmanager

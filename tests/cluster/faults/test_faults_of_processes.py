@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.cluster.faults.fault_run import run_with_faults, seed
+from tests.cluster.faults.fault_run import check_under_faults, seed
 from tests.cluster.faults.nemesis import LINK_FAULTS, PROCESS_FAULTS
 from tests.cluster.support import SECONDS_MAX, Cluster, get
 from tests.support.nats import ask_jetstream, servers_in
@@ -30,14 +30,14 @@ RETRY = RetryPolicy(attempts_max=1_000, backoff_seconds_max=0.2)
 
 @pytest.mark.timeout(600)
 def test_a_shard_lives_through_deaths_and_pauses(tmp_path: Path) -> None:
-    run_with_faults(tmp_path, seed(), PROCESS_FAULTS)
+    check_under_faults(tmp_path, seed(), PROCESS_FAULTS)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(int(2 * SOAK_SECONDS) + 600)
 def test_soak_with_all_faults(tmp_path: Path) -> None:
     """For FAULTS_SOAK_SECONDS, and some of them together."""
-    run_with_faults(tmp_path, seed(), (*PROCESS_FAULTS, *LINK_FAULTS), seconds=SOAK_SECONDS)
+    check_under_faults(tmp_path, seed(), (*PROCESS_FAULTS, *LINK_FAULTS), seconds=SOAK_SECONDS)
 
 
 @pytest.fixture
