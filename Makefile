@@ -41,11 +41,14 @@ test: lint ## Lint, types, stubs and all tests but the long ones; those of the A
 test-long: $(DEV_STAMP) ## The soaks
 	$(BIN)/python -m pytest -m long
 
-lint: $(DEV_STAMP) ## Style, types, protos, and that generated files are fresh
+lint: $(DEV_STAMP) ## Style, types, protos, what deploys, and that generated files are fresh
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	$(BIN)/yamllint --strict --config-file deploy/.yamllint.yaml deploy
+	$(BIN)/kubernetes-validate --strict --quiet $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
+	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/python scripts/generate_stubs.py --check
 	$(BIN)/python clients/python/scripts/generate_sync.py --check
 

@@ -1,7 +1,7 @@
 """Generate the Python stubs from proto/: `python scripts/generate_stubs.py [--check]`.
 
 The public API goes to clients/python/vecmem/v1 (the one copy; the server imports it from there), the
-log's commands to vecmem/store/v1. With --check nothing is written and a difference exits 1.
+log's commands to vecmem/store/v1, what nodes of a cluster tell each other to vecmem/cluster/v1. With --check nothing is written and a difference exits 1.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
     Path("vecmem/v1"): ROOT / "clients/python",
     Path("vecmem/store/v1"): ROOT,
+    Path("vecmem/cluster/v1"): ROOT,
 }
 
 
@@ -37,7 +38,7 @@ def generate(directory: Path) -> None:
             f"--python_out={directory}",
             f"--mypy_out=quiet:{directory}",
         ]
-        if package == Path("vecmem/v1"):
+        if package != Path("vecmem/store/v1"):
             arguments += [f"--grpc_python_out={directory}", f"--mypy_grpc_out=quiet:{directory}"]
         if protoc.main(arguments + protos) != 0:
             raise SystemExit(1)

@@ -62,6 +62,9 @@ def test_every_setting_is_read_from_the_environment_in_its_type():
         "cluster_allow_lazy_sync": ("true", True),
         "log_replicas": ("1", 1),
         "node": ("node-1", "node-1"),
+        "shard": ("2", 2),
+        "shards": ("3", 3),
+        "coordination_file": ("/tmp/coordination", "/tmp/coordination"),
         "advertise": ("127.0.0.1:7701", "127.0.0.1:7701"),
         "lease_seconds": ("1", 1.0),
     }

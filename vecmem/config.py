@@ -158,6 +158,26 @@ class Settings:
             "Name of this node, which no other has. Empty: the address that it serves on.", group="cluster"
         ),
     )
+    shard: int = field(
+        default=0,
+        metadata=_about("Number of the shard that this node belongs to.", minimum=0, group="cluster"),
+    )
+    shards: int = field(
+        default=1,
+        metadata=_about(
+            "How many shards a new cluster begins with, each with as many hash slots; of no matter where it exists already. Without "
+            "`cluster`: how many processes of this machine share the data, each with a log of its own.",
+            minimum=1,
+            group="cluster",
+        ),
+    )
+    coordination_file: str = field(
+        default="",
+        metadata=_about(
+            "Of the processes of one machine: an SQLite file that says which shard has which slots. `vecmem serve --shards` sets it.",
+            group="cluster",
+        ),
+    )
     advertise: str = field(
         default="",
         metadata=_about(
@@ -249,6 +269,11 @@ class Settings:
                 "set allow_remote (--allow-remote) to serve on it all the same"
             )
             raise ConfigurationError(message, key="listen")
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether this node is one of several."""
+        return bool(self.cluster or self.coordination_file)
 
 
 def setting_fields() -> tuple[Field[Any], ...]:

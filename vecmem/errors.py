@@ -26,6 +26,9 @@
     │   ├── MixedScoresError         ... or a sorted set whose scores are not all the same
     │   └── StreamIdTooSmallError    ... or a stream that has gone further than the new id
     ├── VersionConflictError         what is stored has changed since the caller looked
+    ├── TopologyConflictError        the layout of the cluster has changed since the caller looked
+    ├── InvalidTopologyError         the layout of the cluster does not allow it
+    ├── NotInClusterError            this node is alone
     ├── NumberOverflowError          the sum is no number of its kind
     ├── PositionAheadError           the log has not reached the position asked for
     ├── ChangesNotRetainedError      changes so old are kept no longer
@@ -34,7 +37,8 @@
     ├── SlowConsumerError            a subscriber that was too slow missed messages
     ├── UnavailableError             not now: the same request may succeed later
     │   ├── WritesStoppedError       an append failed; reads go on
-    │   ├── MovedError               another node of the cluster leads
+    │   ├── MovedError               another node of the cluster leads, or another shard owns the slot
+    │   ├── SlotMovingError          a slot takes no writes while it moves to another shard
     │   └── ShuttingDownError
     ├── DeadlineExceededError        the caller's time ran out before the work began
     ├── DataLossError                stored data is damaged: an operator is needed
@@ -43,6 +47,7 @@
     │   ├── CollectionDamagedError   one collection could not be loaded; the others serve
     │   └── KeyspaceDamagedError     the keys could not be loaded; collections serve
     ├── LogConflictError             somebody else appended to the log
+    ├── SlotStateError               slots cannot change hands so now
     ├── CheckpointError              a checkpoint could not be written; nothing is lost
     └── ConfigurationError           the server's settings are wrong
 
@@ -281,9 +286,37 @@ class WritesStoppedError(UnavailableError):
 
 
 class MovedError(UnavailableError):
-    """This node does not lead the shard. `owner` in the metadata is the address of the node that does, where that is known."""
+    """This node does not lead the shard, or the shard does not own the hash slot.
+
+    `owner` in the metadata is the address of the node that leads, where that is known. `slot` is the slot, and `shard` its owner, where
+    that is known.
+    """
 
     reason = "MOVED"
+
+
+class SlotMovingError(UnavailableError):
+    """A hash slot is about to be another shard's and takes no writes for a moment; `slot` in the metadata. Nothing was changed."""
+
+    reason = "SLOT_MOVING"
+
+
+class TopologyConflictError(VecmemError):
+    """The layout of the cluster, or what goes by it, was changed by somebody else meanwhile: look again."""
+
+    reason = "TOPOLOGY_CONFLICT"
+
+
+class InvalidTopologyError(VecmemError):
+    """What was asked for makes no valid layout of the cluster."""
+
+    reason = "INVALID_TOPOLOGY"
+
+
+class NotInClusterError(VecmemError):
+    """This node is in no cluster."""
+
+    reason = "NOT_IN_CLUSTER"
 
 
 class ShuttingDownError(UnavailableError):
@@ -338,6 +371,12 @@ class LogConflictError(VecmemError):
     """An append did not follow the log's last record: another writer is at work."""
 
     reason = "LOG_CONFLICT"
+
+
+class SlotStateError(VecmemError):
+    """Hash slots cannot change hands so now: they are not owned, not blocked, or do not hold what was expected."""
+
+    reason = "SLOT_STATE"
 
 
 class CheckpointError(VecmemError):

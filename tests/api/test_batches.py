@@ -61,6 +61,7 @@ def test_a_bad_upsert_among_good_ones_fails_alone_with_the_error_it_gets_alone(a
     assert [stored.id for stored in api.scroll(home)] == ["good"]
 
 
+@pytest.mark.one_shard(reason="each shard remembers its own request ids")
 def test_request_ids_count_across_batches_and_single_upserts(api, home):
     """A repeat changes nothing, whether it comes in the same batch, in another one or alone; another request is refused."""
     first = upsert_request(home, point("a", NEAR, expected_version=0), request_id=f"{home}-1")
@@ -73,6 +74,7 @@ def test_request_ids_count_across_batches_and_single_upserts(api, home):
     assert api.count(home) == 1
 
 
+@pytest.mark.one_shard(reason="a position is demanded of its own shard alone")
 def test_gets_of_a_batch_have_their_own_outcomes(api, home):
     api.upsert(home, [point(f"p{n}", NEAR, payload_json=b'{"n":%d}' % n) for n in range(3)])
     ahead = common_pb2.ReadOptions(min_position=common_pb2.Position(sequence=2**40))

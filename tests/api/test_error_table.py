@@ -43,6 +43,7 @@ def test_only_what_a_client_may_simply_send_again_is_unavailable():
         errors.UnavailableError,
         errors.WritesStoppedError,
         errors.MovedError,
+        errors.SlotMovingError,
         errors.ShuttingDownError,
     }
 

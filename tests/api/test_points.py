@@ -113,6 +113,7 @@ def test_duplicates_with_different_vectors_leave_the_last_one_whole(api, collect
     assert not b.vectors
 
 
+@pytest.mark.one_shard(reason="each shard gives its own versions")
 def test_conditions_on_versions_are_checked_point_by_point(api, stored):
     version = api.upsert(stored, [point("a", [1.0, 0.0])]).version
     reply = api.upsert(
@@ -175,6 +176,7 @@ def test_a_message_just_below_the_limit_is_taken(api, stored):
 # -- retries --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_shard(reason="a shard looks at its part of a repeated batch in its log")
 def test_a_repeated_write_returns_the_first_result_and_changes_nothing(api, stored):
     before = api.upsert(stored, [point("a", [1.0, 0.0], payload_json=b'{"n":1}'), point("b", [1.0, 0.0])])
     ids = points_pb2.DeleteRequest(
@@ -297,6 +299,7 @@ def test_payloads_are_merged_replaced_and_cut_by_id(api, stored):
     assert found.expires_at.ToJsonString() == "2999-01-01T00:00:00Z"
 
 
+@pytest.mark.one_shard(reason="each shard gives its own versions")
 def test_payloads_are_changed_by_filter_and_filters_see_it_at_once(api, stored):
     api.upsert(stored, [point(f"p{i}", [1.0, 0.0], payload_json=b'{"n":%d}' % (i % 3)) for i in range(9)])
     reply = update_payload(api, stored, filter=equals("n", 1), merge_json=b'{"n":7}')
@@ -307,6 +310,7 @@ def test_payloads_are_changed_by_filter_and_filters_see_it_at_once(api, stored):
     assert update_payload(api, stored, filter=equals("n", 1), merge_json=b'{"n":8}').updated_count == 0
 
 
+@pytest.mark.one_shard(reason="all or none holds for each shard")
 def test_an_update_that_would_make_one_payload_too_large_changes_none(api, stored):
     half = json.dumps({"a": "x" * 600_000}).encode()
     api.upsert(
@@ -420,6 +424,7 @@ def test_vectors_under_cosine_come_back_as_they_were_sent(api, collection_name):
     assert list(api.get(collection_name, "a", with_vectors=AS_VALUES)[0].vector.dense.values) == [3.0, 4.0, 12.0]
 
 
+@pytest.mark.one_shard(reason="positions of several shards are in no order")
 def test_positions_never_go_back_and_can_be_asked_for(api, stored):
     last = 0
     for number in range(20):

@@ -166,6 +166,7 @@ def test_a_request_id_used_twice_in_a_stream_ends_it_before_anything_behind_is_w
     assert counts_by_batch(api, stored) == {0: 5_000}
 
 
+@pytest.mark.one_shard(reason="each shard gives its own versions")
 def test_a_batch_sent_twice_in_a_stream_is_acknowledged_twice_and_written_once(api, stored):
     twice = batch(0, stored, size=2_000, write=common_pb2.WriteOptions(request_id=f"{stored}-twice"))
     acknowledged, error = run(api, [twice, twice, batch(1)])
@@ -198,6 +199,7 @@ def test_a_collection_deleted_under_a_stream_ends_it_by_name(api, stored):
     assert (refusal.code, refusal.reason) == ("NOT_FOUND", "COLLECTION_NOT_FOUND")
 
 
+@pytest.mark.one_shard(reason="all or none holds for each shard")
 def test_a_cancelled_stream_leaves_whole_batches_and_all_that_were_acknowledged(api, stored):
     seed = random.randrange(2**32)
     print(f"seed {seed}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ import grpc
 
 from tests.support.nats import servers_in
 from tests.support.server import ServerProcess
+from vecmem.cluster import peers
 from vecmem.v1 import common_pb2, strings_pb2, strings_pb2_grpc
 
 LEASE_SECONDS = 1.0
@@ -20,7 +22,12 @@ SECONDS_MAX = 60.0
 class Cluster:
     """Nodes are made and started at once; whatever still runs at the end is ended."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3, nats_servers: int = 1) -> None:
+    def __init__(
+        self, directory: Path, *, nodes: int = 3, nats_servers: int = 1, arguments: Sequence[str] = ()
+    ) -> None:
+        """`arguments`: further ones of every node."""
+        self._arguments = arguments
+        self._made = 0
         self.nats = servers_in(directory / "nats", nats_servers)
         self.nodes: list[ServerProcess] = []
         self._directory = directory
@@ -28,13 +35,22 @@ class Cluster:
 
     def add_node(self, *arguments: str) -> ServerProcess:
         """Start one more."""
-        number = len(self.nodes) + 1
+        return self.new_node(*arguments).start()
+
+    def new_node(self, *arguments: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
+        """One more, which is not started."""
+        self._made += 1
+        number = self._made
         settings = ["--cluster", ",".join(self.nats.urls), "--cluster-monitoring", ",".join(self.nats.monitoring_urls)]
         settings += ["--log-replicas", str(len(self.nats.servers)), "--node", f"node-{number}"]
         settings += ["--lease-seconds", str(LEASE_SECONDS)]
-        node = ServerProcess(self._directory / f"node-{number}", arguments=[*settings, *arguments])
+        node = ServerProcess(
+            self._directory / f"node-{number}",
+            arguments=[*settings, *self._arguments, *arguments],
+            environment=environment,
+        )
         self.nodes.append(node)
-        return node.start()
+        return node
 
     @property
     def addresses(self) -> str:
@@ -92,5 +108,7 @@ def get(
         read.preference = common_pb2.READ_PREFERENCE_ANY
         read.min_position.sequence = sequence
     request = strings_pb2.GetStringRequest(key=key, read=read)
-    reply = strings_pb2_grpc.StringServiceStub(channel).GetString(request, timeout=timeout_seconds)
+    stub = strings_pb2_grpc.StringServiceStub(channel)
+    # Only the node that is asked answers, or says who does.
+    reply = stub.GetString(request, timeout=timeout_seconds, metadata=((peers.ACCEPT_MOVED_KEY, "1"),))
     return reply.value, reply.header.position.sequence

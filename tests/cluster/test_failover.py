@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.support import SECONDS_MAX, Cluster, get
 from tests.support.api import expect_refusal
 from tests.support.server import ServerProcess
+from vecmem.cluster.peers import ACCEPT_MOVED_KEY
 from vecmem.v1 import strings_pb2, strings_pb2_grpc
 from vecmem_client import Client, RetryPolicy, counters, strings
 
@@ -46,13 +47,15 @@ def test_one_node_answers_and_the_others_say_who_it_is(cluster):
         for node in others:
             with grpc.insecure_channel(node.address) as channel:
                 stub = strings_pb2_grpc.StringServiceStub(channel)
-                for call in (
-                    lambda stub=stub: stub.GetString(strings_pb2.GetStringRequest(key=b"k"), timeout=SECONDS_MAX),
-                    lambda stub=stub: stub.SetString(strings_pb2.SetStringRequest(key=b"k"), timeout=SECONDS_MAX),
-                ):
-                    refusal = expect_refusal(call)
+                calls = {stub.GetString: strings_pb2.GetStringRequest(key=b"k")}
+                calls[stub.SetString] = strings_pb2.SetStringRequest(key=b"k", value=b"v")
+                for call, request in calls.items():
+                    told = {"timeout": SECONDS_MAX, "metadata": ((ACCEPT_MOVED_KEY, "1"),)}
+                    refusal = expect_refusal(lambda call=call, request=request, told=told: call(request, **told))
                     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "MOVED")
                     assert refusal.metadata["owner"] == leader.address
+                    # For a client that does not know of nodes the call is passed on.
+                    assert call(request, timeout=SECONDS_MAX).header.position.sequence
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -78,12 +81,9 @@ def test_a_leader_that_was_away_answers_nothing_old(cluster):
         leader.send_signal(signal.SIGSTOP)
         with grpc.insecure_channel(leader.address) as channel:
             stub = strings_pb2_grpc.StringServiceStub(channel)
-            waiting = [
-                stub.GetString.future(strings_pb2.GetStringRequest(key=b"k"), timeout=SECONDS_MAX) for _ in range(5)
-            ]
-            waiting.append(
-                stub.SetString.future(strings_pb2.SetStringRequest(key=b"k", value=b"late"), timeout=SECONDS_MAX)
-            )
+            told = {"timeout": SECONDS_MAX, "metadata": ((ACCEPT_MOVED_KEY, "1"),)}
+            waiting = [stub.GetString.future(strings_pb2.GetStringRequest(key=b"k"), **told) for _ in range(5)]
+            waiting.append(stub.SetString.future(strings_pb2.SetStringRequest(key=b"k", value=b"late"), **told))
             others = Client(
                 ",".join(node.address for node in cluster.nodes if node is not leader),
                 retry=RETRY,

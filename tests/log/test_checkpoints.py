@@ -149,6 +149,17 @@ def test_the_newest_are_kept_and_leftovers_removed(store: CheckpointStore) -> No
     check_all_files(paths[1])
 
 
+def test_what_is_pinned_stays_when_the_checkpoint_goes(store: CheckpointStore) -> None:
+    path = write_checkpoint(store, 5)
+    pinned = store.pin(path)
+    store.remove([path])
+    assert store.list() == []
+    check_all_files(pinned)
+    with pytest.raises(OSError, match="No such file"):
+        store.pin(path)
+    assert store.remove_temporary() == [pinned]
+
+
 def test_publishing_needs_a_seal(store: CheckpointStore) -> None:
     temporary = store.begin(7)
     with pytest.raises(CorruptionError, match="manifest is missing"):

@@ -155,6 +155,19 @@ def test_a_writer_that_was_overtaken_has_to_read_on(log: JetStreamLog, settings:
     other.close()
 
 
+def test_a_writer_whose_place_was_trimmed_knows_that_it_will_never_know(nats_server: NatsServers) -> None:
+    settings = settings_for(nats_server, settle_seconds=10_000.0)
+    log = JetStreamLog.open(settings, create=True)
+    other = JetStreamLog.open(settings)
+    fill(log, 3, batch=1)
+    log.trim(3)
+    with pytest.raises(WritesStoppedError, match="what was at its place was trimmed"):
+        other.append([record(1)], 0)
+    assert [entry.sequence for entry in log.read(3)] == [3]
+    log.close()
+    other.close()
+
+
 def test_of_many_writers_exactly_one_wins_each_place(nats_cluster: NatsServers) -> None:
     settings = settings_for(nats_cluster)
     logs = [JetStreamLog.open(settings, create=True) for _ in range(4)]

@@ -13,6 +13,7 @@ import pytest
 from tests.log.support import fill, record
 from vecmem.errors import (
     CorruptionError,
+    InvalidArgumentError,
     UnavailableError,
 )
 from vecmem.log import rocks
@@ -61,6 +62,25 @@ def test_big_and_many_records(log: RocksLog, monkeypatch: pytest.MonkeyPatch) ->
     assert appended == list(log.read(1))
     assert [entry.record for entry in log.read(1)] == records
     assert log.size_bytes > 11_000_000
+
+
+def test_a_log_may_begin_behind_a_sequence(tmp_path: Path) -> None:
+    with_all = RocksLog.open(tmp_path / "all")
+    fill(with_all, 20)
+    behind = RocksLog.open(tmp_path / "behind")
+    behind.begin_behind(12, with_all.running_crc_at(12))
+    for _ in range(2):
+        assert (behind.first_sequence, behind.last_sequence) == (13, 12)
+        assert behind.running_crc == behind.running_crc_at(12) == with_all.running_crc_at(12)
+        behind.close()
+        behind = RocksLog.open(tmp_path / "behind", verify_from=13)
+    behind.append([entry.record for entry in with_all.read(13)], 12)
+    assert behind.running_crc == with_all.running_crc
+    with pytest.raises(InvalidArgumentError, match="has records up to sequence 20"):
+        behind.begin_behind(30, 1)
+    behind.close()
+    assert verify_rocks_log(tmp_path / "behind").damage == []
+    with_all.close()
 
 
 def test_trim_is_exact_and_may_forget_all(tmp_path: Path) -> None:

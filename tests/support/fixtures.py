@@ -14,10 +14,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SHARDS = os.environ.get("TEST_SHARDS", "1")
+"""Of the server that all tests share: what they expect holds whatever their number is."""
+
+
+def skip_where_shards_matter(items: list[pytest.Item]) -> None:
+    """Leave out what one shard promises and several do not; each such test says why."""
+    for item in items:
+        mark = item.get_closest_marker("one_shard")
+        if mark is not None and SHARDS != "1":
+            item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server for all tests that leave it running; each uses collections of its own. It must end with exit code 0."""
-    with ServerProcess(tmp_path_factory.mktemp("server") / "data") as process:
+    with ServerProcess(tmp_path_factory.mktemp("server") / "data", arguments=["--shards", SHARDS]) as process:
         yield process
 
 

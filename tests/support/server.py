@@ -39,7 +39,8 @@ class ServerProcess:
         self.ready: dict[str, Any] = {}
         """The event with which the server last said that it is ready."""
         self._arguments = list(arguments)
-        self._environment = environment
+        self.environment = environment
+        """Of the next start."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -68,7 +69,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._environment,
+                env=self.environment,
             )
         self.ready = self._wait_until_ready()
         self.address = self.ready["address"]

@@ -10,12 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from rich.live import Live
+from rich.text import Text
 
-from vecmem.cli.session import Session, grid, plain, with_session
+from vecmem.cli.nats_config import nats_config
+from vecmem.cli.session import Grid, Session, grid, plain, with_session
 from vecmem.errors import UnavailableError
 from vecmem_client import Client, RetryPolicy, VecmemClientError
 
@@ -98,26 +102,52 @@ def _node(directory: Path, nats_urls: Sequence[str], monitoring_urls: Sequence[s
 
 
 @cluster.command()
-@click.option("--watch", is_flag=True, help="Show it again every second, until interrupted.")
+@click.option(
+    "--watch", is_flag=True, help="Show it again every second, in place, until interrupted; with --json a line each."
+)
 @with_session
 def status(session: Session, *, watch: bool) -> None:
     """Show the nodes of --address (several stand with commas between): who leads, and how far each has come."""
+    addresses = session.address.split(",")
+    if not watch:
+        found = _status_of_all(addresses)
+        session.write(found, _status_table(found))
+    elif session.as_json or not sys.stdout.isatty():
+        for found in _every_second(addresses):
+            session.write(found, _status_table(found))
+            sys.stdout.flush()
+    else:
+        with Live(Text("asking"), auto_refresh=False, vertical_overflow="visible") as display:
+            for found in _every_second(addresses):
+                display.update(_status_table(found), refresh=True)
+
+
+def _every_second(addresses: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """What the nodes tell, once a second; where they take longer to answer, as often as they do."""
+    due_at = time.monotonic()
     while True:
-        found = [_status_of(address) for address in session.address.split(",")]
-        headings = {
-            "address": False,
-            "node": False,
-            "leads": False,
-            "sequence": True,
-            "lag": True,
-            "lease age ms": True,
-            "error": False,
-        }
-        session.write(found, grid(headings, [list(each.values()) for each in found]))
-        sys.stdout.flush()
-        if not watch:
-            return
-        time.sleep(WATCH_SECONDS)
+        yield _status_of_all(addresses)
+        due_at = max(due_at + WATCH_SECONDS, time.monotonic())
+        time.sleep(due_at - time.monotonic())
+
+
+def _status_of_all(addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Asks all at once, so that the time which a dead node takes is not added to that of the others."""
+    with ThreadPoolExecutor(len(addresses)) as threads:
+        return list(threads.map(_status_of, addresses))
+
+
+def _status_table(found: Sequence[dict[str, Any]]) -> Grid:
+    headings = {
+        "address": False,
+        "node": False,
+        "leads": False,
+        "sequence": True,
+        "lag": True,
+        "lease age ms": True,
+        "error": False,
+    }
+    return grid(headings, [list(each.values()) for each in found])
 
 
 def _status_of(address: str) -> dict[str, Any]:
@@ -133,6 +163,9 @@ def _status_of(address: str) -> dict[str, Any]:
         return status | {"error": "is alone, and in no cluster"}
     member = plain(info.member)
     return status | {name: member[name] for name in ("node", "leads", "lag", "lease_age_ms")}
+
+
+cluster.add_command(nats_config)
 
 
 @cluster.command()

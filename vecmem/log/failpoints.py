@@ -24,12 +24,26 @@ Failpoint = Literal[
     "before_checkpoint_rename",
     "after_checkpoint_rename",
 ]
+ClusterFailpoint = Literal[
+    "after_upload_chunk",
+    "before_upload_check",
+    "before_upload_publish",
+    "after_upload_publish",
+    "before_published_trim",
+    "after_download_chunk",
+    "after_download",
+    "before_restore_rename",
+    "after_restore_rename",
+    "before_restored_log",
+    "before_restored_checkpoints",
+    "before_restored_cleanup",
+]
 ENVIRONMENT_VARIABLE: Final = "VECMEM_FAILPOINT"
 
 
 def _parse(value: str) -> tuple[str, int]:
     name, _, count = value.partition(":")
-    if name and (name not in get_args(Failpoint) or not (count or "1").isdecimal()):
+    if name and (name not in get_args(Failpoint) + get_args(ClusterFailpoint) or not (count or "1").isdecimal()):
         raise ConfigurationError(f"{ENVIRONMENT_VARIABLE}={value}: no such failpoint")
     return name, int(count or "1")
 
@@ -37,7 +51,7 @@ def _parse(value: str) -> tuple[str, int]:
 _name, _hits_left = _parse(os.environ.get(ENVIRONMENT_VARIABLE, ""))
 
 
-def reach(name: Failpoint) -> None:
+def reach(name: Failpoint | ClusterFailpoint) -> None:
     """Say that the code has come to a place; ends the process there if a test asked for it."""
     if name == _name:
         _kill_when_due()

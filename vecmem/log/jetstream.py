@@ -7,7 +7,8 @@ lock. A writer that was overtaken has to read on before it may append again.
 An append whose answer does not come is *settled* before anything else: the message at its place is looked at. If it is
 its own, it succeeded; if it is somebody else's, it never will. If there is none, the append may still be on its way, so
 nothing is known until the place is taken: the same message is published again, with the same id and condition, which
-can put it there once at most. If that does not succeed in time, the log takes no writes until it is opened again.
+can put it there once at most. If that does not succeed in time, or the place was taken and has been trimmed since, the
+log takes no writes until it is opened again.
 
 A batch that is larger than a message goes out in pieces, one after the other: what is durable is always a prefix.
 """
@@ -225,6 +226,18 @@ class JetStreamLog:
                 return entry.running_crc
         raise AssertionError("a batch has the records that it was found by")
 
+    def bytes_behind(self, sequence: int) -> int:
+        """About how much the records behind a sequence take, as if all were of one size; the leader is asked.
+
+        Raises UnavailableError, or CorruptionError where the stream is gone.
+        """
+        state = self._call(self._stream.state)
+        if state.first_message > self._first_message and state.message_count:
+            self._note_first(state.first_message)
+        self._size_bytes = state.size_bytes
+        count = self._end.sequence - self._first.sequence
+        return state.size_bytes * min(max(self._end.sequence - sequence, 0), count) // max(count, 1)
+
     def trim(self, before: int) -> None:
         """Forget records below `before`, as far as they share no message with later ones.
 
@@ -326,7 +339,7 @@ class JetStreamLog:
 
         Raises:
             _OvertakenError: another message is at its place, so that this one never will be.
-            NoReplyError: it is not known in time.
+            NoReplyError: it is not known in time, or what was at its place was trimmed, so that it never will be.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.settle_seconds
@@ -345,6 +358,7 @@ class JetStreamLog:
             except NoReplyError as error:
                 why = str(error)
             # A refusal is no more certain than silence: an earlier attempt may be what it was refused for.
+            is_trimmed = False
             with contextlib.suppress(NoReplyError):
                 stored = await self._stream.get(batch.message_sequence, seconds=seconds)
                 if stored is not None and stored.batch_id == batch.batch_id:
@@ -353,6 +367,9 @@ class JetStreamLog:
                     raise _OvertakenError(
                         f"another writer has appended sequence {stored.first_sequence} to {stored.last_sequence}"
                     )
+                is_trimmed = batch.message_sequence < (await self._stream.state()).first_message
+            if is_trimmed:
+                raise NoReplyError("what was at its place was trimmed")
             if loop.time() >= deadline:
                 raise NoReplyError(f"{why}, and no certainty after {self._settings.settle_seconds:g} s")
             await asyncio.sleep(PAUSE_SECONDS)

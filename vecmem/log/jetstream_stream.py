@@ -106,7 +106,7 @@ class Stream:
             raise ConfigurationError(f"{self.path}: there is no such stream, and it is not to be made")
         self._check_configuration(info, wanted)
         self._created = str(info["created"])
-        return _state(info)
+        return state_of(info)
 
     async def state(self) -> StreamState:
         """Ask the leader.
@@ -121,7 +121,7 @@ class Stream:
         if info["created"] != self._created:
             what = f"the stream was made anew at {info['created']}, after the one of {self._created} had been opened"
             raise CorruptionError(what, path=self.path)
-        return _state(info)
+        return state_of(info)
 
     async def get(self, message: int, *, seconds: float = REQUEST_SECONDS_MAX) -> Batch | None:
         """The batch of one message, as the leader has it; None: it has no such message. Raises NoReplyError."""
@@ -223,7 +223,8 @@ async def last_batch(stream: Stream, state: StreamState) -> Batch | None:
     )
 
 
-def _state(info: dict[str, Any]) -> StreamState:
+def state_of(info: dict[str, Any]) -> StreamState:
+    """What a reply about a stream says of its state."""
     state, cluster = info["state"], info.get("cluster") or {}
     heard_of = (replica["name"] for replica in cluster.get("replicas") or [] if _is_heard_of(replica))
     servers = {cluster.get("leader", ""), *heard_of}

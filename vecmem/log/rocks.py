@@ -227,6 +227,27 @@ class RocksLog:
                 raise self._stop("trim", error) from error
         self._database.reclaim(before)
 
+    def begin_behind(self, sequence: int, running_crc: int) -> None:
+        """Let a new log go on behind a sequence, with the running CRC there: what comes before is somewhere else.
+
+        Raises:
+            InvalidArgumentError: there are records.
+            WritesStoppedError: as for append.
+        """
+        with self._append_lock:
+            self._check_writable()
+            if self._last:
+                raise InvalidArgumentError(f"{self.path} has records up to sequence {self._last}")
+            try:
+                piece = self._database.new_batch()
+                self._database.put_first(piece, sequence + 1, running_crc)
+                self._write(piece)
+                self._first, self._running_crc_before_first = sequence + 1, running_crc
+                self._last, self._running_crc = sequence, running_crc
+                self._flush()
+            except Exception as error:
+                raise self._stop("beginning behind a sequence", error) from error
+
     def close(self) -> None:
         """See TransactionLog."""
         with self._grown:

@@ -6,13 +6,16 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vecmem.cluster.member import Member
 from vecmem.server import calls
 from vecmem.server.calls import Context, unary
 from vecmem.store.shard import Shard
 from vecmem.v1 import admin_pb2 as api
 from vecmem.v1 import admin_pb2_grpc
+
+if TYPE_CHECKING:
+    from vecmem.cluster.member import Member
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ its grace was over, a last checkpoint is written and the log is closed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import uvloop
@@ -28,12 +27,13 @@ from grpc_reflection.v1alpha import reflection
 from threadpoolctl import threadpool_limits
 
 from vecmem.clock import Clock, SystemClock
-from vecmem.cluster.joining import member_of
-from vecmem.cluster.member import Member
+from vecmem.cluster.joining import recover_node
 from vecmem.config import Settings
 from vecmem.errors import ConfigurationError
 from vecmem.server.admin_servicer import AdminServicer, ServerFacts
 from vecmem.server.channel_servicer import ChannelServicer
+from vecmem.server.cluster_node import join
+from vecmem.server.cluster_servicer import ClusterServicer
 from vecmem.server.collection_servicer import CollectionServicer
 from vecmem.server.engine import Engine, make_server
 from vecmem.server.keyspace_servicer import SERVICE_NAMES, add_keyspace_servicers
@@ -43,13 +43,15 @@ from vecmem.server.serializers import adapted
 from vecmem.server.transaction_servicer import TransactionServicer
 from vecmem.server.watch_servicer import WatchServicer
 from vecmem.store.lanes import SearchLanes
-from vecmem.store.recovery import Recovered, recover
+from vecmem.store.recovery import Recovered
 from vecmem.store.shard import Shard
 from vecmem.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     channels_pb2,
     channels_pb2_grpc,
+    cluster_pb2,
+    cluster_pb2_grpc,
     collections_pb2,
     collections_pb2_grpc,
     points_pb2,
@@ -60,7 +62,6 @@ from vecmem.v1 import (
     watch_pb2_grpc,
 )
 
-RELEASE_SECONDS_MAX = 5.0
 GC_THRESHOLDS = (50_000, 50, 100)
 """Points live in few large containers; the collector's default pace would walk over them for nothing."""
 SWITCH_INTERVAL_SECONDS = 0.0005
@@ -84,7 +85,7 @@ def serve(settings: Settings, engine: Engine, *, on_ready: Callable[[str], None]
     _return_freed_memory()
     # One search is one thread's work; BLAS threads would fight over the cores with the other searches.
     with threadpool_limits(limits=1):
-        recovered = recover(settings.data_dir)
+        recovered = recover_node(settings)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -101,9 +102,11 @@ async def _serve(
         with _executor(threads) as search_executor:
             lanes = SearchLanes(shard, search_executor, threads)
             server = make_server(engine)
-            methods = adapted(server)
+            adapted_server = adapted(server)
             streams = OpenStreams()
-            member = member_of(shard, settings)
+            node = await join(shard, settings, adapted_server)
+            member = None if node is None else node.member
+            methods = adapted_server if node is None else cast("grpc.aio.Server", node.server)
             started_at_unix_ms = _process_started_at_unix_ms()
             facts = ServerFacts(
                 importlib.metadata.version("vecmem"),
@@ -118,6 +121,10 @@ async def _serve(
             watch_pb2_grpc.add_WatchServiceServicer_to_server(WatchServicer(shard, streams), methods)
             channels_pb2_grpc.add_ChannelServiceServicer_to_server(ChannelServicer(shard, streams), methods)
             add_keyspace_servicers(shard, methods)
+            view = None if node is None else node.view
+            cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(shard, view, None), methods)
+            if node is not None:
+                node.server.finish()
             names = [
                 module.DESCRIPTOR.services_by_name[service].full_name
                 for module, service in (
@@ -126,6 +133,7 @@ async def _serve(
                     (transactions_pb2, "TransactionService"),
                     (watch_pb2, "WatchService"),
                     (channels_pb2, "ChannelService"),
+                    (cluster_pb2, "ClusterService"),
                     (admin_pb2, "AdminService"),
                 )
             ]
@@ -140,32 +148,17 @@ async def _serve(
             for signal_number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
             on_ready(address)
-            leading = (
-                None
-                if member is None
-                else asyncio.create_task(member.run(settings.advertise or address), name="take part")
-            )
-            if leading is not None:
-                leading.add_done_callback(lambda _: stop.set())
+            running: asyncio.Task[None] | None = None
+            if node is not None:
+                running = asyncio.create_task(node.run(settings.advertise or address), name="take part in the cluster")
+                running.add_done_callback(lambda _: stop.set())
             await stop.wait()
             _logger.info("draining, for %g s at most", settings.grace_seconds)
             await healthy.enter_graceful_shutdown()
             shard.end_waiting()
-            if leading is not None and member is not None:
-                await _leave(member, leading)
+            if node is not None and running is not None:
+                await node.leave(running)
             await streams.stop(server, settings.grace_seconds)
-
-
-async def _leave(member: Member, leading: asyncio.Task[None]) -> None:
-    """Hand over the lead, and take part no longer. Raises what taking part has failed with."""
-    if not leading.done():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RELEASE_SECONDS_MAX):
-                await member.release()
-        leading.cancel()
-        await member.hang_up()
-    with contextlib.suppress(asyncio.CancelledError):
-        await leading
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library has no types

@@ -62,22 +62,31 @@ def unary(method: Callable[[S, Q, Context], Awaitable[R | bytes]]) -> Callable[[
     It may return its reply as bytes, which are sent as they are (`vecmem.server.serializers`).
     """
 
+    async def direct(self: S, request: Q, context: Context) -> R:
+        check_takes_calls(self)
+        check_deadline(context)
+        check_decoded(request)
+        with answering:
+            await check_answers(self, request, context)
+            return cast("R", await method(self, request, context))
+
     @functools.wraps(method)
     async def call(self: S, request: Q, context: Context) -> R:
-        try:
-            check_takes_calls(self)
-            check_deadline(context)
-            check_decoded(request)
-            with answering:
-                await check_answers(self, request, context)
-                return cast("R", await method(self, request, context))
-        except VecmemError as error:
-            await abort(context, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
-            await _abort_unexpected(method.__qualname__, context, error)
-        raise AssertionError("abort raises")
+        return await answered(direct(self, request, context), method.__qualname__, context)
 
+    call.direct = direct  # type: ignore[attr-defined]  # for `vecmem.server.routing`
     return call
+
+
+async def answered(answer: Awaitable[R], where: str, context: Context) -> R:
+    """An answer, or the end of the call with the status of what was raised."""
+    try:
+        return await answer
+    except VecmemError as error:
+        await abort(context, error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
+        await _abort_unexpected(where, context, error)
+    raise AssertionError("abort raises")
 
 
 def streaming(
@@ -131,6 +140,18 @@ def server_streaming(
     return call
 
 
+async def ended(replies: AsyncIterator[R], context: Context) -> AsyncIterator[R]:
+    """Replies of a stream; what is raised in it ends the call with its status."""
+    try:
+        async with contextlib.aclosing(cast("AsyncGenerator[R, None]", replies)) as open_replies:
+            async for reply in open_replies:
+                yield reply
+    except VecmemError as error:
+        await abort(context, error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told and the server serves on
+        await _abort_unexpected("a stream", context, error)
+
+
 async def _decoded(requests: AsyncIterator[Q]) -> AsyncIterator[Q]:
     async for request in requests:
         check_decoded(request)
@@ -162,7 +183,7 @@ async def check_answers(servicer: object, request: Any, context: Context) -> Non
     fields = () if request is None else request.DESCRIPTOR.fields_by_name
     if "read" in fields and request.read.preference == common_pb2.READ_PREFERENCE_ANY:
         wait_seconds = min(READ_WAIT_SECONDS_MAX, context.time_remaining() or READ_WAIT_SECONDS_MAX)
-        await shard.applied(request.read.min_position.sequence, wait_seconds)
+        await shard.applied(wanted_sequence(shard, request.read), wait_seconds)
     else:
         shard.check_leads()
 
@@ -176,25 +197,34 @@ def deadline(context: Context) -> float | None:
 def header(shard: Shard, sequence: int) -> common_pb2.ResponseHeader:
     """The first field of every reply."""
     return common_pb2.ResponseHeader(
-        position=common_pb2.Position(sequence=sequence), server_time_unix_ms=shard.clock.now_unix_ms()
+        position=common_pb2.Position(shard=shard.number, sequence=sequence),
+        server_time_unix_ms=shard.clock.now_unix_ms(),
     )
 
 
 def header_field(shard: Shard, sequence: int) -> bytes:
     """The same, for a reply that is put together as bytes."""
+    if shard.number:
+        return wire.message_field(1, header(shard, sequence).SerializeToString())
     return wire.header_field(sequence, shard.clock.now_unix_ms())
+
+
+def wanted_sequence(shard: Shard, read: common_pb2.ReadOptions) -> int:
+    """The sequence of a shard that a reply has to reflect at least; positions of other shards are none of its business."""
+    positions = (read.min_position, *read.min_positions)
+    return max((position.sequence for position in positions if position.shard == shard.number), default=0)
 
 
 def check_position(shard: Shard, read: common_pb2.ReadOptions) -> int:
     """The sequence that a reply reflects.
 
-    Raises PositionAheadError where that is less than the request demands, InvalidArgumentError for another shard's position.
+    Raises PositionAheadError where that is less than the request demands, InvalidArgumentError for a shard that is not there.
     """
-    if read.min_position.shard:
+    if read.min_position.shard and not shard.in_cluster:
         raise InvalidArgumentError(
             f"shard {read.min_position.shard} is not this node's, which is 0", field="read.min_position.shard"
         )
-    shard.at_least(read.min_position.sequence)
+    shard.at_least(wanted_sequence(shard, read))
     return shard.applied_sequence
 
 
@@ -219,7 +249,8 @@ async def write(
 def is_repeated(shard: Shard, request: Any) -> bool:
     """Whether a request was applied before. Raises RequestIdReusedError where another one had its id."""
     request_id = request.write.request_id
-    return bool(request_id) and shard.repeated(request_id, request_fingerprint(request)) is not None
+    fingerprint = request.write.whole_fingerprint or request_fingerprint(request)
+    return bool(request_id) and shard.repeated(request_id, fingerprint) is not None
 
 
 async def prepare(shard: Shard, request: Any, build: Build, *, grows: bool = False) -> Prepared:
@@ -231,7 +262,7 @@ async def prepare(shard: Shard, request: Any, build: Build, *, grows: bool = Fal
     command = command_pb2.Command(request_id=request_id)
     if request_id:
         check_request_id(request_id)
-        command.request_fingerprint = request_fingerprint(request)
+        command.request_fingerprint = request.write.whole_fingerprint or request_fingerprint(request)
         repeated = shard.repeated(request_id, command.request_fingerprint)
         if repeated is not None:
             return repeated

@@ -34,7 +34,11 @@ CODES: tuple[tuple[type[errors.VecmemError], grpc.StatusCode], ...] = (
     (errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.DataLossError, grpc.StatusCode.DATA_LOSS),
     (errors.LogConflictError, grpc.StatusCode.ABORTED),
+    (errors.SlotStateError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.CheckpointError, grpc.StatusCode.INTERNAL),
+    (errors.TopologyConflictError, grpc.StatusCode.ABORTED),
+    (errors.InvalidTopologyError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.NotInClusterError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.ConfigurationError, grpc.StatusCode.FAILED_PRECONDITION),
 )
 

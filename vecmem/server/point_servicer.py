@@ -123,7 +123,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         return api.UpdatePayloadResponse(
             header=calls.header(self._shard, result.sequence),
             updated_count=result.updated_count,
-            version=result.sequence if result.updated_count else 0,
+            version=result.version if result.updated_count else 0,
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------------
@@ -192,7 +192,8 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
         collection, sequence = await calls.begin_read(self._shard, request.read, request.collection)
         page_size = reading.page_size_or_default(request.page_size)
         digest = reading.filter_digest(request.filter if request.HasField("filter") else None)
-        scope = [collection.uid, digest]
+        # Each shard of a cluster has a uid of its own for a collection, and a walk goes over all of them.
+        scope = [0 if self._shard.in_cluster else collection.uid, digest]
         after = reading.decode_page_token(request.page_token, "points", scope)
         compiled = compile_filter(request.filter) if request.HasField("filter") else None
         selection = reading.compile_selection(
@@ -238,7 +239,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
 
     def _fill_upsert(self, response: api.UpsertResponse, result: command_pb2.CommandResult) -> None:
         response.header.CopyFrom(calls.header(self._shard, result.sequence))
-        response.version = result.sequence if result.inserted_count or result.updated_count else 0
+        response.version = result.version if result.inserted_count or result.updated_count else 0
         response.inserted_count = result.inserted_count
         response.updated_count = result.updated_count
         response.conflicts.extend(_conflicts(result))

@@ -93,7 +93,9 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
         return api.WatchResponse(
             header=calls.header(self._shard, self._shard.applied_sequence),
             changes=changes,
-            position=api.ChangePosition(sequence=place.sequence, change_count=place.change_count),
+            position=api.ChangePosition(
+                sequence=place.sequence, change_count=place.change_count, shard=self._shard.number
+            ),
         )
 
     def _start(self, request: api.WatchRequest) -> _Place:
@@ -133,8 +135,8 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             first_of_operation, place = change.place != place or change.holder == POINT, change.place
             if count <= skipped:
                 continue
-            told = _message(record, change, collection)
-            told.change_count = count
+            told = _message(record, change, collection, self._shard.state.version_at(record.sequence))
+            told.change_count, told.shard = count, self._shard.number
             if with_content and first_of_operation:
                 if command is None:
                     command = await self._command(record.sequence)
@@ -197,7 +199,7 @@ def _watched(request: api.WatchRequest) -> Watched:
     return Watched(frozenset(keys), tuple(prefixes), frozenset(collections))
 
 
-def _message(record: RecordChanges, change: Change, collection: str | None) -> api.Change:
+def _message(record: RecordChanges, change: Change, collection: str | None, point_version: int) -> api.Change:
     told = api.Change(
         sequence=record.sequence, time_unix_ms=record.time_unix_ms, kind=api.ChangeKind.ValueType(change.kind)
     )
@@ -209,5 +211,5 @@ def _message(record: RecordChanges, change: Change, collection: str | None) -> a
         told.collection = change.name.decode()
     else:
         told.point.collection, told.point.id = collection or "", change.name.decode()
-        told.version = record.sequence if change.kind == ChangeKind.WRITTEN else 0
+        told.version = point_version if change.kind == ChangeKind.WRITTEN else 0
     return told

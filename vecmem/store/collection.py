@@ -28,8 +28,10 @@ from vecmem.index.payload import PayloadTable, merge_payload, remove_paths
 from vecmem.index.row_set import RowSet
 from vecmem.index.rows import NEVER, RowTable, RowView
 from vecmem.index.vector_index import VectorIndex
+from vecmem.slots import slot_of
 from vecmem.store.changes import ChangeKind, Noted
 from vecmem.store.configuration import payload_types, vector_parameters
+from vecmem.store.slot_sets import SlotMask
 from vecmem.store.v1 import command_pb2
 from vecmem.v1 import collections_pb2
 
@@ -40,8 +42,22 @@ STEP_POINTS = 256
 """Points handled between two yields: about a millisecond."""
 SORTED_POINTS = 2_048
 """Sorted between two yields: about a millisecond."""
+STEP_SLOTS = 1_024
+"""Points whose hash slot is found between two yields: about a millisecond."""
 EXPIRING_SLACK = 1_024
 """Entries of the expiry heap beyond twice the points before it is built anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a record gives to what it writes."""
+
+    sequence: int
+    """From which on rows are visible, or not any more."""
+    version: int
+    time_unix_ms: int
+    within: SlotMask | None = None
+    """The hash slots that the record is applied to: the others have had it before. None: all."""
 
 
 @dataclass(slots=True)
@@ -85,14 +101,19 @@ class Collection:
     # -- applying records ------------------------------------------------------------------------------------------------
 
     def upsert(
-        self, command: command_pb2.UpsertPoints, sequence: int, time_unix_ms: int, noted: Noted
+        self,
+        command: command_pb2.UpsertPoints,
+        stamp: Stamp,
+        noted: Noted,
+        versions: Sequence[int] | None = None,
     ) -> Steps[Changes]:
-        """Insert or replace points."""
+        """Insert or replace points. `versions`: those that they have already, where they come from another shard."""
         refused = self.beyond_storage(command)
         if refused is not None:
             return Changes(refused=refused)
         points = command.points
-        accepted, conflicts = self._check_versions(points, time_unix_ms)
+        sequence, time_unix_ms = stamp.sequence, stamp.time_unix_ms
+        accepted, conflicts = self._check_versions(points, stamp)
         rows = self.rows.allocate(len(accepted))
         yield from self._write_vectors(command, accepted, rows)
         inserted: list[str] = []
@@ -109,7 +130,10 @@ class Collection:
                 replaced.append(old)
                 revived_count += self._is_expired(old, time_unix_ms)
             self.payloads.set(row, point.payload_json)
-            self.rows.publish(row, point_id, sequence, point.expires_at_unix_ms)
+            version = stamp.version if versions is None else versions[index]
+            self.rows.publish(row, point_id, sequence, point.expires_at_unix_ms, version)
+            if self.rows.slots is not None:
+                self.rows.slots[row] = slot_of(point_id.encode())
             self.row_of[point_id] = row
             noted.add_point(index, ChangeKind.WRITTEN, self.uid, point_id)
             if point.expires_at_unix_ms:
@@ -130,34 +154,28 @@ class Collection:
             conflicts=conflicts,
         )
 
-    def delete(
-        self, command: command_pb2.DeletePoints, sequence: int, time_unix_ms: int, noted: Noted
-    ) -> Steps[Changes]:
+    def delete(self, command: command_pb2.DeletePoints, stamp: Stamp, noted: Noted) -> Steps[Changes]:
         """Delete points by ids or by filter."""
-        rows = yield from self._select(command, sequence, time_unix_ms)
-        yield from self._remove(rows, sequence, ChangeKind.DELETED, noted)
+        rows = yield from self._select(command, stamp)
+        yield from self.remove(rows, stamp.sequence, ChangeKind.DELETED, noted)
         return Changes(deleted_count=len(rows))
 
-    def expire(
-        self, command: command_pb2.ExpirePoints, sequence: int, time_unix_ms: int, noted: Noted
-    ) -> Steps[Changes]:
+    def expire(self, command: command_pb2.ExpirePoints, stamp: Stamp, noted: Noted) -> Steps[Changes]:
         """Delete those of the named points that have expired."""
         named = (self.row_of.get(point_id) for point_id in dict.fromkeys(command.ids))
-        rows = [row for row in named if row is not None and self._is_expired(row, time_unix_ms)]
-        yield from self._remove(rows, sequence, ChangeKind.EXPIRED, noted)
+        rows = [row for row in named if row is not None and self._is_expired(row, stamp.time_unix_ms)]
+        yield from self.remove(rows, stamp.sequence, ChangeKind.EXPIRED, noted)
         return Changes(deleted_count=len(rows))
 
-    def update_payloads(
-        self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int, noted: Noted
-    ) -> Steps[Changes]:
+    def update_payloads(self, command: command_pb2.UpdatePayloads, stamp: Stamp, noted: Noted) -> Steps[Changes]:
         """Change payloads by ids or by filter: all of them, or none where one would grow over the limit."""
-        rows, changed, refused = yield from self.changed_payloads(command, sequence, time_unix_ms)
+        rows, changed, refused = yield from self.changed_payloads(command, stamp)
         if refused is not None:
             return Changes(refused=refused)
         self.changing = self.rewriting = True
         for count, (row, payload) in enumerate(zip(rows, changed, strict=True), start=1):
             self.payloads.set(row, payload)
-            self.rows.versions[row] = sequence
+            self.rows.versions[row] = stamp.version
             noted.add_point(0, ChangeKind.WRITTEN, self.uid, self.rows.ids[row])
             if count % STEP_POINTS == 0:
                 yield
@@ -165,10 +183,10 @@ class Collection:
         return Changes(updated_count=len(rows))
 
     def changed_payloads(
-        self, command: command_pb2.UpdatePayloads, sequence: int, time_unix_ms: int
+        self, command: command_pb2.UpdatePayloads, stamp: Stamp
     ) -> Steps[tuple[list[int], list[bytes], VecmemError | None]]:
         """Rows and their new payloads, or why there are none. Changes nothing."""
-        rows = yield from self._select(command, sequence, time_unix_ms)
+        rows = yield from self._select(command, stamp)
         operation = command.WhichOneof("operation")
         paths = [FieldPath.parse(path, "remove") for path in command.remove.paths]
         changed: list[bytes] = []
@@ -214,7 +232,23 @@ class Collection:
         noted.add_collection(ChangeKind.COLLECTION_CHANGED, self.uid, self.name)
         return Changes()
 
+    def index_slots(self) -> Steps[None]:
+        """Know the hash slot of each point from now on."""
+        self.rows.note_slots()
+        slots = self.rows.slots
+        assert slots is not None
+        for count, (point_id, row) in enumerate(self.row_of.items(), start=1):
+            slots[row] = slot_of(point_id.encode())
+            if count % STEP_SLOTS == 0:
+                yield
+
     # -- reading ---------------------------------------------------------------------------------------------------------
+
+    def rows_of_slots(self, slots: SlotMask) -> Steps[list[int]]:
+        """The rows of the points of some hash slots, expired ones included, in order of their ids. `index_slots` has been called."""
+        assert self.rows.slots is not None
+        rows = self.rows.live_rows()
+        return (yield from self._by_id(rows[slots[self.rows.slots[rows]]].tolist()))
 
     def view(self, sequence: int, now_unix_ms: int) -> RowView:
         """What a search beginning now sees."""
@@ -266,10 +300,17 @@ class Collection:
     # -- inside ----------------------------------------------------------------------------------------------------------
 
     def _check_versions(
-        self, points: Sequence[command_pb2.StoredPoint], time_unix_ms: int
+        self, points: Sequence[command_pb2.StoredPoint], stamp: Stamp
     ) -> tuple[Rows, tuple[command_pb2.Conflict, ...]]:
         """Indexes of the points whose condition holds, and the conflicts of the others."""
-        conflicts = tuple(self.conflicts(points, time_unix_ms))
+        within = stamp.within
+        if within is not None:
+            # A part of a request of which the rest was applied before: not on the path of any other.
+            inside = [index for index, point in enumerate(points) if within[slot_of(point.id.encode())]]
+            conflicts = tuple(self.conflicts((points[index] for index in inside), stamp.time_unix_ms))
+            refused = {conflict.id for conflict in conflicts}
+            return np.array([index for index in inside if points[index].id not in refused], dtype=np.int64), conflicts
+        conflicts = tuple(self.conflicts(points, stamp.time_unix_ms))
         accepted = np.arange(len(points))
         if conflicts:
             refused = {conflict.id for conflict in conflicts}
@@ -278,7 +319,7 @@ class Collection:
             )
         return accepted, conflicts
 
-    def conflicts(self, points: Sequence[command_pb2.StoredPoint], time_unix_ms: int) -> Iterator[command_pb2.Conflict]:
+    def conflicts(self, points: Iterable[command_pb2.StoredPoint], time_unix_ms: int) -> Iterator[command_pb2.Conflict]:
         """The conditions that do not hold. Ids are distinct."""
         for point in points:
             if not point.HasField("expected_version"):
@@ -292,6 +333,8 @@ class Collection:
         row_of_index = np.full(len(command.points), -1, dtype=np.int64)
         row_of_index[accepted] = rows
         for column in command.vectors:
+            if not column.rows:
+                continue  # as records of before this was looked at may have it: no indexes would mean all points
             index = self.vectors[column.name]
             vectors = np.frombuffer(column.rows, dtype="<f4").reshape(-1, index.parameters.dimension)
             targets = row_of_index[list(column.point_indexes)] if column.point_indexes else row_of_index
@@ -313,18 +356,24 @@ class Collection:
     def _select(
         self,
         command: command_pb2.DeletePoints | command_pb2.UpdatePayloads,
-        sequence: int,
-        time_unix_ms: int,
+        stamp: Stamp,
     ) -> Steps[list[int]]:
         """Rows of the points that a command names and that have not expired, in a fixed order."""
         if command.WhichOneof("selector") == "ids":
-            found = (self.find(point_id, time_unix_ms) for point_id in dict.fromkeys(command.ids.ids))
-            return [row for row in found if row is not None]
+            found = (self.find(point_id, stamp.time_unix_ms) for point_id in dict.fromkeys(command.ids.ids))
+            return self._within(stamp.within, [row for row in found if row is not None])
         compiled = compile_filter(command.filter)
         yield from self.payloads.ensure_columns(compiled.paths)
         # The record's own sequence: it sees all that was applied before it, and itself has published nothing.
-        rows = np.flatnonzero(self.matching(compiled, sequence, time_unix_ms)).tolist()
-        return (yield from self._by_id(rows))
+        rows = np.flatnonzero(self.matching(compiled, stamp.sequence, stamp.time_unix_ms)).tolist()
+        return (yield from self._by_id(self._within(stamp.within, rows)))
+
+    def _within(self, within: SlotMask | None, rows: list[int]) -> list[int]:
+        if within is None:
+            return rows
+        slots = self.rows.slots
+        assert slots is not None
+        return [row for row in rows if within[slots[row]]]
 
     def _by_id(self, rows: list[int]) -> Steps[list[int]]:
         """Rows in order of their ids. That of the rows depends on when they were reclaimed, and a replay must note the same changes."""
@@ -342,7 +391,8 @@ class Collection:
                 yield
         return ordered
 
-    def _remove(self, rows: list[int], sequence: int, kind: ChangeKind, noted: Noted) -> Steps[None]:
+    def remove(self, rows: list[int], sequence: int, kind: ChangeKind, noted: Noted) -> Steps[None]:
+        """Take the points of rows away; `kind` is why."""
         self.changing = True
         for count, row in enumerate(rows, start=1):
             point_id = self.rows.ids[row]

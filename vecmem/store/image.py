@@ -3,6 +3,8 @@
     keyspace.npz                the keys (vecmem.store.keyspace.image)
     changes.bin                 what the newest records changed (vecmem.store.changes)
     state.bin                   deduplication window: length-prefixed DeduplicationEntry messages
+    slots.bin                   SlotTableImage, of a shard that owns some of several shards' slots
+    staged.bin                  what is on its way here from other shards: length-prefixed StageSlots messages (vecmem.store.staging)
     collections/<uid>/
       collection.bin            CollectionImage
       points.npz                by row: ids and payloads (bytes back to back, and where each ends), versions, expires_at, live, and which
@@ -35,11 +37,15 @@ from vecmem.store.changes import ChangeWindow
 from vecmem.store.collection import Collection
 from vecmem.store.deduplication import DeduplicationWindow
 from vecmem.store.keyspace import image as keyspace_image
+from vecmem.store.slot_table import SlotTable
+from vecmem.store.staging import StagedGroup
 from vecmem.store.state_machine import StateMachine
 from vecmem.store.v1 import command_pb2
 
 STATE_FILE = "state.bin"
 CHANGES_FILE = "changes.bin"
+SLOTS_FILE = "slots.bin"
+STAGED_FILE = "staged.bin"
 
 
 def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
@@ -49,6 +55,9 @@ def write_image(state: StateMachine, directory: Path) -> dict[str, Any]:
     """
     write_file(directory / STATE_FILE, _prefixed(entry.SerializeToString() for entry in state.deduplication.entries()))
     write_file(directory / CHANGES_FILE, state.changes.dump())
+    if state.slots is not None:
+        write_file(directory / SLOTS_FILE, [state.slots.dump().SerializeToString(deterministic=True)])
+        write_file(directory / STAGED_FILE, _prefixed(part.SerializeToString() for part in dump_staged(state)))
     keyspace_image.write_keyspace(state.keyspace, directory)
     collections: dict[str, Any] = {}
     for collection in state.collections.values():
@@ -66,7 +75,7 @@ def load_state(manifest: CheckpointManifest) -> StateMachine:
     state = StateMachine()
     state.time_unix_ms = manifest.metadata["time_unix_ms"]
     content = checkpoints.read_verified(manifest, STATE_FILE)
-    state.deduplication = DeduplicationWindow(map(command_pb2.DeduplicationEntry.FromString, _unprefixed(content)))
+    state.deduplication = DeduplicationWindow(map(_deduplication_entry, _unprefixed(content)))
     if CHANGES_FILE in manifest.files:
         try:
             state.changes = ChangeWindow.load(checkpoints.read_verified(manifest, CHANGES_FILE))
@@ -74,13 +83,44 @@ def load_state(manifest: CheckpointManifest) -> StateMachine:
             raise CorruptionError(f"the changes cannot be read: {error}", path=CHANGES_FILE) from error
     else:  # a checkpoint of an earlier version
         state.changes.complete_after = manifest.sequence
+    if SLOTS_FILE in manifest.files:
+        _load_slots(manifest, state)
     return state
+
+
+def dump_staged(state: StateMachine) -> Iterator[command_pb2.StageSlots]:
+    """What is on its way here, in its canonical form."""
+    for source in sorted(state.staging.groups):
+        yield from state.staging.groups[source].dump(state.name_of)
+
+
+def _load_slots(manifest: CheckpointManifest, state: StateMachine) -> None:
+    image = checkpoints.read_verified(manifest, SLOTS_FILE)
+    staged = checkpoints.read_verified(manifest, STAGED_FILE)
+    uids = {about["name"]: int(uid) for uid, about in manifest.metadata["collections"].items()}
+    try:
+        state.slots = SlotTable.load(command_pb2.SlotTableImage.FromString(image))
+        parts = map(command_pb2.StageSlots.FromString, _unprefixed(staged))
+        state.staging.groups = StagedGroup.load(parts, uids.__getitem__)
+    except (ValueError, KeyError) as error:
+        raise CorruptionError(f"the slots cannot be read: {error!r}", path=SLOTS_FILE) from error
+
+
+def _deduplication_entry(content: bytes) -> command_pb2.DeduplicationEntry:
+    entry = command_pb2.DeduplicationEntry.FromString(content)
+    if not entry.slots:
+        # Results of an earlier version have none: it was always the sequence.
+        entry.result.version = entry.result.version or entry.result.sequence
+    return entry
 
 
 def load_keyspace(manifest: CheckpointManifest, state: StateMachine) -> None:
     """Load the keys into a state. Raises CorruptionError naming the damaged file; none of the keys are then used."""
     if keyspace_image.FILE in manifest.files:  # a checkpoint of an earlier version has none
         keyspace_image.load_keyspace(state.keyspace, checkpoints.read_verified(manifest, keyspace_image.FILE))
+    if state.slots is not None:
+        for _ in state.keyspace.index_slots():
+            pass
 
 
 def load_collection(manifest: CheckpointManifest, uid: str) -> Collection:

@@ -244,6 +244,7 @@ class SearchLanes:
             await self._shard.settled(collection)
         # From here to the search nothing else runs.
         sequence, view, ticket = self._look(collection)
+        version = sequence + self._shard.state.version_offset
         try:
             searched: list[_Waiting] = []
             requests: list[SearchRequest] = []
@@ -268,7 +269,7 @@ class SearchLanes:
                 results = index.search(requests, view, threads=self._threads)
             overtaken: list[_Waiting] = []
             for waiting, result in zip(searched, results, strict=True):
-                if in_thread and _was_overtaken(waiting.query, result, sequence):
+                if in_thread and _was_overtaken(waiting.query, result, version):
                     overtaken.append(waiting)
                 else:
                     self._finish(waiting, result, sequence)
@@ -336,12 +337,15 @@ def _request(query: CompiledQuery, view: RowView) -> SearchRequest | VecmemError
     )
 
 
-def _was_overtaken(query: CompiledQuery, result: SearchResult, sequence: int) -> bool:
-    """Whether a hit's payload was changed after the snapshot, so that it may not match the filter any more."""
+def _was_overtaken(query: CompiledQuery, result: SearchResult, version: int) -> bool:
+    """Whether a hit's payload was changed after the snapshot, so that it may not match the filter any more.
+
+    `version` is the greatest that a point could have at the snapshot.
+    """
     if query.compiled is None:
         return False
     versions = query.collection.rows.versions
-    return any(versions[row] > sequence for row in result.rows)
+    return any(versions[row] > version for row in result.rows)
 
 
 def _encode(query: CompiledQuery, result: SearchResult, reply: ReplySize) -> list[bytes]:

@@ -62,7 +62,7 @@ class Memory:
 
     def used_bytes(self) -> int:
         """About what keys and collections take."""
-        size_bytes = self._all_collections_bytes()
+        size_bytes = self._all_collections_bytes() + self._state.staging.size_bytes
         if not self._state.keyspace_damage:
             keyspace = self._state.keyspace
             expiry_count = len(keyspace.expiries) + len(keyspace.endings)

@@ -22,10 +22,16 @@ from vecmem.log.checkpoints import CheckpointManifest, CheckpointStore
 from vecmem.log.record import LogEntry
 from vecmem.log.rocks import RocksLog
 from vecmem.store import image
+from vecmem.store.replacing import (
+    CHECKPOINT_DIRECTORY,
+    LOG_DIRECTORY,
+    complete_replacement,
+    is_being_replaced,
+    lock_of,
+)
+from vecmem.store.staging import StagedGroup
 from vecmem.store.state_machine import StateMachine
 
-LOG_DIRECTORY = "log"
-CHECKPOINT_DIRECTORY = "checkpoints"
 RECLAIM_RECORDS = 256
 """Records replayed between two reclaims of dead rows."""
 
@@ -67,6 +73,12 @@ def recover(data_dir: Path) -> Recovered:
     Raises CorruptionError, UnsupportedFormatError or UnavailableError (in use); nothing acknowledged is ever dropped.
     """
     make_directory(data_dir)
+    if is_being_replaced(data_dir):
+        lock = lock_of(data_dir)
+        try:
+            complete_replacement(data_dir)
+        finally:
+            lock.release()
     recovery = Recovery()
     store = CheckpointStore(data_dir / CHECKPOINT_DIRECTORY)
     # The log's lock comes first: leftovers are only leftovers when nobody else is at work here.
@@ -133,6 +145,11 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
         raise CorruptionError("the deduplication window came back changed", path=str(manifest.path))
     if list(loaded.changes.dump()) != list(state.changes.dump()):
         raise CorruptionError("the newest changes came back changed", path=str(manifest.path))
+    if state.slots is not None:
+        table_back = None if loaded.slots is None else loaded.slots.dump()
+        staged_back = [part for group in _in_order(loaded) for part in group.dump(state.name_of)]
+        if table_back != state.slots.dump() or staged_back != list(image.dump_staged(state)):
+            raise CorruptionError("the slots came back changed", path=str(manifest.path))
     image.load_keyspace(manifest, loaded)
     keys_back, keys = loaded.keyspace, state.keyspace
     if (keys_back.values, keys_back.expiries, keys_back.version) != (keys.values, keys.expiries, keys.version):
@@ -141,6 +158,10 @@ def check_image(manifest: CheckpointManifest, state: StateMachine) -> None:
         back = image.load_collection(manifest, str(collection.uid))
         if back.row_of != collection.row_of:
             raise CorruptionError(f"collection {collection.name!r} came back changed", path=str(manifest.path))
+
+
+def _in_order(state: StateMachine) -> list[StagedGroup]:
+    return [group for _, group in sorted(state.staging.groups.items())]
 
 
 def _load_checkpoint(store: CheckpointStore, recovery: Recovery, log: RocksLog) -> _Loaded | None:

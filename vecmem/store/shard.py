@@ -37,7 +37,8 @@ from vecmem.store.eviction import LRU
 from vecmem.store.maintenance import Maintenance
 from vecmem.store.memory import Memory
 from vecmem.store.own_thread import in_own_thread
-from vecmem.store.recovery import CHECKPOINT_DIRECTORY, Recovered
+from vecmem.store.recovery import Recovered
+from vecmem.store.replacing import CHECKPOINT_DIRECTORY
 from vecmem.store.state_machine import COMMAND_RECORD, Observer, refusal_error, repeated_result
 from vecmem.store.sweeping import sweep_expired
 from vecmem.store.v1 import command_pb2
@@ -66,9 +67,15 @@ class Shard:
         self.log = recovered.log
         self.recovery = recovered.recovery
         self.clock = clock
+        self.number = settings.shard
+        """Its number in a cluster."""
+        self.in_cluster = settings.in_cluster
+        self.leading_changed: Callable[[], None] = _nothing
+        """Called when it begins or ceases to take writes."""
         self.checkpoint_sequence = recovered.recovery.checkpoint_sequence
         self.changes = ChangeHub(self.state.changes, self.state.collection_name)
         self.state.listener = self.changes.told
+        self.state.slots_listener = self.changes.wake_all
         self.memory = Memory(self.state, settings, self._evict_keys)
         self.channels = Channels()
         self.ending = False
@@ -127,12 +134,14 @@ class Shard:
         """Take writes, by way of a log whose last record is applied here, and answer until a time of time.monotonic()."""
         self._commit = GroupCommit(log, self._applier)
         self.leads_until = until
+        self.leading_changed()
 
     async def stop_leading(self) -> None:
         """Take no more writes; returns when those under way are decided."""
         self.leads_until = -math.inf
         commit, self._commit = self._commit, None
         if commit is not None:
+            self.leading_changed()
             await commit.close()
 
     async def take(self, entries: Sequence[LogEntry]) -> None:
@@ -171,11 +180,16 @@ class Shard:
         return MovedError(f"this node does not lead the shard; {owner or 'nobody is known to'} does", owner=owner)
 
     def repeated(self, request_id: str, fingerprint: int) -> command_pb2.CommandResult | None:
-        """The result of a request that was applied before. Raises RequestIdReusedError for another one under the same id."""
+        """The result of a request that was applied before. Raises RequestIdReusedError for another one under the same id.
+
+        Of one that may have been applied to some of its hash slots alone it is known when it is applied: it is none here.
+        """
         if not request_id:
             return None
         remembered = self.state.deduplication.find(request_id, self.now_unix_ms())
-        return None if remembered is None else _accepted(repeated_result(remembered, fingerprint))
+        if remembered is None or _is_part(remembered, fingerprint):
+            return None
+        return _accepted(repeated_result(remembered, fingerprint))
 
     async def write(self, command: command_pb2.Command, observer: Observer | None = None) -> command_pb2.CommandResult:
         """Make a checked command durable and apply it, with an observer if it runs operations on keys.
@@ -398,6 +412,17 @@ class Shard:
         await self._applier.close()
         self._maintenance.close()
         self.log.close()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
+def _is_part(remembered: command_pb2.DeduplicationEntry, fingerprint: int) -> bool:
+    """Whether a request on points may have slots that it was not applied to here."""
+    result = remembered.result
+    on_keys = bool(result.operation_results) or result.HasField("transaction")
+    return bool(remembered.slots) and not on_keys and remembered.request_fingerprint == fingerprint
 
 
 def _accepted(result: command_pb2.CommandResult) -> command_pb2.CommandResult:

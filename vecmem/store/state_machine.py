@@ -23,13 +23,17 @@ from vecmem.errors import (
     VecmemError,
 )
 from vecmem.log.record import LogEntry
-from vecmem.store import transactions
+from vecmem.store import slot_moves, transactions
 from vecmem.store.changes import Change, ChangeKind, ChangeWindow, Noted, RecordChanges
-from vecmem.store.collection import Changes, Collection, Steps
-from vecmem.store.deduplication import DeduplicationWindow
+from vecmem.store.collection import Changes, Collection, Stamp, Steps
+from vecmem.store.deduplication import DeduplicationWindow, add_result
 from vecmem.store.keyspace import operations
 from vecmem.store.keyspace.keyspace import Keyspace
 from vecmem.store.keyspace.operation import Moment
+from vecmem.store.slot_scope import Scope, operation_slots, scope_of
+from vecmem.store.slot_sets import mask_of, pack
+from vecmem.store.slot_table import SlotTable, moving_error
+from vecmem.store.staging import Staging
 from vecmem.store.v1 import command_pb2
 from vecmem.store.validation import request_fingerprint
 from vecmem.v1 import pipeline_pb2
@@ -82,13 +86,41 @@ class StateMachine:
         """The last one in the log that was applied here; of no consequence for the data, and in no checkpoint."""
         self._keyspace = Keyspace()
         self.time_unix_ms = 0
+        self.slots: SlotTable | None = None
+        """The hash slots that the shard owns. None: all of them, it is the only one."""
+        self.staging = Staging()
+        """What is on its way here from other shards."""
+        self.slots_listener: Callable[[], None] | None = None
+        """Told when slots have changed hands."""
 
     @property
     def keyspace(self) -> Keyspace:
         """The keys. Raises KeyspaceDamagedError."""
         if self.keyspace_damage:
-            raise KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}")
+            raise self.damaged_keys_error()
         return self._keyspace
+
+    def damaged_keys_error(self) -> KeyspaceDamagedError:
+        """What to raise where the keys are damaged."""
+        return KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}")
+
+    @property
+    def version_offset(self) -> int:
+        """How much the version of the points that a record writes is ahead of its sequence."""
+        return 0 if self.slots is None else self.slots.version_offset
+
+    def version_at(self, sequence: int) -> int:
+        """The version of the points that a record wrote."""
+        return sequence if self.slots is None else self.slots.version_at(sequence)
+
+    def check_slot(self, slot: int) -> None:
+        """Before a read, and again behind it: raises MovedError for a slot that is another shard's."""
+        if self.slots is not None:
+            self.slots.check(slot)
+
+    def name_of(self, uid: int) -> str:
+        """The name of a collection that is there."""
+        return self.by_uid[uid].name
 
     def collection(self, name: str) -> Collection:
         """The collection of that name. Raises CollectionNotFoundError, CollectionDamagedError."""
@@ -117,6 +149,9 @@ class StateMachine:
 
     def add(self, collection: Collection) -> None:
         """Put a collection into place."""
+        if self.slots is not None:
+            for _ in collection.index_slots():
+                pass
         self.collections[collection.name] = collection
         self.by_uid[collection.uid] = collection
 
@@ -141,12 +176,40 @@ class StateMachine:
             raise UnsupportedFormatError(f"record {entry.sequence} has type {entry.record.record_type}")
         command = command_pb2.Command.FromString(entry.record.payload)
         self.time_unix_ms = command.time_unix_ms
+        scope: Scope | None = None
+        if self.slots is not None:
+            scope = yield from scope_of(command, self.slots)
+            if scope is not None and (moved := self.slots.not_owned(scope.slots)) is not None:
+                # Not remembered: the request is sent again, to the owner.
+                return command_pb2.CommandResult(sequence=entry.sequence, refusal=_refusal(moved))
+        remembered: command_pb2.DeduplicationEntry | None = None
+        within = None if scope is None else scope.slots
         if command.request_id:
             remembered = self.deduplication.find(command.request_id, command.time_unix_ms)
             if remembered is not None:
-                return repeated_result(remembered, command.request_fingerprint)
+                if scope is None or within is None or remembered.request_fingerprint != command.request_fingerprint:
+                    return repeated_result(remembered, command.request_fingerprint)
+                within = scope.left(remembered)
+                if not within.size:
+                    return repeated_result(remembered, command.request_fingerprint)
+                if not scope.divisible:
+                    return command_pb2.CommandResult(
+                        sequence=entry.sequence, refusal=_refusal(_reused(command.request_id, REQUEST_ID_FIELD))
+                    )
+        if self.slots is not None and scope is not None and within is not None:
+            blocked = self.slots.first_blocked(within)
+            if scope.by_filter and self.slots.blocked_count:
+                blocked = moving_error(None)
+            if blocked is not None:
+                return command_pb2.CommandResult(sequence=entry.sequence, refusal=_refusal(blocked))
+        stamp = Stamp(
+            entry.sequence,
+            entry.sequence + self.version_offset,
+            command.time_unix_ms,
+            None if remembered is None or within is None else mask_of(within.tolist()),
+        )
         noted = Noted()
-        changes = yield from self._dispatch(command, entry.sequence, observer, noted)
+        changes = yield from self._dispatch(command, stamp, observer, noted)
         if noted.packed:
             record = RecordChanges(entry.sequence, command.time_unix_ms, bytes(noted.packed))
             self.changes.add(record)
@@ -154,13 +217,17 @@ class StateMachine:
                 self.listener(record)
         result = changes.result or command_pb2.CommandResult()
         result.sequence = entry.sequence
+        result.version = entry.sequence + self.version_offset
         result.inserted_count = changes.inserted_count
         result.updated_count = changes.updated_count
         result.deleted_count = changes.deleted_count
         result.conflicts.extend(changes.conflicts)
         if changes.refused is not None:
             result.refusal.CopyFrom(_refusal(changes.refused))
+        if remembered is not None:
+            add_result(result, remembered.result)
         if command.request_id and not _is_to_come_again(command, result):
+            covered = b"" if scope is None else scope.packed if remembered is None else scope.covered(remembered)
             self.deduplication.remember(
                 command_pb2.DeduplicationEntry(
                     request_id=command.request_id,
@@ -168,14 +235,15 @@ class StateMachine:
                     sequence=entry.sequence,
                     time_unix_ms=command.time_unix_ms,
                     result=result,
+                    slots=covered,
                 )
             )
         return result
 
     def _dispatch(
-        self, command: command_pb2.Command, sequence: int, observer: Observer | None, noted: Noted
+        self, command: command_pb2.Command, stamp: Stamp, observer: Observer | None, noted: Noted
     ) -> Steps[Changes]:
-        time_unix_ms = command.time_unix_ms
+        sequence, time_unix_ms = stamp.sequence, stamp.time_unix_ms
         kind = command.WhichOneof("kind")
         if kind is None:
             raise UnsupportedFormatError(f"record {sequence} holds a command of a kind that this version does not know")
@@ -185,14 +253,19 @@ class StateMachine:
             self.lease = command.hold_lease
             return Changes()
         if kind == "commit_transaction":
-            return (yield from self._commit_transaction(command.commit_transaction, sequence, time_unix_ms, noted))
+            return (yield from self._commit_transaction(command.commit_transaction, stamp, noted))
+        if kind == "set_slots":
+            changes = yield from slot_moves.set_slots(self, command.set_slots, stamp)
+            if self.slots_listener is not None:
+                self.slots_listener()
+            return changes
+        if kind == "stage_slots":
+            return (yield from slot_moves.stage_slots(self, command.stage_slots))
         if kind in ("run_operations", "expire_keys", "evict_keys"):
             if self.keyspace_damage:
-                return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
+                return Changes(refused=self.damaged_keys_error())
             if kind == "run_operations":
-                return (
-                    yield from self._run_operations(command.run_operations, sequence, time_unix_ms, observer, noted)
-                )
+                return (yield from self._run_operations(command.run_operations, stamp, observer, noted))
             if kind == "evict_keys":
                 return (yield from self._evict_keys(command.evict_keys, noted))
             return (yield from self._expire_keys(command.expire_keys, time_unix_ms, noted))
@@ -208,59 +281,55 @@ class StateMachine:
             case "delete_collection":
                 del self.collections[collection.name]
                 del self.by_uid[collection.uid]
+                self.staging.drop_collection(collection.uid)
                 noted.add_collection(ChangeKind.COLLECTION_DELETED, collection.uid, collection.name)
                 return Changes(deleted_count=len(collection.row_of))
             case "upsert_points":
-                return (yield from collection.upsert(operation, sequence, time_unix_ms, noted))
+                return (yield from collection.upsert(operation, stamp, noted))
             case "delete_points":
-                return (yield from collection.delete(operation, sequence, time_unix_ms, noted))
+                return (yield from collection.delete(operation, stamp, noted))
             case "update_payloads":
-                return (yield from collection.update_payloads(operation, sequence, time_unix_ms, noted))
+                return (yield from collection.update_payloads(operation, stamp, noted))
             case "expire_points":
-                return (yield from collection.expire(operation, sequence, time_unix_ms, noted))
+                return (yield from collection.expire(operation, stamp, noted))
             case _:
                 raise UnsupportedFormatError(f"record {sequence} holds a command {kind!r}")
 
-    def _commit_transaction(
-        self, command: command_pb2.CommitTransaction, sequence: int, time_unix_ms: int, noted: Noted
-    ) -> Steps[Changes]:
+    def _commit_transaction(self, command: command_pb2.CommitTransaction, stamp: Stamp, noted: Noted) -> Steps[Changes]:
         if self.keyspace_damage:
-            return Changes(refused=KeyspaceDamagedError(f"the keys are damaged: {self.keyspace_damage}"))
+            return Changes(refused=self.damaged_keys_error())
         steps = [*command.then, *command.otherwise]
         if not all(step.WhichOneof("kind") for step in steps) or not all(
             step.operation.WhichOneof("kind") for step in steps if step.HasField("operation")
         ):
-            raise UnsupportedFormatError(f"record {sequence} holds a step that this version does not know")
+            raise UnsupportedFormatError(f"record {stamp.sequence} holds a step that this version does not know")
         self.committing = True
         try:
-            return (
-                yield from transactions.commit(
-                    self.keyspace, self.by_uid, self._missing, command, sequence, time_unix_ms, noted
-                )
-            )
+            return (yield from transactions.commit(self.keyspace, self.by_uid, self._missing, command, stamp, noted))
         finally:
             self.committing = False
 
     def _run_operations(
         self,
         command: command_pb2.RunOperations,
-        sequence: int,
-        time_unix_ms: int,
+        stamp: Stamp,
         observer: Observer | None,
         noted: Noted,
     ) -> Steps[Changes]:
         if not all(operation.WhichOneof("kind") for operation in command.operations):
-            raise UnsupportedFormatError(f"record {sequence} holds an operation that this version does not know")
-        moment = Moment(time_unix_ms)
+            raise UnsupportedFormatError(f"record {stamp.sequence} holds an operation that this version does not know")
+        moment = Moment(stamp.time_unix_ms)
         told = command_pb2.CommandResult()
         results = told.operation_results
         for place, operation in enumerate(command.operations):
             if place:
                 yield
             if observer is not None:
-                yield from observer(place, time_unix_ms)
-            if operation.request_id:
-                self._run_once(operation, results.add(), sequence, moment)
+                yield from observer(place, stamp.time_unix_ms)
+            if self.slots is not None:
+                self._run_in_slot(operation, results.add(), stamp.sequence, moment, self.slots)
+            elif operation.request_id:
+                self._run_once(operation, results.add(), stamp.sequence, moment)
             else:
                 operations.run(self.keyspace, operation, results.add(), moment)
             self.keyspace.note_changes(place, noted)
@@ -285,12 +354,37 @@ class StateMachine:
             yield
         return Changes(deleted_count=deleted_count)
 
+    def _run_in_slot(
+        self,
+        operation: pipeline_pb2.Operation,
+        result: pipeline_pb2.OperationResult,
+        sequence: int,
+        moment: Moment,
+        table: SlotTable,
+    ) -> None:
+        """Run an operation on keys of a slot that is owned here and takes writes."""
+        slots = operation_slots(operation)
+        error: VecmemError | None = table.not_owned(slots)
+        if error is None and not (operation.request_id and self._was_done(operation, moment)):
+            # A repeat changes nothing.
+            error = table.first_blocked(slots)
+        if error is not None:
+            result.error.CopyFrom(operations.stored_error(error))
+        elif operation.request_id:
+            self._run_once(operation, result, sequence, moment, pack(slots))
+        else:
+            operations.run(self.keyspace, operation, result, moment)
+
+    def _was_done(self, operation: pipeline_pb2.Operation, moment: Moment) -> bool:
+        return self.deduplication.find(operation.request_id, moment.time_unix_ms) is not None
+
     def _run_once(
         self,
         operation: pipeline_pb2.Operation,
         result: pipeline_pb2.OperationResult,
         sequence: int,
         moment: Moment,
+        slots: bytes = b"",
     ) -> None:
         """Run an operation with a request_id, or give the first result of one that came again."""
         fingerprint = request_fingerprint(operation)
@@ -303,7 +397,10 @@ class StateMachine:
                     request_fingerprint=fingerprint,
                     sequence=sequence,
                     time_unix_ms=moment.time_unix_ms,
-                    result=command_pb2.CommandResult(sequence=sequence, operation_results=[result]),
+                    result=command_pb2.CommandResult(
+                        sequence=sequence, operation_results=[result], version=self.version_at(sequence)
+                    ),
+                    slots=slots,
                 )
             )
             return

@@ -20,9 +20,9 @@ from vecmem.errors import (
     VersionConflictError,
     located,
 )
-from vecmem.slots import slots_of
+from vecmem.slots import slot_of, slots_of
 from vecmem.store.changes import Noted
-from vecmem.store.collection import Changes, Collection, Steps
+from vecmem.store.collection import Changes, Collection, Stamp, Steps
 from vecmem.store.keyspace import operations
 from vecmem.store.keyspace.counters import integer_of
 from vecmem.store.keyspace.hashes import HashValue
@@ -119,16 +119,31 @@ def keys_in(request: api.CommitRequest) -> list[bytes]:
     ]
 
 
+def slot_in(command: command_pb2.CommitTransaction) -> int | None:
+    """The hash slot of all keys and points of a transaction; None: there are none."""
+    if command.compare:
+        first = command.compare[0]
+        return slot_of(first.compare.point.id.encode() if first.collection_uid else first.compare.key)
+    for step in (*command.then, *command.otherwise):
+        if step.HasField("operation"):
+            keys = keys_of(getattr(step.operation, str(step.operation.WhichOneof("kind"))))
+        else:
+            keys = [point_id.encode() for point_id in _points_of(step)[1]]
+        if keys:
+            return slot_of(keys[0])
+    return None
+
+
 def commit(
     keyspace: Keyspace,
     by_uid: dict[int, Collection],
     missing: Callable[[int], VecmemError],
     command: command_pb2.CommitTransaction,
-    sequence: int,
-    time_unix_ms: int,
+    stamp: Stamp,
     noted: Noted,
 ) -> Steps[Changes]:
     """Apply a transaction, in steps. Nobody may look at keys or points until the end."""
+    time_unix_ms = stamp.time_unix_ms
     try:
         succeeded = True
         contents: dict[bytes, bytes | None] = {}
@@ -136,7 +151,7 @@ def commit(
             succeeded &= _holds(compare, index, keyspace, by_uid, missing, time_unix_ms, contents)
             yield
         name, steps = ("then", command.then) if succeeded else ("otherwise", command.otherwise)
-        yield from _check_points(steps, name, by_uid, missing, sequence, time_unix_ms)
+        yield from _check_points(steps, name, by_uid, missing, stamp)
         outcome = command_pb2.TransactionOutcome(succeeded=succeeded)
         for _ in steps:
             outcome.results.add()
@@ -146,7 +161,7 @@ def commit(
         return Changes(refused=error)
     for index, (step, result) in enumerate(zip(steps, outcome.results, strict=True)):
         noted.base = base + index * STEP_PLACE
-        yield from _change_points(step, result, by_uid, sequence, time_unix_ms, noted)
+        yield from _change_points(step, result, by_uid, stamp, noted)
     noted.base = 0
     return Changes(result=command_pb2.CommandResult(transaction=outcome))
 
@@ -191,8 +206,7 @@ def _check_points(
     name: str,
     by_uid: dict[int, Collection],
     missing: Callable[[int], VecmemError],
-    sequence: int,
-    time_unix_ms: int,
+    stamp: Stamp,
 ) -> Steps[None]:
     """Raise what the steps on points would be refused for."""
     for index, step in enumerate(steps):
@@ -207,7 +221,7 @@ def _check_points(
         refused: VecmemError | None = None
         if kind == "upsert_points":
             refused = collection.beyond_storage(command)
-            conflict = next(iter(collection.conflicts(command.points, time_unix_ms)), None)
+            conflict = next(iter(collection.conflicts(command.points, stamp.time_unix_ms)), None)
             if conflict is not None:
                 refused = VersionConflictError(
                     f"point {conflict.id!r} has version {conflict.actual_version}, not {conflict.expected_version}",
@@ -215,7 +229,7 @@ def _check_points(
                     actual_version=str(conflict.actual_version),
                 )
         elif kind == "update_payloads":
-            _, _, refused = yield from collection.changed_payloads(command, sequence, time_unix_ms)
+            _, _, refused = yield from collection.changed_payloads(command, stamp)
         if refused is not None:
             raise located(refused, path)
 
@@ -224,8 +238,7 @@ def _change_points(
     step: command_pb2.StoredStep,
     result: api.TransactionStepResult,
     by_uid: dict[int, Collection],
-    sequence: int,
-    time_unix_ms: int,
+    stamp: Stamp,
     noted: Noted,
 ) -> Steps[None]:
     kind = step.WhichOneof("kind")
@@ -235,16 +248,16 @@ def _change_points(
     collection = by_uid[command.collection_uid]
     match kind:
         case "upsert_points":
-            changes = yield from collection.upsert(command, sequence, time_unix_ms, noted)
-            result.upsert.version = sequence
+            changes = yield from collection.upsert(command, stamp, noted)
+            result.upsert.version = stamp.version
             result.upsert.inserted_count, result.upsert.updated_count = changes.inserted_count, changes.updated_count
         case "delete_points":
-            changes = yield from collection.delete(command, sequence, time_unix_ms, noted)
+            changes = yield from collection.delete(command, stamp, noted)
             result.delete.deleted_count = changes.deleted_count
         case "update_payloads":
-            changes = yield from collection.update_payloads(command, sequence, time_unix_ms, noted)
+            changes = yield from collection.update_payloads(command, stamp, noted)
             result.update_payload.updated_count = changes.updated_count
-            result.update_payload.version = sequence if changes.updated_count else 0
+            result.update_payload.version = stamp.version if changes.updated_count else 0
 
 
 _REQUEST_FIELDS: Final = {"upsert_points": "upsert", "delete_points": "delete", "update_payloads": "update_payload"}

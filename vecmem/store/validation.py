@@ -179,6 +179,8 @@ def upsert_command(
     if len(last_index) < len(points):
         _drop_superseded(command, columns, sorted(last_index.values()))
     for name, column in columns.items():
+        if not column.indexes:
+            continue  # each of its points comes again later, without this vector
         everywhere = len(column.indexes) == len(command.points)
         command.vectors.add(name=name, point_indexes=[] if everywhere else column.indexes, rows=b"".join(column.rows))
 

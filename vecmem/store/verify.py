@@ -14,7 +14,7 @@ from vecmem.log import checkpoints
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.log.rocks_verify import VerifyReport, verify_rocks_log
 from vecmem.store import image
-from vecmem.store.recovery import CHECKPOINT_DIRECTORY, LOG_DIRECTORY
+from vecmem.store.replacing import CHECKPOINT_DIRECTORY, LOG_DIRECTORY, is_being_replaced
 
 
 @dataclass(slots=True)
@@ -47,8 +47,12 @@ def verify_data_directory(data_dir: Path, *, progress: Callable[[int, int], None
         data_dir: as in the server's settings.
         progress: called now and then with (log records done, log records in all).
 
-    Raises UnavailableError when there is no data, or a server is using it. Damage is reported, not raised.
+    Raises UnavailableError when there is no data, a server is using it, or a restore was cut short. Damage is reported, not raised.
     """
+    if is_being_replaced(data_dir):
+        raise UnavailableError(
+            f"{data_dir}: a restore was cut short, or is under way; the next start of the node completes it"
+        )
     if not (data_dir / LOG_DIRECTORY).is_dir():
         raise UnavailableError(f"{data_dir} holds no vecmem data")
     report = DataDirectoryReport(str(data_dir))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.fixtures import collection_name, own_server, server
+from tests.support.fixtures import collection_name, own_server, server, skip_where_shards_matter
 from vecmem_client import AsyncClient, Client, VectorConfig
 
 if TYPE_CHECKING:
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["collection_name", "own_server", "server"]
 
 _ITERATORS = {"list_collections", "scroll"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See `one_shard` among the markers."""
+    skip_where_shards_matter(items)
 
 
 class Awaitable:

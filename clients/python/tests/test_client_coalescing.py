@@ -115,6 +115,7 @@ async def all_waiting(client, count):
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.one_shard(reason="each shard gives its own positions")
 async def test_concurrent_calls_return_what_they_return_alone_over_fewer_rpcs(client, make_client, server, filled):
     """Filters, selections, limits, ids and errors in one crowd: each call gets its own answer."""
     plain = make_client(server.address, coalesce=False)
@@ -292,6 +293,7 @@ async def test_closing_ends_calls_that_wait_and_calls_under_way(own_server, make
         own_server.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.one_shard(reason="a position is demanded of its own shard alone")
 async def test_a_position_ahead_fails_only_the_calls_that_demand_it(client, filled):
     reached, ahead = client.last_position, Position(0, 2**40)
     demands = [None, reached, ahead, Position(0, 1)] * 15

@@ -208,6 +208,7 @@ async def test_closing_cancels_what_is_under_way(own_server, make_client):
         own_server.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.one_shard(reason="each shard remembers its own request ids")
 async def test_every_refusal_has_its_class(client, collection):
     """Reasons that a caller can bring about on purpose, from the server itself."""
     await client.upsert(collection, [Point("a", NEAR)], request_id=f"{collection}-once")

@@ -122,6 +122,7 @@ async def test_request_ids(client, key):
     assert await client.run(strings.get(key)) == b"4"
 
 
+@pytest.mark.one_shard(reason="a position is demanded of its own shard alone")
 async def test_reads_can_demand_a_position(client, key):
     await client.run(strings.set(key, "x"))
     assert await client.run(strings.get(key), min_position=client.last_position) == b"x"

@@ -37,7 +37,7 @@ NAMES = {
     "Operation", "OverloadedError", "PayloadIndexStats", "PayloadLike", "PayloadType", "Point", "PointNotFoundError",
     "Position", "PositionAheadError", "ProgressBar", "Query", "QueryPlan", "Queue", "RateLimitedError", "RateLimiter",
     "RecoveryInfo", "RequestIdReusedError", "ResourceExhaustedError", "RetryPolicy", "ServerInfo", "SessionStore",
-    "ShuttingDownError", "SlidingWindow", "Storage", "StoredPoint", "TokenBucket", "UnavailableError",
+    "ShuttingDownError", "SlidingWindow", "SlotMovingError", "Storage", "StoredPoint", "TokenBucket", "UnavailableError",
     "UnimplementedError", "UnknownVectorError", "UnsupportedFormatError", "UpdatePayloadResult", "UpsertResult",
     "ValueMismatchError", "VecmemClientError", "VectorConfig", "VectorLike", "VectorStats", "VersionConflict",
     "VersionConflictError", "WorkInProgressError", "WorkLostError", "WorkMismatchError", "WritesStoppedError",
@@ -47,7 +47,7 @@ NAMES = {
     "json_documents", "bitmaps", "hyperloglog", "geo",
 }  # fmt: skip
 
-UNSEEN_REASONS = {"CONFIGURATION"}
+UNSEEN_REASONS = {"CONFIGURATION", "SLOT_STATE"}
 """Reasons that end a server before it serves."""
 
 

@@ -35,7 +35,8 @@ VecmemClientError
 │   └── OverloadedError          too much at once: slow down
 ├── UnavailableError             not now; the client has already retried
 │   ├── WritesStoppedError       the server takes no writes until it has restarted; reads go on
-│   ├── MovedError               another node of the cluster leads; the client has looked for it
+│   ├── MovedError               another node of the cluster leads, or another shard owns the slot; the client has looked for it
+│   ├── SlotMovingError          a slot takes no writes while it moves to another shard
 │   └── ShuttingDownError
 ├── DeadlineExceededError        the time given ran out; a write may or may not have happened
 ├── CallCancelledError           the call was cancelled
@@ -315,9 +316,18 @@ class WritesStoppedError(UnavailableError):
 
 
 class MovedError(UnavailableError):
-    """The node does not lead. `metadata["owner"]` is the address of the one that does, or empty where that is not known."""
+    """The node does not lead, or its shard does not own the hash slot.
+
+    `metadata["owner"]` is the address of the node that leads, or empty where that is not known; `metadata["shard"]` is the slot's owner.
+    """
 
     reason = "MOVED"
+
+
+class SlotMovingError(UnavailableError):
+    """A hash slot was about to be another shard's and took no writes for longer than usual. Nothing was changed."""
+
+    reason = "SLOT_MOVING"
 
 
 class ShuttingDownError(UnavailableError):

@@ -54,7 +54,7 @@ def write_keyspace(keyspace: Keyspace, directory: Path) -> None:
     keys = list(keyspace.sorted_keys)
     key_bytes, key_ends = join(keys)
     values = [keyspace.values[key] for key in keys]
-    value_bytes, value_ends = join([_dump(value) for value in values])
+    value_bytes, value_ends = join([dump_value(value) for value in values])
     np.savez(
         directory / FILE,
         allow_pickle=False,
@@ -87,19 +87,23 @@ def load_keyspace(keyspace: Keyspace, content: bytes) -> None:
     )
 
 
-def _dump(value: Value) -> bytes:
+def dump_value(value: Value) -> bytes:
     """A string as it is; a container behind its version, which stands where that of a string does."""
     return value if isinstance(value, bytes) else value.version.to_bytes(VERSION_BYTES, "big") + value.dump()
 
 
+def load_value(content: bytes, kind: int) -> Value:
+    """The value of a type that was dumped. Raises CorruptionError."""
+    if kind == STRING:
+        return content
+    try:
+        value = CONTAINERS[kind].load(content[VERSION_BYTES:])
+    except ValueError as error:
+        raise CorruptionError(f"a {CONTAINERS[kind].NAME} cannot be read: {error}", path=FILE) from error
+    value.version = int.from_bytes(content[:VERSION_BYTES], "big")
+    return value
+
+
 def _values(dumped: Iterator[bytes], types: list[int]) -> Iterator[Value]:
     for content, kind in zip(dumped, types, strict=True):
-        if kind == STRING:
-            yield content
-            continue
-        try:
-            value = CONTAINERS[kind].load(content[VERSION_BYTES:])
-        except ValueError as error:
-            raise CorruptionError(f"a {CONTAINERS[kind].NAME} cannot be read: {error}", path=FILE) from error
-        value.version = int.from_bytes(content[:VERSION_BYTES], "big")
-        yield value
+        yield load_value(content, kind)

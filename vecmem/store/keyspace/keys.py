@@ -116,9 +116,14 @@ def _persist(
         response.changed = True
 
 
+def scan_scope(request: api.ScanKeysRequest) -> list[int]:
+    """What a page token of a walk over keys is bound to."""
+    return [request_fingerprint(api.ScanKeysRequest(pattern=request.pattern, type=request.type))]
+
+
 def _scan_token(request: api.ScanKeysRequest) -> tuple[list[int], bytes]:
     """What a page token is bound to, and the key to go on after. Raises InvalidPageTokenError."""
-    scope = [request_fingerprint(api.ScanKeysRequest(pattern=request.pattern, type=request.type))]
+    scope = scan_scope(request)
     return scope, decode_bytes_token(request.page_token, "keys", scope)
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 from sortedcontainers import SortedList
 
 from vecmem.errors import WrongTypeError
+from vecmem.slots import slot_of
 from vecmem.store.changes import ChangeKind, Noted
 from vecmem.store.keyspace.container import Container
 
@@ -33,6 +34,8 @@ LOOKS_PER_KEY = 4
 """Entries of the expiry heap looked at for each key that may be found: those whose time was moved on are only put back."""
 EXPIRING_SLACK = 1_024
 """Entries of the expiry heap beyond twice the keys that expire before it is built anew."""
+STEP_KEYS = 1_024
+"""Keys whose slot is found between two yields: about a millisecond."""
 
 
 class Keyspace:
@@ -51,6 +54,8 @@ class Keyspace:
         """About what keys and values take."""
         self.changed: dict[bytes, bool] = {}
         """Keys changed since whoever tells of changes looked last, and whether their values were: otherwise it was the expiry alone."""
+        self.by_slot: dict[int, set[bytes]] | None = None
+        """The keys of each hash slot that has some. None: nobody asks for them."""
         self._expiring: list[tuple[int, bytes]] = []
 
     def find(self, key: bytes, now_unix_ms: int) -> Value | None:
@@ -118,6 +123,8 @@ class Keyspace:
         if old is None:
             self.sorted_keys.add(key)
             self.memory_bytes += entry_bytes(key, value)
+            if self.by_slot is not None:
+                self.by_slot.setdefault(slot_of(key), set()).add(key)
         else:
             self.memory_bytes += value_bytes(value) - value_bytes(old)
         self.values[key] = value
@@ -153,6 +160,26 @@ class Keyspace:
         self.memory_bytes -= entry_bytes(key, value)
         self.expiries.pop(key, None)
         self.endings.pop(key, None)
+        if self.by_slot is not None:
+            slot = slot_of(key)
+            keys = self.by_slot[slot]
+            keys.remove(key)
+            if not keys:
+                del self.by_slot[slot]
+
+    def index_slots(self) -> Iterator[None]:
+        """Know the keys of each hash slot from now on; steps of about a millisecond."""
+        self.by_slot = {}
+        for count, key in enumerate(self.values, start=1):
+            self.by_slot.setdefault(slot_of(key), set()).add(key)
+            if count % STEP_KEYS == 0:
+                yield
+
+    def keys_of_slots(self, slots: Iterable[int]) -> list[bytes]:
+        """The keys of some slots, in order of their bytes. `index_slots` has been called."""
+        by_slot = self.by_slot
+        assert by_slot is not None
+        return sorted(key for slot in slots for key in by_slot.get(slot, ()))
 
     def note_changes(self, place: int, noted: Noted, gone: ChangeKind = ChangeKind.DELETED) -> None:
         """Note what an operation has changed; `gone` is what became of a key that is not there any more."""

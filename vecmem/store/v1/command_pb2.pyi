@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vecmem.v1 import collections_pb2 as _collections_pb2
 from vecmem.v1 import filter_pb2 as _filter_pb2
 from vecmem.v1 import pipeline_pb2 as _pipeline_pb2
@@ -21,6 +22,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SlotChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SlotChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlotChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SLOT_CHANGE_UNSPECIFIED: _SlotChange.ValueType  # 0
+    """None."""
+    SLOT_CHANGE_INITIAL: _SlotChange.ValueType  # 1
+    """The shard joins a cluster of shards and owns exactly these, none perhaps."""
+    SLOT_CHANGE_BLOCK: _SlotChange.ValueType  # 2
+    """Slots owned here take no writes from here on."""
+    SLOT_CHANGE_UNBLOCK: _SlotChange.ValueType  # 3
+    """They do again."""
+    SLOT_CHANGE_RELEASE: _SlotChange.ValueType  # 4
+    """Blocked slots are another shard's from here on, and what they hold is removed, where it has the digest that is expected."""
+    SLOT_CHANGE_OWN: _SlotChange.ValueType  # 5
+    """The slots are owned here from here on, with what is staged for them, where it has the digest that is expected."""
+    SLOT_CHANGE_DROP_STAGED: _SlotChange.ValueType  # 6
+    """What is staged is dropped."""
+
+class SlotChange(_SlotChange, metaclass=_SlotChangeEnumTypeWrapper):
+    """SlotChange is what becomes of slots."""
+
+SLOT_CHANGE_UNSPECIFIED: SlotChange.ValueType  # 0
+"""None."""
+SLOT_CHANGE_INITIAL: SlotChange.ValueType  # 1
+"""The shard joins a cluster of shards and owns exactly these, none perhaps."""
+SLOT_CHANGE_BLOCK: SlotChange.ValueType  # 2
+"""Slots owned here take no writes from here on."""
+SLOT_CHANGE_UNBLOCK: SlotChange.ValueType  # 3
+"""They do again."""
+SLOT_CHANGE_RELEASE: SlotChange.ValueType  # 4
+"""Blocked slots are another shard's from here on, and what they hold is removed, where it has the digest that is expected."""
+SLOT_CHANGE_OWN: SlotChange.ValueType  # 5
+"""The slots are owned here from here on, with what is staged for them, where it has the digest that is expected."""
+SLOT_CHANGE_DROP_STAGED: SlotChange.ValueType  # 6
+"""What is staged is dropped."""
+Global___SlotChange: _TypeAlias = SlotChange  # noqa: Y015
 
 @_typing.final
 class Command(_message.Message):
@@ -45,6 +86,8 @@ class Command(_message.Message):
     EVICT_KEYS_FIELD_NUMBER: _builtins.int
     COMMIT_TRANSACTION_FIELD_NUMBER: _builtins.int
     HOLD_LEASE_FIELD_NUMBER: _builtins.int
+    SET_SLOTS_FIELD_NUMBER: _builtins.int
+    STAGE_SLOTS_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, put in by the primary; never smaller than in the record before."""
     request_id: _builtins.str
@@ -99,6 +142,14 @@ class Command(_message.Message):
     def hold_lease(self) -> Global___HoldLease:
         """Says who leads the shard."""
 
+    @_builtins.property
+    def set_slots(self) -> Global___SetSlots:
+        """Changes which hash slots the shard owns."""
+
+    @_builtins.property
+    def stage_slots(self) -> Global___StageSlots:
+        """Puts aside what another shard's slots hold, before they are owned here."""
+
     def __init__(
         self,
         *,
@@ -117,16 +168,438 @@ class Command(_message.Message):
         evict_keys: Global___EvictKeys | None = ...,
         commit_transaction: Global___CommitTransaction | None = ...,
         hold_lease: Global___HoldLease | None = ...,
+        set_slots: Global___SetSlots | None = ...,
+        stage_slots: Global___StageSlots | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "hold_lease", b"hold_lease", "kind", b"kind", "run_operations", b"run_operations", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "hold_lease", b"hold_lease", "kind", b"kind", "run_operations", b"run_operations", "set_slots", b"set_slots", "stage_slots", b"stage_slots", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "hold_lease", b"hold_lease", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_transaction", b"commit_transaction", "create_collection", b"create_collection", "delete_collection", b"delete_collection", "delete_points", b"delete_points", "evict_keys", b"evict_keys", "expire_keys", b"expire_keys", "expire_points", b"expire_points", "hold_lease", b"hold_lease", "kind", b"kind", "request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "run_operations", b"run_operations", "set_slots", b"set_slots", "stage_slots", b"stage_slots", "time_unix_ms", b"time_unix_ms", "update_collection", b"update_collection", "update_payloads", b"update_payloads", "upsert_points", b"upsert_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "evict_keys", "commit_transaction", "hold_lease"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_collection", "update_collection", "delete_collection", "upsert_points", "delete_points", "update_payloads", "expire_points", "run_operations", "expire_keys", "evict_keys", "commit_transaction", "hold_lease", "set_slots", "stage_slots"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class SlotRange(_message.Message):
+    """SlotRange is a run of hash slots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The first one."""
+    last: _builtins.int
+    """The last one, which belongs to it."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotRange: _TypeAlias = SlotRange  # noqa: Y015
+
+@_typing.final
+class SetSlots(_message.Message):
+    """SetSlots changes which hash slots the shard owns. One that finds itself done changes nothing; one that does not fit is refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    PEER_SHARD_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    VERSION_FLOOR_FIELD_NUMBER: _builtins.int
+    KEYSPACE_VERSION_FLOOR_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    change: Global___SlotChange.ValueType
+    """What becomes of them."""
+    peer_shard: _builtins.int
+    """Of RELEASE: who gets them. Of OWN and DROP_STAGED: who gives them."""
+    attempt: _builtins.int
+    """Of RELEASE, OWN and DROP_STAGED: which attempt at moving them it is (StageSlots)."""
+    version_floor: _builtins.int
+    """Of OWN: points get versions beyond this one from here on."""
+    keyspace_version_floor: _builtins.int
+    """Of OWN: keys get versions beyond this one from here on."""
+    digest: _builtins.bytes
+    """Of RELEASE: what the slots have to hold. Of OWN: what is staged."""
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRange]:
+        """The slots: rising, not touching one another."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___SlotChange.ValueType = ...,
+        slots: _abc.Iterable[Global___SlotRange] | None = ...,
+        peer_shard: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        version_floor: _builtins.int = ...,
+        keyspace_version_floor: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "change", b"change", "digest", b"digest", "keyspace_version_floor", b"keyspace_version_floor", "peer_shard", b"peer_shard", "slots", b"slots", "version_floor", b"version_floor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSlots: _TypeAlias = SetSlots  # noqa: Y015
+
+@_typing.final
+class StageSlots(_message.Message):
+    """StageSlots puts aside a part of what slots of another shard hold. Nobody sees it before they are owned here. A later copy of a key or a point
+    replaces an earlier one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_SHARD_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    DELETED_KEYS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    DEDUPLICATION_FIELD_NUMBER: _builtins.int
+    source_shard: _builtins.int
+    """Whose slots they are. It moves one group of slots at a time to a shard."""
+    attempt: _builtins.int
+    """Which attempt: the sequence of a record of the source's log, so that later attempts have greater numbers. An earlier one is refused."""
+    number: _builtins.int
+    """Which part: 0, 1, 2, ... A part that is there already is passed over, and one that is ahead is refused."""
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRange]:
+        """Of the first part, which drops what an earlier attempt has put aside: the slots."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedKey]:
+        """Keys."""
+
+    @_builtins.property
+    def deleted_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Keys that are not there any more."""
+
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedPoints]:
+        """Points, by collection."""
+
+    @_builtins.property
+    def deduplication(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeduplicationEntry]:
+        """Results of requests that named these slots."""
+
+    def __init__(
+        self,
+        *,
+        source_shard: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        number: _builtins.int = ...,
+        slots: _abc.Iterable[Global___SlotRange] | None = ...,
+        keys: _abc.Iterable[Global___StagedKey] | None = ...,
+        deleted_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        points: _abc.Iterable[Global___StagedPoints] | None = ...,
+        deduplication: _abc.Iterable[Global___DeduplicationEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deduplication", b"deduplication", "deleted_keys", b"deleted_keys", "keys", b"keys", "number", b"number", "points", b"points", "slots", b"slots", "source_shard", b"source_shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageSlots: _TypeAlias = StageSlots  # noqa: Y015
+
+@_typing.final
+class StagedKey(_message.Message):
+    """StagedKey is a key with its value, or a part of the value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """The key."""
+    type: _builtins.int
+    """Its KeyType."""
+    content: _builtins.bytes
+    """Behind 8 bytes of version, big-endian: the value as in a checkpoint. A part of these bytes where they are too many for one record."""
+    offset: _builtins.int
+    """Where the part begins: the parts come in order."""
+    size_bytes: _builtins.int
+    """Of all of it."""
+    expires_at_unix_ms: _builtins.int
+    """Milliseconds since the Unix epoch; 0: never."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        type: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        expires_at_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "expires_at_unix_ms", b"expires_at_unix_ms", "key", b"key", "offset", b"offset", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedKey: _TypeAlias = StagedKey  # noqa: Y015
+
+@_typing.final
+class StagedPoints(_message.Message):
+    """StagedPoints are points of one collection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    DELETED_IDS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedPoint]:
+        """Points."""
+
+    @_builtins.property
+    def deleted_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of points that are not there any more."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        points: _abc.Iterable[Global___StagedPoint] | None = ...,
+        deleted_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "deleted_ids", b"deleted_ids", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedPoints: _TypeAlias = StagedPoints  # noqa: Y015
+
+@_typing.final
+class StagedPoint(_message.Message):
+    """StagedPoint is a point that keeps its version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_JSON_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id."""
+    version: _builtins.int
+    """Its version."""
+    expires_at_unix_ms: _builtins.int
+    """Milliseconds since the Unix epoch; 0: never."""
+    payload_json: _builtins.bytes
+    """A JSON object; empty: no payload."""
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedVector]:
+        """In order of their names."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        expires_at_unix_ms: _builtins.int = ...,
+        payload_json: _builtins.bytes = ...,
+        vectors: _abc.Iterable[Global___StagedVector] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_unix_ms", b"expires_at_unix_ms", "id", b"id", "payload_json", b"payload_json", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedPoint: _TypeAlias = StagedPoint  # noqa: Y015
+
+@_typing.final
+class StagedVector(_message.Message):
+    """StagedVector is one vector of a point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name; empty: the default one."""
+    row: _builtins.bytes
+    """Little-endian float32."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        row: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedVector: _TypeAlias = StagedVector  # noqa: Y015
+
+@_typing.final
+class SlotTableImage(_message.Message):
+    """SlotTableImage is which slots a shard owns, as checkpoints keep it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EndedAttemptsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OWNED_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    RELEASES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ENDED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    VERSION_OFFSETS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Sequence of the record that changed it last."""
+    @_builtins.property
+    def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRange]:
+        """Owned."""
+
+    @_builtins.property
+    def blocked(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRange]:
+        """Of these, the ones that take no writes."""
+
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRelease]:
+        """What was given away, oldest first; a slot that came back is in none."""
+
+    @_builtins.property
+    def ended_attempts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """By source: the greatest attempt that has come to its end."""
+
+    @_builtins.property
+    def version_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionOffset]:
+        """From which record on versions of points are by how much ahead of sequences."""
+
+    def __init__(
+        self,
+        *,
+        owned: _abc.Iterable[Global___SlotRange] | None = ...,
+        blocked: _abc.Iterable[Global___SlotRange] | None = ...,
+        releases: _abc.Iterable[Global___SlotRelease] | None = ...,
+        revision: _builtins.int = ...,
+        ended_attempts: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        version_offsets: _abc.Iterable[Global___VersionOffset] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "ended_attempts", b"ended_attempts", "owned", b"owned", "releases", b"releases", "revision", b"revision", "version_offsets", b"version_offsets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotTableImage: _TypeAlias = SlotTableImage  # noqa: Y015
+
+@_typing.final
+class SlotRelease(_message.Message):
+    """SlotRelease is what the new owner of slots has to be told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOTS_FIELD_NUMBER: _builtins.int
+    PEER_SHARD_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    VERSION_FLOOR_FIELD_NUMBER: _builtins.int
+    KEYSPACE_VERSION_FLOOR_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    peer_shard: _builtins.int
+    """The new owner."""
+    attempt: _builtins.int
+    """As in SetSlots."""
+    version_floor: _builtins.int
+    """As in SetSlots."""
+    keyspace_version_floor: _builtins.int
+    """As in SetSlots."""
+    digest: _builtins.bytes
+    """As in SetSlots."""
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRange]:
+        """The slots."""
+
+    def __init__(
+        self,
+        *,
+        slots: _abc.Iterable[Global___SlotRange] | None = ...,
+        peer_shard: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        version_floor: _builtins.int = ...,
+        keyspace_version_floor: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "digest", b"digest", "keyspace_version_floor", b"keyspace_version_floor", "peer_shard", b"peer_shard", "slots", b"slots", "version_floor", b"version_floor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotRelease: _TypeAlias = SlotRelease  # noqa: Y015
+
+@_typing.final
+class VersionOffset(_message.Message):
+    """VersionOffset is how much versions of points are ahead of the sequences of their records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """From this record on."""
+    offset: _builtins.int
+    """So much."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionOffset: _TypeAlias = VersionOffset  # noqa: Y015
 
 @_typing.final
 class HoldLease(_message.Message):
@@ -708,6 +1181,7 @@ class DeduplicationEntry(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_UNIX_MS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Deduplication key."""
     request_fingerprint: _builtins.int
@@ -716,6 +1190,10 @@ class DeduplicationEntry(_message.Message):
     """Record that first carried the request."""
     time_unix_ms: _builtins.int
     """Its time."""
+    slots: _builtins.bytes
+    """Where the shard owns some of several: the hash slots that were applied, as numbers of 2 bytes, little-endian, or as 2,048 bytes with a bit for
+    each. Empty: the request named none.
+    """
     @_builtins.property
     def result(self) -> Global___CommandResult:
         """Outcome of the first application."""
@@ -728,10 +1206,11 @@ class DeduplicationEntry(_message.Message):
         sequence: _builtins.int = ...,
         time_unix_ms: _builtins.int = ...,
         result: Global___CommandResult | None = ...,
+        slots: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "result", b"result", "sequence", b"sequence", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_fingerprint", b"request_fingerprint", "request_id", b"request_id", "result", b"result", "sequence", b"sequence", "slots", b"slots", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -751,6 +1230,7 @@ class CommandResult(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     OPERATION_RESULTS_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the record that did it."""
     inserted_count: _builtins.int
@@ -759,6 +1239,8 @@ class CommandResult(_message.Message):
     """Points replaced or changed."""
     deleted_count: _builtins.int
     """Points deleted."""
+    version: _builtins.int
+    """Version of the points that it wrote."""
     @_builtins.property
     def conflicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Conflict]:
         """Failed conditions."""
@@ -786,10 +1268,11 @@ class CommandResult(_message.Message):
         refusal: Global___Refusal | None = ...,
         operation_results: _abc.Iterable[_pipeline_pb2.OperationResult] | None = ...,
         transaction: Global___TransactionOutcome | None = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "deleted_count", b"deleted_count", "inserted_count", b"inserted_count", "operation_results", b"operation_results", "refusal", b"refusal", "sequence", b"sequence", "transaction", b"transaction", "updated_count", b"updated_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "deleted_count", b"deleted_count", "inserted_count", b"inserted_count", "operation_results", b"operation_results", "refusal", b"refusal", "sequence", b"sequence", "transaction", b"transaction", "updated_count", b"updated_count", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vecmem/v1/common.proto\x12\tvecmem.v1\"+\n\x08Position\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"T\n\x0eResponseHeader\x12%\n\x08position\x18\x01 \x01(\x0b\x32\x13.vecmem.v1.Position\x12\x1b\n\x13server_time_unix_ms\x18\x02 \x01(\x03\"\"\n\x0cWriteOptions\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"g\n\x0bReadOptions\x12)\n\x0cmin_position\x18\x01 \x01(\x0b\x32\x13.vecmem.v1.Position\x12-\n\npreference\x18\x02 \x01(\x0e\x32\x19.vecmem.v1.ReadPreference\"U\n\x0b\x44\x65nseVector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\x12&\n\tdata_type\x18\x03 \x01(\x0e\x32\x13.vecmem.v1.DataType\"9\n\x06Vector\x12\'\n\x05\x64\x65nse\x18\x01 \x01(\x0b\x32\x16.vecmem.v1.DenseVectorH\x00\x42\x06\n\x04kind\"\x1b\n\nFieldPaths\x12\r\n\x05paths\x18\x01 \x03(\t\"\xa6\x01\n\x0fPayloadSelector\x12\r\n\x03\x61ll\x18\x01 \x01(\x08H\x00\x12(\n\x07include\x18\x02 \x01(\x0b\x32\x15.vecmem.v1.FieldPathsH\x00\x12(\n\x07\x65xclude\x18\x03 \x01(\x0b\x32\x15.vecmem.v1.FieldPathsH\x00\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.vecmem.v1.PayloadFormatB\x06\n\x04keys\"\x1c\n\x0bVectorNames\x12\r\n\x05names\x18\x01 \x03(\t\"\x80\x01\n\x0eVectorSelector\x12\r\n\x03\x61ll\x18\x01 \x01(\x08H\x00\x12)\n\x07include\x18\x02 \x01(\x0b\x32\x16.vecmem.v1.VectorNamesH\x00\x12+\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x19.vecmem.v1.VectorEncodingB\x07\n\x05names\"\x99\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x30\n\x08metadata\x18\x04 \x03(\x0b\x32\x1e.vecmem.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*J\n\x0eReadPreference\x12\x1f\n\x1bREAD_PREFERENCE_UNSPECIFIED\x10\x00\x12\x17\n\x13READ_PREFERENCE_ANY\x10\x01*Y\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\x14\n\x10METRIC_EUCLIDEAN\x10\x03*i\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_PACKED\x10\x01\x12\x1a\n\x16VECTOR_ENCODING_VALUES\x10\x02*<\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01*c\n\rPayloadFormat\x12\x1e\n\x1aPAYLOAD_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13PAYLOAD_FORMAT_JSON\x10\x01\x12\x19\n\x15PAYLOAD_FORMAT_STRUCT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vecmem/v1/common.proto\x12\tvecmem.v1\"+\n\x08Position\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xb6\x01\n\x0eResponseHeader\x12%\n\x08position\x18\x01 \x01(\x0b\x32\x13.vecmem.v1.Position\x12\x1b\n\x13server_time_unix_ms\x18\x02 \x01(\x03\x12&\n\tpositions\x18\x03 \x03(\x0b\x32\x13.vecmem.v1.Position\x12)\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x17.vecmem.v1.ShardFailure\x12\r\n\x05slots\x18\x05 \x01(\x0c\">\n\x0cShardFailure\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x1f\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x10.vecmem.v1.Error\"=\n\x0cWriteOptions\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11whole_fingerprint\x18\x02 \x01(\x06\"\xaa\x01\n\x0bReadOptions\x12)\n\x0cmin_position\x18\x01 \x01(\x0b\x32\x13.vecmem.v1.Position\x12-\n\npreference\x18\x02 \x01(\x0e\x32\x19.vecmem.v1.ReadPreference\x12\x15\n\rallow_partial\x18\x03 \x01(\x08\x12*\n\rmin_positions\x18\x04 \x03(\x0b\x32\x13.vecmem.v1.Position\"U\n\x0b\x44\x65nseVector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\x12&\n\tdata_type\x18\x03 \x01(\x0e\x32\x13.vecmem.v1.DataType\"9\n\x06Vector\x12\'\n\x05\x64\x65nse\x18\x01 \x01(\x0b\x32\x16.vecmem.v1.DenseVectorH\x00\x42\x06\n\x04kind\"\x1b\n\nFieldPaths\x12\r\n\x05paths\x18\x01 \x03(\t\"\xa6\x01\n\x0fPayloadSelector\x12\r\n\x03\x61ll\x18\x01 \x01(\x08H\x00\x12(\n\x07include\x18\x02 \x01(\x0b\x32\x15.vecmem.v1.FieldPathsH\x00\x12(\n\x07\x65xclude\x18\x03 \x01(\x0b\x32\x15.vecmem.v1.FieldPathsH\x00\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.vecmem.v1.PayloadFormatB\x06\n\x04keys\"\x1c\n\x0bVectorNames\x12\r\n\x05names\x18\x01 \x03(\t\"\x80\x01\n\x0eVectorSelector\x12\r\n\x03\x61ll\x18\x01 \x01(\x08H\x00\x12)\n\x07include\x18\x02 \x01(\x0b\x32\x16.vecmem.v1.VectorNamesH\x00\x12+\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x19.vecmem.v1.VectorEncodingB\x07\n\x05names\"\x99\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x30\n\x08metadata\x18\x04 \x03(\x0b\x32\x1e.vecmem.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*J\n\x0eReadPreference\x12\x1f\n\x1bREAD_PREFERENCE_UNSPECIFIED\x10\x00\x12\x17\n\x13READ_PREFERENCE_ANY\x10\x01*Y\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\x14\n\x10METRIC_EUCLIDEAN\x10\x03*i\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_PACKED\x10\x01\x12\x1a\n\x16VECTOR_ENCODING_VALUES\x10\x02*<\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01*c\n\rPayloadFormat\x12\x1e\n\x1aPAYLOAD_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13PAYLOAD_FORMAT_JSON\x10\x01\x12\x19\n\x15PAYLOAD_FORMAT_STRUCT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,38 +33,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_READPREFERENCE']._serialized_start=970
-  _globals['_READPREFERENCE']._serialized_end=1044
-  _globals['_METRIC']._serialized_start=1046
-  _globals['_METRIC']._serialized_end=1135
-  _globals['_VECTORENCODING']._serialized_start=1137
-  _globals['_VECTORENCODING']._serialized_end=1242
-  _globals['_DATATYPE']._serialized_start=1244
-  _globals['_DATATYPE']._serialized_end=1304
-  _globals['_PAYLOADFORMAT']._serialized_start=1306
-  _globals['_PAYLOADFORMAT']._serialized_end=1405
+  _globals['_READPREFERENCE']._serialized_start=1228
+  _globals['_READPREFERENCE']._serialized_end=1302
+  _globals['_METRIC']._serialized_start=1304
+  _globals['_METRIC']._serialized_end=1393
+  _globals['_VECTORENCODING']._serialized_start=1395
+  _globals['_VECTORENCODING']._serialized_end=1500
+  _globals['_DATATYPE']._serialized_start=1502
+  _globals['_DATATYPE']._serialized_end=1562
+  _globals['_PAYLOADFORMAT']._serialized_start=1564
+  _globals['_PAYLOADFORMAT']._serialized_end=1663
   _globals['_POSITION']._serialized_start=37
   _globals['_POSITION']._serialized_end=80
-  _globals['_RESPONSEHEADER']._serialized_start=82
-  _globals['_RESPONSEHEADER']._serialized_end=166
-  _globals['_WRITEOPTIONS']._serialized_start=168
-  _globals['_WRITEOPTIONS']._serialized_end=202
-  _globals['_READOPTIONS']._serialized_start=204
-  _globals['_READOPTIONS']._serialized_end=307
-  _globals['_DENSEVECTOR']._serialized_start=309
-  _globals['_DENSEVECTOR']._serialized_end=394
-  _globals['_VECTOR']._serialized_start=396
-  _globals['_VECTOR']._serialized_end=453
-  _globals['_FIELDPATHS']._serialized_start=455
-  _globals['_FIELDPATHS']._serialized_end=482
-  _globals['_PAYLOADSELECTOR']._serialized_start=485
-  _globals['_PAYLOADSELECTOR']._serialized_end=651
-  _globals['_VECTORNAMES']._serialized_start=653
-  _globals['_VECTORNAMES']._serialized_end=681
-  _globals['_VECTORSELECTOR']._serialized_start=684
-  _globals['_VECTORSELECTOR']._serialized_end=812
-  _globals['_ERROR']._serialized_start=815
-  _globals['_ERROR']._serialized_end=968
-  _globals['_ERROR_METADATAENTRY']._serialized_start=921
-  _globals['_ERROR_METADATAENTRY']._serialized_end=968
+  _globals['_RESPONSEHEADER']._serialized_start=83
+  _globals['_RESPONSEHEADER']._serialized_end=265
+  _globals['_SHARDFAILURE']._serialized_start=267
+  _globals['_SHARDFAILURE']._serialized_end=329
+  _globals['_WRITEOPTIONS']._serialized_start=331
+  _globals['_WRITEOPTIONS']._serialized_end=392
+  _globals['_READOPTIONS']._serialized_start=395
+  _globals['_READOPTIONS']._serialized_end=565
+  _globals['_DENSEVECTOR']._serialized_start=567
+  _globals['_DENSEVECTOR']._serialized_end=652
+  _globals['_VECTOR']._serialized_start=654
+  _globals['_VECTOR']._serialized_end=711
+  _globals['_FIELDPATHS']._serialized_start=713
+  _globals['_FIELDPATHS']._serialized_end=740
+  _globals['_PAYLOADSELECTOR']._serialized_start=743
+  _globals['_PAYLOADSELECTOR']._serialized_end=909
+  _globals['_VECTORNAMES']._serialized_start=911
+  _globals['_VECTORNAMES']._serialized_end=939
+  _globals['_VECTORSELECTOR']._serialized_start=942
+  _globals['_VECTORSELECTOR']._serialized_end=1070
+  _globals['_ERROR']._serialized_start=1073
+  _globals['_ERROR']._serialized_end=1226
+  _globals['_ERROR_METADATAENTRY']._serialized_start=1179
+  _globals['_ERROR_METADATAENTRY']._serialized_end=1226
 # @@protoc_insertion_point(module_scope)

@@ -154,7 +154,7 @@ class Position(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
-    """Shard whose log is meant. 0 on a single node, where every other one is refused."""
+    """Shard whose log is meant; 0 on a single node."""
     sequence: _builtins.int
     """Sequence number of the last log record reflected. 0: the empty log."""
     def __init__(
@@ -179,25 +179,69 @@ class ResponseHeader(_message.Message):
 
     POSITION_FIELD_NUMBER: _builtins.int
     SERVER_TIME_UNIX_MS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     server_time_unix_ms: _builtins.int
     """The server's wall clock when it answered, milliseconds since the Unix epoch."""
+    slots: _builtins.bytes
+    """For other nodes of a cluster: the slots that the reply speaks for, as first and last ones of ranges, big-endian uint16 each."""
     @_builtins.property
     def position(self) -> Global___Position:
         """What the reply reflects. Of a reply gathered from several shards: the position in the shard with the smallest number."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
+        """Of a reply gathered from several shards: what it reflects of each, in order of their numbers."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardFailure]:
+        """Shards whose part the reply lacks, and why. Only where ReadOptions.allow_partial is set."""
 
     def __init__(
         self,
         *,
         position: Global___Position | None = ...,
         server_time_unix_ms: _builtins.int = ...,
+        positions: _abc.Iterable[Global___Position] | None = ...,
+        failures: _abc.Iterable[Global___ShardFailure] | None = ...,
+        slots: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "server_time_unix_ms", b"server_time_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "position", b"position", "positions", b"positions", "server_time_unix_ms", b"server_time_unix_ms", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResponseHeader: _TypeAlias = ResponseHeader  # noqa: Y015
+
+@_typing.final
+class ShardFailure(_message.Message):
+    """ShardFailure says why a shard did not answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """Its number."""
+    @_builtins.property
+    def error(self) -> Global___Error:
+        """What a call of that shard alone would have got."""
+
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        error: Global___Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardFailure: _TypeAlias = ShardFailure  # noqa: Y015
 
 @_typing.final
 class WriteOptions(_message.Message):
@@ -206,20 +250,24 @@ class WriteOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WHOLE_FINGERPRINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the write safe to retry: a repeat with the same request_id inside the deduplication
     window (65,536 writes, 64 MiB of results, 10 minutes) returns the first result and changes nothing. At most 128 bytes.
     Empty: the write is not deduplicated. Errors: REQUEST_ID_REUSED when the same id comes back with
-    another request.
+    another request. In a cluster each shard remembers for itself.
     """
+    whole_fingerprint: _builtins.int
+    """For other nodes of a cluster: tells apart the request that this one is a part of. 0: it is whole."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        whole_fingerprint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "whole_fingerprint", b"whole_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,24 +281,36 @@ class ReadOptions(_message.Message):
 
     MIN_POSITION_FIELD_NUMBER: _builtins.int
     PREFERENCE_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
+    MIN_POSITIONS_FIELD_NUMBER: _builtins.int
     preference: Global___ReadPreference.ValueType
     """Who may answer. It has to do with a cluster only."""
+    allow_partial: _builtins.bool
+    """True: where several shards are asked and some do not answer in time, the reply is made of the others', and its header says which are missing.
+    False: the call fails.
+    """
     @_builtins.property
     def min_position(self) -> Global___Position:
         """The reply reflects at least this position: pass the position of an earlier reply to read your own
         writes. Absent or 0: no demand beyond linearizability on the primary. Errors: POSITION_AHEAD
-        (OUT_OF_RANGE) when the log has not reached it; INVALID_ARGUMENT for a shard that is not there.
+        (OUT_OF_RANGE) when the log has not reached it. Ignored where it is another shard's than those that answer.
         """
+
+    @_builtins.property
+    def min_positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Position]:
+        """As min_position, of several shards: each counts for its own. Those of shards that have nothing to do with the call are ignored."""
 
     def __init__(
         self,
         *,
         min_position: Global___Position | None = ...,
         preference: Global___ReadPreference.ValueType = ...,
+        allow_partial: _builtins.bool = ...,
+        min_positions: _abc.Iterable[Global___Position] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_position", b"min_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_position", b"min_position", "preference", b"preference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "min_position", b"min_position", "min_positions", b"min_positions", "preference", b"preference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,25 +28,25 @@ from vecmem.v1 import pipeline_pb2 as vecmem_dot_v1_dot_pipeline__pb2
 from vecmem.v1 import points_pb2 as vecmem_dot_v1_dot_points__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecmem/v1/watch.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\x1a\x14vecmem/v1/keys.proto\x1a\x18vecmem/v1/pipeline.proto\x1a\x16vecmem/v1/points.proto\"8\n\x0e\x43hangePosition\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hange_count\x18\x02 \x01(\r\"P\n\x0bWatchTarget\x12\r\n\x03key\x18\x01 \x01(\x0cH\x00\x12\x14\n\nkey_prefix\x18\x02 \x01(\x0cH\x00\x12\x14\n\ncollection\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"\xac\x01\n\x0cWatchRequest\x12\'\n\x07targets\x18\x01 \x03(\x0b\x32\x16.vecmem.v1.WatchTarget\x12*\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x19.vecmem.v1.ChangePositionH\x00\x12\x12\n\x08\x65\x61rliest\x18\x03 \x01(\x08H\x00\x12\x14\n\x0cheartbeat_ms\x18\x04 \x01(\r\x12\x14\n\x0cwith_content\x18\x05 \x01(\x08\x42\x07\n\x05start\"\x9a\x03\n\x06\x43hange\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x02 \x01(\x03\x12\x14\n\x0c\x63hange_count\x18\x0c \x01(\r\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.vecmem.v1.ChangeKind\x12\r\n\x03key\x18\x04 \x01(\x0cH\x00\x12*\n\x05point\x18\x05 \x01(\x0b\x32\x19.vecmem.v1.PointReferenceH\x00\x12\x14\n\ncollection\x18\x06 \x01(\tH\x00\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12$\n\x08key_type\x18\x08 \x01(\x0e\x32\x12.vecmem.v1.KeyType\x12)\n\toperation\x18\t \x01(\x0b\x32\x14.vecmem.v1.OperationH\x01\x12)\n\rwritten_point\x18\n \x01(\x0b\x32\x10.vecmem.v1.PointH\x01\x12\x39\n\x0epayload_update\x18\x0b \x01(\x0b\x32\x1f.vecmem.v1.UpdatePayloadRequestH\x01\x42\t\n\x07subjectB\t\n\x07\x63ontent\"\x8b\x01\n\rWatchResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\"\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x11.vecmem.v1.Change\x12+\n\x08position\x18\x03 \x01(\x0b\x32\x19.vecmem.v1.ChangePosition*\x95\x02\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_WRITTEN\x10\x01\x12\x1a\n\x16\x43HANGE_KIND_EXPIRY_SET\x10\x02\x12\x17\n\x13\x43HANGE_KIND_DELETED\x10\x03\x12\x17\n\x13\x43HANGE_KIND_EXPIRED\x10\x04\x12\x17\n\x13\x43HANGE_KIND_EVICTED\x10\x05\x12\"\n\x1e\x43HANGE_KIND_COLLECTION_CHANGED\x10\x06\x12\"\n\x1e\x43HANGE_KIND_COLLECTION_DELETED\x10\x07\x12\"\n\x1e\x43HANGE_KIND_COLLECTION_CREATED\x10\x08\x32L\n\x0cWatchService\x12<\n\x05Watch\x12\x17.vecmem.v1.WatchRequest\x1a\x18.vecmem.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vecmem/v1/watch.proto\x12\tvecmem.v1\x1a\x16vecmem/v1/common.proto\x1a\x14vecmem/v1/keys.proto\x1a\x18vecmem/v1/pipeline.proto\x1a\x16vecmem/v1/points.proto\"r\n\x0e\x43hangePosition\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hange_count\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12)\n\x06others\x18\x04 \x03(\x0b\x32\x19.vecmem.v1.ChangePosition\"P\n\x0bWatchTarget\x12\r\n\x03key\x18\x01 \x01(\x0cH\x00\x12\x14\n\nkey_prefix\x18\x02 \x01(\x0cH\x00\x12\x14\n\ncollection\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"\xac\x01\n\x0cWatchRequest\x12\'\n\x07targets\x18\x01 \x03(\x0b\x32\x16.vecmem.v1.WatchTarget\x12*\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x19.vecmem.v1.ChangePositionH\x00\x12\x12\n\x08\x65\x61rliest\x18\x03 \x01(\x08H\x00\x12\x14\n\x0cheartbeat_ms\x18\x04 \x01(\r\x12\x14\n\x0cwith_content\x18\x05 \x01(\x08\x42\x07\n\x05start\"\xa9\x03\n\x06\x43hange\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x02 \x01(\x03\x12\x14\n\x0c\x63hange_count\x18\x0c \x01(\r\x12\r\n\x05shard\x18\r \x01(\r\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.vecmem.v1.ChangeKind\x12\r\n\x03key\x18\x04 \x01(\x0cH\x00\x12*\n\x05point\x18\x05 \x01(\x0b\x32\x19.vecmem.v1.PointReferenceH\x00\x12\x14\n\ncollection\x18\x06 \x01(\tH\x00\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12$\n\x08key_type\x18\x08 \x01(\x0e\x32\x12.vecmem.v1.KeyType\x12)\n\toperation\x18\t \x01(\x0b\x32\x14.vecmem.v1.OperationH\x01\x12)\n\rwritten_point\x18\n \x01(\x0b\x32\x10.vecmem.v1.PointH\x01\x12\x39\n\x0epayload_update\x18\x0b \x01(\x0b\x32\x1f.vecmem.v1.UpdatePayloadRequestH\x01\x42\t\n\x07subjectB\t\n\x07\x63ontent\"\x8b\x01\n\rWatchResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.vecmem.v1.ResponseHeader\x12\"\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x11.vecmem.v1.Change\x12+\n\x08position\x18\x03 \x01(\x0b\x32\x19.vecmem.v1.ChangePosition*\x95\x02\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_WRITTEN\x10\x01\x12\x1a\n\x16\x43HANGE_KIND_EXPIRY_SET\x10\x02\x12\x17\n\x13\x43HANGE_KIND_DELETED\x10\x03\x12\x17\n\x13\x43HANGE_KIND_EXPIRED\x10\x04\x12\x17\n\x13\x43HANGE_KIND_EVICTED\x10\x05\x12\"\n\x1e\x43HANGE_KIND_COLLECTION_CHANGED\x10\x06\x12\"\n\x1e\x43HANGE_KIND_COLLECTION_DELETED\x10\x07\x12\"\n\x1e\x43HANGE_KIND_COLLECTION_CREATED\x10\x08\x32L\n\x0cWatchService\x12<\n\x05Watch\x12\x17.vecmem.v1.WatchRequest\x1a\x18.vecmem.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vecmem.v1.watch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGEKIND']._serialized_start=1003
-  _globals['_CHANGEKIND']._serialized_end=1280
+  _globals['_CHANGEKIND']._serialized_start=1076
+  _globals['_CHANGEKIND']._serialized_end=1353
   _globals['_CHANGEPOSITION']._serialized_start=132
-  _globals['_CHANGEPOSITION']._serialized_end=188
-  _globals['_WATCHTARGET']._serialized_start=190
-  _globals['_WATCHTARGET']._serialized_end=270
-  _globals['_WATCHREQUEST']._serialized_start=273
-  _globals['_WATCHREQUEST']._serialized_end=445
-  _globals['_CHANGE']._serialized_start=448
-  _globals['_CHANGE']._serialized_end=858
-  _globals['_WATCHRESPONSE']._serialized_start=861
-  _globals['_WATCHRESPONSE']._serialized_end=1000
-  _globals['_WATCHSERVICE']._serialized_start=1282
-  _globals['_WATCHSERVICE']._serialized_end=1358
+  _globals['_CHANGEPOSITION']._serialized_end=246
+  _globals['_WATCHTARGET']._serialized_start=248
+  _globals['_WATCHTARGET']._serialized_end=328
+  _globals['_WATCHREQUEST']._serialized_start=331
+  _globals['_WATCHREQUEST']._serialized_end=503
+  _globals['_CHANGE']._serialized_start=506
+  _globals['_CHANGE']._serialized_end=931
+  _globals['_WATCHRESPONSE']._serialized_start=934
+  _globals['_WATCHRESPONSE']._serialized_end=1073
+  _globals['_WATCHSERVICE']._serialized_start=1355
+  _globals['_WATCHSERVICE']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)

@@ -73,25 +73,37 @@ Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
 class ChangePosition(_message.Message):
-    """ChangePosition is a place in the change feed: behind one change."""
+    """ChangePosition is a place in the change feed: behind one change. In a cluster of several shards, whose changes are in no order between them, it
+    is a place in the feed of each: hand it back as it came.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     CHANGE_COUNT_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the record in the log."""
     change_count: _builtins.int
     """How many changes of that record come before this place. 0: all of them."""
+    shard: _builtins.int
+    """Shard whose log is meant."""
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangePosition]:
+        """Places in the feeds of the other shards. A shard that is not there is told of from its beginning."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         change_count: _builtins.int = ...,
+        shard: _builtins.int = ...,
+        others: _abc.Iterable[Global___ChangePosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "others", b"others", "sequence", b"sequence", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,6 +198,7 @@ class Change(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_UNIX_MS_FIELD_NUMBER: _builtins.int
     CHANGE_COUNT_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     POINT_FIELD_NUMBER: _builtins.int
@@ -201,6 +214,8 @@ class Change(_message.Message):
     """Time of the record, milliseconds since the Unix epoch."""
     change_count: _builtins.int
     """How many changes of that record there are up to and with this one: with `sequence` the ChangePosition behind it."""
+    shard: _builtins.int
+    """Shard whose record it is."""
     kind: Global___ChangeKind.ValueType
     """What became of it."""
     key: _builtins.bytes
@@ -233,6 +248,7 @@ class Change(_message.Message):
         sequence: _builtins.int = ...,
         time_unix_ms: _builtins.int = ...,
         change_count: _builtins.int = ...,
+        shard: _builtins.int = ...,
         kind: Global___ChangeKind.ValueType = ...,
         key: _builtins.bytes = ...,
         point: _points_pb2.PointReference | None = ...,
@@ -245,7 +261,7 @@ class Change(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "content", b"content", "key", b"key", "operation", b"operation", "payload_update", b"payload_update", "point", b"point", "subject", b"subject", "written_point", b"written_point"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "collection", b"collection", "content", b"content", "key", b"key", "key_type", b"key_type", "kind", b"kind", "operation", b"operation", "payload_update", b"payload_update", "point", b"point", "sequence", b"sequence", "subject", b"subject", "time_unix_ms", b"time_unix_ms", "version", b"version", "written_point", b"written_point"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "collection", b"collection", "content", b"content", "key", b"key", "key_type", b"key_type", "kind", b"kind", "operation", b"operation", "payload_update", b"payload_update", "point", b"point", "sequence", b"sequence", "shard", b"shard", "subject", b"subject", "time_unix_ms", b"time_unix_ms", "version", b"version", "written_point", b"written_point"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["operation", "written_point", "payload_update"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
