@@ -46,7 +46,10 @@ class Run:
         self._generation = group.shard * GENERATIONS_A_GROUP
         self.history, self.notes, self.plan = History(), Notes(), Plan(Keys(self._generation))
         self.keys = self.plan.keys.all
-        self._connections = [ClusterConnection(group, self.notes, rng.randrange(2**32)) for _ in range(CLIENTS)]
+        self._connections = [
+            ClusterConnection(group, self.notes, rng.randrange(2**32), passed_on=number == CLIENTS - 1)
+            for number in range(CLIENTS)
+        ]
         self._clients = [
             Client(f"client{number}", rng.randrange(2**32), connection, self.plan, self.history, SETTLE_SECONDS_MAX)
             for number, connection in enumerate(self._connections)
