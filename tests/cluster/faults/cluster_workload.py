@@ -5,6 +5,7 @@ The clients themselves are those of the crash tests (tests/crash/linearizable_wo
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -19,9 +20,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tests.cluster.faults.fault_cluster import Group
 from tests.crash.linearizable_messages import answered, kind_of, operation_of
-from tests.crash.linearizable_workload import OutcomeOpenError, Plan, StubConnection
+from tests.crash.linearizable_workload import KINDS, Keys, OutcomeOpenError, Plan, StubConnection
 from tests.support.linearizability import Action
 from vecmem.cluster.peers import ACCEPT_MOVED_KEY
+from vecmem.slots import slot_of
 from vecmem.v1 import common_pb2, pipeline_pb2, transactions_pb2
 
 WANDERS_SHARE: Final = 0.05
@@ -34,6 +36,17 @@ READS_FROM_ANY: Final = {
     "queue": ("items",),
     "lock": ("holder",),
 }
+
+
+class GroupKeys(Keys):
+    """The keys of one generation, all in slots of one group."""
+
+    def __init__(self, group: Group, generation: int) -> None:
+        candidates = (f"{generation}.{number}" for number in itertools.count())
+        fitting = (tag for tag in candidates if slot_of(tag.encode()) in group.slots)
+        tags = list(itertools.islice(fitting, len(KINDS)))
+        self.alone = [f"{{{tag}}}-alone-{kind}" for tag, kind in zip(tags, KINDS, strict=True)]
+        self.together = [f"{{{tags[0]}}}-{kind}" for kind in KINDS]
 
 
 @dataclass(frozen=True)
@@ -224,9 +237,9 @@ def sessions_of(group: Group, plan: Plan, notes: Notes, rng: random.Random) -> l
     ]
 
 
-def reads_at(group: Group, place: int, position: int) -> bool:
-    """Whether a node answers reads, and has come to a position."""
-    operation = operation_of(Action("0-register", "get"))
+def reads_at(group: Group, place: int, key: str, position: int) -> bool:
+    """Whether a node answers reads, here of a register, and has come to a position."""
+    operation = operation_of(Action(key, "get"))
     operation.get_string.read.preference = common_pb2.READ_PREFERENCE_ANY
     operation.get_string.read.min_position.shard = group.shard
     operation.get_string.read.min_position.sequence = position
