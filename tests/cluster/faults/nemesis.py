@@ -44,10 +44,10 @@ class Scene:
         return self._take(next(node for node in nodes if node.name not in self.taken))
 
     def replica(self) -> Node:
-        """One of the others."""
+        """One of the others, as long as there is one that is not taken."""
         place = self.notes.last_leader()
-        others = [node for number, node in enumerate(self.group.nodes) if number != place]
-        return self._take(self.rng.choice([node for node in others if node.name not in self.taken] or others))
+        free = [node for node in self.group.nodes if node.name not in self.taken]
+        return self._take(self.rng.choice([node for node in free if node is not self.group.nodes[place]] or free))
 
     def server(self) -> int:
         """Place of a NATS server."""
