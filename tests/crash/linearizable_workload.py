@@ -54,7 +54,9 @@ class Connection(Protocol):
 class StubConnection:
     """Raw calls over a channel of its own: each operation by the RPC of its own."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
+        """`metadata` goes with each call."""
+        self._metadata = tuple(metadata)
         self._channel = grpc.insecure_channel(
             address,
             options=[
@@ -87,7 +89,7 @@ class StubConnection:
 
     def _call(self, call: Any, request: Any, timeout_seconds: float) -> Any:
         try:
-            return call(request, timeout=timeout_seconds)
+            return call(request, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() not in OPEN:
                 raise

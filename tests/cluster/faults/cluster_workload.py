@@ -5,6 +5,7 @@ The clients themselves are those of the crash tests (tests/crash/linearizable_wo
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -19,8 +20,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tests.cluster.faults.fault_cluster import Group
 from tests.crash.linearizable_messages import answered, kind_of, operation_of
-from tests.crash.linearizable_workload import OutcomeOpenError, Plan, StubConnection
+from tests.crash.linearizable_workload import KINDS, Keys, OutcomeOpenError, Plan, StubConnection
 from tests.support.linearizability import Action
+from vecmem.cluster.peers import ACCEPT_MOVED_KEY
+from vecmem.slots import slot_of
 from vecmem.v1 import common_pb2, pipeline_pb2, transactions_pb2
 
 WANDERS_SHARE: Final = 0.05
@@ -35,12 +38,24 @@ READS_FROM_ANY: Final = {
 }
 
 
+class GroupKeys(Keys):
+    """The keys of one generation, all in slots of one group."""
+
+    def __init__(self, group: Group, generation: int) -> None:
+        candidates = (f"{generation}.{number}" for number in itertools.count())
+        fitting = (tag for tag in candidates if slot_of(tag.encode()) in group.slots)
+        tags = list(itertools.islice(fitting, len(KINDS)))
+        self.alone = [f"{{{tag}}}-alone-{kind}" for tag, kind in zip(tags, KINDS, strict=True)]
+        self.together = [f"{{{tags[0]}}}-{kind}" for kind in KINDS]
+
+
 @dataclass(frozen=True)
 class Acknowledged:
     """A write that a node has answered."""
 
     request_id: str
-    node: int
+    node: int | None
+    """None: the call was passed on to whoever leads."""
     position: int
     tries: int
     """Calls that may have brought it into the log, this one included."""
@@ -69,6 +84,10 @@ class Notes:
     last_position: int = 0
     """Of all that was acknowledged."""
 
+    def last_leader(self) -> int:
+        """Place of the node that was last seen to lead."""
+        return next((one.node for one in reversed(self.acknowledged) if one.node is not None), 0)
+
 
 def refusal_of(error: BaseException | None) -> error_details_pb2.ErrorInfo:
     """Why a call was refused; empty where the server has not said so."""
@@ -81,13 +100,18 @@ def refusal_of(error: BaseException | None) -> error_details_pb2.ErrorInfo:
 
 
 class ClusterConnection:
-    """One client's way to whichever node leads the group. See Connection in tests/crash/linearizable_workload.py."""
+    """One client's way to whichever node leads the group. See Connection in tests/crash/linearizable_workload.py.
 
-    def __init__(self, group: Group, notes: Notes, seed: int) -> None:
+    It goes there by itself, or `passed_on`, and asks one node until that fails it.
+    """
+
+    def __init__(self, group: Group, notes: Notes, seed: int, *, passed_on: bool = False) -> None:
         self._group = group
         self._notes = notes
         self._rng = random.Random(seed)
-        self._stubs = [StubConnection(address) for address in group.addresses]
+        self._passed_on = passed_on
+        metadata = () if passed_on else ((ACCEPT_MOVED_KEY, "1"),)
+        self._stubs = [StubConnection(address, metadata) for address in group.addresses]
         self._node = self._rng.randrange(len(self._stubs))
         self._tries: Counter[str] = Counter()
 
@@ -125,8 +149,8 @@ class ClusterConnection:
                 time.sleep(self._rng.uniform(0.005, 0.03))
                 continue
             if request_id:
-                position = reply.header.position.sequence
-                self._notes.acknowledged.append(Acknowledged(request_id, node, position, self._tries.pop(request_id)))
+                position, by = reply.header.position.sequence, None if self._passed_on else node
+                self._notes.acknowledged.append(Acknowledged(request_id, by, position, self._tries.pop(request_id)))
                 self._notes.last_position = max(self._notes.last_position, position)
             return reply
 
@@ -141,7 +165,7 @@ class Session:
         self._plan = plan
         self._notes = notes
         self._rng = random.Random(seed)
-        self._stubs = [StubConnection(address) for address in group.addresses]
+        self._stubs = [StubConnection(address, ((ACCEPT_MOVED_KEY, "1"),)) for address in group.addresses]
         self._stays_at = stays_at
         self._seen = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -174,6 +198,7 @@ class Session:
         operation = operation_of(action)
         read = getattr(operation, operation.WhichOneof("kind") or "").read
         read.preference = common_pb2.READ_PREFERENCE_ANY
+        read.min_position.shard = self._group.shard
         node = rng.randrange(len(self._stubs)) if self._stays_at is None else self._stays_at
         lives = self._group.nodes[node].lives
         if self._stays_at is None:
@@ -212,12 +237,13 @@ def sessions_of(group: Group, plan: Plan, notes: Notes, rng: random.Random) -> l
     ]
 
 
-def reads_at(group: Group, place: int, position: int) -> bool:
-    """Whether a node answers reads, and has come to a position."""
-    operation = operation_of(Action("0-register", "get"))
+def reads_at(group: Group, place: int, key: str, position: int) -> bool:
+    """Whether a node answers reads, here of a register, and has come to a position."""
+    operation = operation_of(Action(key, "get"))
     operation.get_string.read.preference = common_pb2.READ_PREFERENCE_ANY
+    operation.get_string.read.min_position.shard = group.shard
     operation.get_string.read.min_position.sequence = position
-    stub = StubConnection(group.addresses[place])
+    stub = StubConnection(group.addresses[place], ((ACCEPT_MOVED_KEY, "1"),))
     try:
         with suppress(OutcomeOpenError, grpc.RpcError):
             return bool(stub.run(operation, "", 2.0).header.position.sequence >= position)

@@ -10,6 +10,7 @@ clients reach each node by one. The servers tell nobody of addresses that would 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ from tests.crash.harness import Machine
 from tests.support.server import ServerProcess
 from vecmem.cluster.nats_server import NatsServers, plan_servers
 from vecmem.log.jetstream import JetStreamLog, JetStreamSettings
+from vecmem.slots import SLOTS
 
 ENTRY = Path(__file__).with_name("node_entry.py")
 CLUSTER_NAME = "faults"
@@ -82,6 +84,7 @@ class Group:
     """One shard."""
 
     shard: int
+    slots: range
     nodes: list[Node] = field(default_factory=list)
 
     @property
@@ -104,7 +107,8 @@ class FaultCluster:
     def __init__(
         self, directory: Path, *, nodes_of_groups: Sequence[int] = (3,), defect: str = "", arguments: Sequence[str] = ()
     ) -> None:
-        self.groups = [Group(shard) for shard in range(len(nodes_of_groups))]
+        bounds = [shard * SLOTS // len(nodes_of_groups) for shard in range(len(nodes_of_groups) + 1)]
+        self.groups = [Group(shard, range(*ends)) for shard, ends in enumerate(itertools.pairwise(bounds))]
         self.routes: dict[tuple[int, int], Link] = {}
         """From one NATS server to another, by their places."""
         self.nats: NatsServers

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.faults.cluster_checks import check_acknowledged, check_copy, check_sessions, replay
-from tests.cluster.faults.cluster_workload import ClusterConnection, Notes, reads_at, sessions_of
+from tests.cluster.faults.cluster_workload import ClusterConnection, GroupKeys, Notes, reads_at, sessions_of
 from tests.cluster.faults.fault_cluster import FaultCluster, Group, wait_until
 from tests.cluster.faults.nemesis import Nemesis
 from tests.crash.linearizable_messages import specifications_of
-from tests.crash.linearizable_workload import Client, History, Keys, Plan
+from tests.crash.linearizable_workload import Client, History, Plan
 from tests.support.linearizability import check
 
 CLIENTS = 4
@@ -44,9 +44,13 @@ class Run:
     def __init__(self, cluster: FaultCluster, group: Group, rng: random.Random) -> None:
         self.cluster, self.group, self.rng = cluster, group, rng
         self._generation = group.shard * GENERATIONS_A_GROUP
-        self.history, self.notes, self.plan = History(), Notes(), Plan(Keys(self._generation))
+        self.history, self.notes = History(), Notes()
+        self.plan = Plan(GroupKeys(group, self._generation))
         self.keys = self.plan.keys.all
-        self._connections = [ClusterConnection(group, self.notes, rng.randrange(2**32)) for _ in range(CLIENTS)]
+        self._connections = [
+            ClusterConnection(group, self.notes, rng.randrange(2**32), passed_on=number == CLIENTS - 1)
+            for number in range(CLIENTS)
+        ]
         self._clients = [
             Client(f"client{number}", rng.randrange(2**32), connection, self.plan, self.history, SETTLE_SECONDS_MAX)
             for number, connection in enumerate(self._connections)
@@ -62,7 +66,7 @@ class Run:
     def next_keys(self) -> None:
         """Let the clients go on with other keys."""
         self._generation += 1
-        self.plan.keys = Keys(self._generation)
+        self.plan.keys = GroupKeys(self.group, self._generation)
         self.keys += self.plan.keys.all
 
     def wait_for_answers(self) -> None:
@@ -70,7 +74,10 @@ class Run:
         count, position = len(self.notes.acknowledged), self.notes.last_position
         wait_until(lambda: self._raise_error() or len(self.notes.acknowledged) >= count + ANSWERS, "writes")
         for place, node in enumerate(self.group.nodes):
-            wait_until(lambda place=place: reads_at(self.group, place, position), f"position {position} at {node.name}")
+            wait_until(
+                lambda place=place: reads_at(self.group, place, self.keys[0], position),
+                f"position {position} at {node.name}",
+            )
 
     def end(self) -> None:
         """End everybody. Raises what a client has found wrong by itself."""

@@ -39,15 +39,15 @@ class Scene:
 
     def primary(self) -> Node:
         """The node that has acknowledged last, if it is not taken."""
-        place = self.notes.acknowledged[-1].node if self.notes.acknowledged else 0
+        place = self.notes.last_leader()
         nodes = [*self.group.nodes[place:], *self.group.nodes[:place]]
         return self._take(next(node for node in nodes if node.name not in self.taken))
 
     def replica(self) -> Node:
-        """One of the others."""
-        place = self.notes.acknowledged[-1].node if self.notes.acknowledged else 0
-        others = [node for number, node in enumerate(self.group.nodes) if number != place]
-        return self._take(self.rng.choice([node for node in others if node.name not in self.taken] or others))
+        """One of the others, as long as there is one that is not taken."""
+        place = self.notes.last_leader()
+        free = [node for node in self.group.nodes if node.name not in self.taken]
+        return self._take(self.rng.choice([node for node in free if node is not self.group.nodes[place]] or free))
 
     def server(self) -> int:
         """Place of a NATS server."""
@@ -327,6 +327,13 @@ ALONE: Final = frozenset({"kill_all_servers", "fill_disk"})
 """These leave nothing for others, or wait for something that others may prevent."""
 
 
+ORDER: Final = [
+    *(name for name in PROCESS_FAULTS if "server" not in name),
+    *(name for name in PROCESS_FAULTS if "server" in name),
+    *LINK_FAULTS,
+]
+
+
 class Nemesis:
     """Picks faults by a seed, each of them before any comes again, and holds them for longer than a lease."""
 
@@ -340,13 +347,18 @@ class Nemesis:
     def strike(self, *, together: int = 1, is_long: bool = False) -> None:
         """Let one fault, or several at once where they go together, happen and pass."""
         scene = Scene(self._cluster, self._group, self._notes, self._rng)
-        names: list[str] = []
         with ExitStack() as stack:
-            while len(names) < together and not ALONE & set(names):
-                self._order = self._order or self._rng.sample(self._faults, len(self._faults))
-                if names and self._order[-1] in ALONE:
-                    break
-                names.append(self._order.pop())
-                print(f"{time.monotonic():.1f} {names[-1]}")
-                stack.enter_context(FAULTS[names[-1]](scene))
+            # What is done last is undone first: a node that is started again needs servers, and these each other.
+            for name in sorted(self._choose(together), key=ORDER.index):
+                print(f"{time.monotonic():.1f} {name}")
+                stack.enter_context(FAULTS[name](scene))
             time.sleep(LEASE_SECONDS * (LONG_LEASES if is_long else self._rng.uniform(*PAUSE_LEASES)))
+
+    def _choose(self, together: int) -> list[str]:
+        names: list[str] = []
+        while len(names) < together and not ALONE & set(names):
+            self._order = self._order or self._rng.sample(self._faults, len(self._faults))
+            if names and self._order[-1] in ALONE:
+                break
+            names.append(self._order.pop())
+        return list(dict.fromkeys(names))

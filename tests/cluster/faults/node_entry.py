@@ -18,6 +18,7 @@ from vecmem import clock
 from vecmem.cli.main import main
 from vecmem.log.record import LogEntry, Record
 from vecmem.server import calls
+from vecmem.server.routing import Call, Method, Router
 from vecmem.store.shard import Shard
 from vecmem.store.state_machine import COMMAND_RECORD
 from vecmem.store.v1 import command_pb2
@@ -38,11 +39,12 @@ def ignores_its_lease() -> None:
             raise shard._moved()
 
     Shard.check_leads = check_leads  # type: ignore[method-assign]
+    Router.leads = lambda router: router.shard.leads  # type: ignore[method-assign]
 
 
 def acknowledges_by_itself() -> None:
     """A node that follows changes its own state for whoever asks, and tells nobody."""
-    check_answers, submit = calls.check_answers, Shard._submit
+    check_answers, submit, at = calls.check_answers, Shard._submit, Router.at
 
     async def check(servicer: object, request: Any, context: calls.Context) -> None:
         shard: Shard | None = getattr(servicer, "_shard", None)
@@ -66,6 +68,12 @@ def acknowledges_by_itself() -> None:
                 result.set_result(stop.value)
         return result, len(payload)
 
+    async def at_itself(router: Router, method: Method, request: Any, call: Call, *where: Any, **options: Any) -> Any:
+        if method.reads or router.shard.leads or not call.accepts_moved:
+            return await at(router, method, request, call, *where, **options)
+        return await method.direct(request, call.context)
+
+    Router.at = at_itself  # type: ignore[method-assign]
     calls.check_answers = check
     Shard._submit = submit_by_itself  # type: ignore[method-assign]
 
