@@ -13,7 +13,7 @@ from tests.store.slot_support import ALL, NONE
 from tests.store.support import DIMENSION, create, dump, settings_for
 from vecmem.clock import ManualClock
 from vecmem.cluster.migration import Migration, Migrator
-from vecmem.cluster.migration_target import ShardTarget
+from vecmem.cluster.migration_target import MigrationTarget, ShardTarget
 from vecmem.cluster.v1 import migration_pb2
 from vecmem.errors import MovedError, SlotMovingError, UnavailableError, VecmemError
 from vecmem.slots import slot_of
@@ -72,6 +72,7 @@ class Cluster:
     blocked_count: int = 0
     written_count: int = 0
     steps: list[str] = field(default_factory=list)
+    remote: MigrationTarget | None = None
 
     async def begin(self) -> None:
         self.map = Map(self.moving)
@@ -160,24 +161,28 @@ class Cluster:
                 self.acknowledged[point_id] = content
                 return
 
+    def target(self) -> MigrationTarget:
+        """What the source calls."""
+        return self.remote or ShardTarget(self.shards[TARGET])
+
     def migrator(self, **more: Any) -> Migrator:
         cluster = self
 
         class Target:
             async def stage(self, request: migration_pb2.StageSlotsRequest) -> None:
-                await cluster.at("stage", lambda: ShardTarget(cluster.shards[TARGET]).stage(request))
+                await cluster.at("stage", lambda: cluster.target().stage(request))
 
             async def own(self, request: migration_pb2.OwnSlotsRequest) -> None:
-                await cluster.at("own", lambda: ShardTarget(cluster.shards[TARGET]).own(request))
+                await cluster.at("own", lambda: cluster.target().own(request))
 
             async def drop(self, request: migration_pb2.DropStagedRequest) -> None:
-                await cluster.at("drop", lambda: ShardTarget(cluster.shards[TARGET]).drop(request))
+                await cluster.at("drop", lambda: cluster.target().drop(request))
 
             async def describe(
                 self, request: migration_pb2.DescribeSlotsRequest
             ) -> migration_pb2.DescribeSlotsResponse:
                 told: migration_pb2.DescribeSlotsResponse = await cluster.at(
-                    "describe", lambda: ShardTarget(cluster.shards[TARGET]).describe(request)
+                    "describe", lambda: cluster.target().describe(request)
                 )
                 return told
 

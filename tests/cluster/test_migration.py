@@ -8,13 +8,18 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from tests.cluster.migration_support import SOURCE, TARGET, Cluster, Fault
 from tests.store.slot_support import NONE, slots_of_names
 from tests.store.support import create
-from vecmem.errors import SlotStateError
+from vecmem.cluster.migration_target import RemoteTarget
+from vecmem.cluster.v1 import migration_pb2, migration_pb2_grpc
+from vecmem.errors import SlotStateError, UnavailableError
+from vecmem.server.migration_servicer import MigrationServicer
+from vecmem.server.serializers import adapted
 from vecmem.slots import slot_of
 from vecmem.store.slot_sets import SlotMask
 from vecmem.store.v1 import command_pb2
@@ -190,3 +195,28 @@ async def test_what_was_left_blocked_takes_writes_again_though_nothing_is_to_mov
         cluster.map.moving &= NONE
         assert not await cluster.migrator().advance()
         assert cluster.shards[SOURCE].state.slots.blocked_count == 0
+
+
+async def test_over_the_wire_errors_are_what_they_are_on_the_other_side(tmp_path):
+    """The source calls the target's service: everything moves, a refusal keeps its reason, and who is not there is unavailable."""
+    async with cluster_in(tmp_path) as cluster:
+        server = grpc.aio.server()
+        servicer = MigrationServicer(cluster.shards[TARGET])
+        migration_pb2_grpc.add_MigrationServiceServicer_to_server(servicer, adapted(server))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            cluster.remote = RemoteTarget(migration_pb2_grpc.MigrationServiceStub(channel))
+            unknown = migration_pb2.DescribeSlotsRequest(source_shard=SOURCE, attempt=77)
+            with pytest.raises(SlotStateError, match="77"):
+                await cluster.remote.describe(unknown)
+            old = migration_pb2.StageSlotsRequest()
+            old.part.number = 3
+            with pytest.raises(SlotStateError):
+                await cluster.remote.stage(old)
+            await cluster.remote.drop(migration_pb2.DropStagedRequest(source_shard=7, attempt=1))
+            await cluster.move_all(group_bytes=500)
+            check(cluster)
+            await server.stop(0)
+            with pytest.raises(UnavailableError):
+                await cluster.remote.describe(unknown)

@@ -39,7 +39,7 @@ from vecmem.store.slot_sets import SlotMask, ranges_of, shown
 from vecmem.store.slot_table import Release
 from vecmem.store.v1 import command_pb2
 
-GROUP_BYTES: Final = 1024 * 1024
+GROUP_BYTES: Final = 512 * 1024
 """Of a group, about: what its writers wait for grows with it. A slot that holds more is a group of its own."""
 GROUP_SLOTS_MAX: Final = 512
 PART_BYTES: Final = 512 * 1024
@@ -210,7 +210,7 @@ class Migrator:
                 names = ", ".join(map(repr, described.differing_collections[:8]))
                 raise SlotStateError(f"collections are not defined at shard {target} as here: {names}")
             blocked_at = time.monotonic()
-            await self._give_away(copy, group, blocked_at)
+            await self._give_away(copy, group, described.digest, blocked_at)
         except (VecmemError, CopyOverrunError, TimeoutError) as error:
             self._too_long_count += isinstance(error, TimeoutError)
             progress.restarts += 1
@@ -240,8 +240,8 @@ class Migrator:
             if copy.left <= LEFT_MAX:
                 return
 
-    async def _give_away(self, copy: SlotCopy, group: _Group, blocked_at: float) -> None:
-        """Block the group, copy what is left, compare, and release it."""
+    async def _give_away(self, copy: SlotCopy, group: _Group, digest: bytes, blocked_at: float) -> None:
+        """Block the group, copy what is left, compare, and release it. `digest`: of what the target has now."""
         blocked_until = blocked_at + BLOCKED_SECONDS_MAX * 2 ** min(self._too_long_count, DOUBLINGS_MAX)
         async with asyncio.timeout(blocked_until - time.monotonic()):
             await self._change(command_pb2.SLOT_CHANGE_BLOCK, group.slots)
@@ -250,12 +250,10 @@ class Migrator:
                 await self._catch_up(copy)
                 if copy.left:
                     await self._send_all(copy, group, throttled=False)
-                described = await self._describe(group)
+                    digest = (await self._describe(group)).digest
             group.may_be_released = True
             try:
-                await self._change(
-                    command_pb2.SLOT_CHANGE_RELEASE, group.slots, group.target, group.attempt, described.digest
-                )
+                await self._change(command_pb2.SLOT_CHANGE_RELEASE, group.slots, group.target, group.attempt, digest)
             except SlotStateError:
                 group.may_be_released = False
                 await self._catch_up(copy)

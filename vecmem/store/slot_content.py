@@ -23,7 +23,7 @@ from vecmem.store.v1 import command_pb2
 if TYPE_CHECKING:
     from vecmem.store.state_machine import StateMachine
 
-STEP_POINTS: Final = 128
+STEP_POINTS: Final = 64
 """Points put together between two yields: about a millisecond."""
 STEP_KEYS: Final = 64
 _KEY: Final = struct.Struct("<cIBQQ")

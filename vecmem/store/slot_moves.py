@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vecmem.errors import CollectionDamagedError, SlotStateError, VecmemError
+from vecmem.index.parameters import Storage
 from vecmem.slots import slot_of
 from vecmem.store.changes import ChangeKind, Noted
 from vecmem.store.collection import Changes, Stamp, Steps
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from vecmem.store.staging import StagedGroup
     from vecmem.store.state_machine import StateMachine
 
-STEP_POINTS: Final = 512
-"""Points written by one command: putting it together takes a few milliseconds at most."""
+STEP_POINTS: Final = 128
+"""Points written by one command: putting it together takes about a millisecond."""
 STEP_KEYS: Final = 32
 """Keys removed or put between two yields: well below a millisecond."""
 
@@ -170,6 +171,8 @@ def _own(
         return SlotStateError(f"what was put aside of slots {shown(slots)} is not what they held")
     for uid in sorted(group.points):
         collection = state.by_uid[uid]
+        if all(index.parameters.storage is Storage.FLOAT32 for index in collection.vectors.values()):
+            continue
         for upsert, _ in group.upserts(collection, STEP_POINTS):
             refused = collection.beyond_storage(upsert)
             if refused is not None:

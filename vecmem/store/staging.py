@@ -22,7 +22,7 @@ from vecmem.store.v1 import command_pb2
 if TYPE_CHECKING:
     from vecmem.store.collection import Collection, Steps
 
-STEP_ITEMS: Final = 256
+STEP_ITEMS: Final = 128
 """Keys or points taken between two yields: about a millisecond."""
 ITEM_BYTES: Final = 200
 """About what a key or a point takes here beyond its own bytes."""
