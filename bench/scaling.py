@@ -61,7 +61,8 @@ def chance_of_slow(chance: float, shards: int, *, hedged: bool = False) -> float
 
 def lognormal(p50_ms: float, p99_ms: float, count: int, rng: np.random.Generator) -> Times:
     """Times of a distribution with these two percentiles. Shape (count,)."""
-    return p50_ms * np.exp(np.log(p99_ms / p50_ms) / NORMAL_P99 * rng.standard_normal(count))
+    times: Times = p50_ms * np.exp(np.log(p99_ms / p50_ms) / NORMAL_P99 * rng.standard_normal(count))
+    return times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +129,7 @@ def simulated(
     return done
 
 
-def _member_times(
-    part_ms: Times, shape: tuple[int, int], slowness: Slowness | None, rng: np.random.Generator
-) -> Times:
+def _member_times(part_ms: Times, shape: tuple[int, int], slowness: Slowness | None, rng: np.random.Generator) -> Times:
     drawn: Times = rng.choice(part_ms, size=shape)
     if slowness is not None:
         drawn = drawn + slowness.ms * (rng.random(shape) < slowness.chance)
@@ -143,7 +142,7 @@ def _ends_on_own_machines(work: Times, half: float) -> Times:
 
 
 def _ends_on_shared_cores(work: Times, half: float, cores: int) -> Times:
-    """Parts in the order in which they are sent, each on the processor that is free first; the first one's is the coordinator's until all are sent."""
+    """Parts in the order in which they are sent, each on the processor that is free first; one is the coordinator's until all are sent."""
     trials, shards = work.shape
     free = np.zeros((trials, cores))
     free[:, 0] = half * shards
@@ -223,7 +222,9 @@ def compare(report: Report, measured: Sequence[Measured], *, cores: int, callers
             value = float(np.percentile(predicted, percentile))
             name = f"query_ms_p{percentile}_shards_{found.shards}"
             report.add("model", name, value, "ms")
-            report.add("model", f"{name}_to_measured", value / float(np.percentile(found.gathered_ms, percentile)), "ratio")
+            report.add(
+                "model", f"{name}_to_measured", value / float(np.percentile(found.gathered_ms, percentile)), "ratio"
+            )
         rate = first.queries_per_second * first_work / query_work_ms(found, part_cost_ms)
         name = f"qps_{callers}_callers_shards_{found.shards}"
         report.add("model", name, rate, "1/s")

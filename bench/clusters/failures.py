@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import grpc
 import numpy as np
@@ -114,7 +114,7 @@ class Writer:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         self._thread.start()
         self.seconds_until_again(time.perf_counter())
         return self
@@ -158,7 +158,7 @@ class Reader:
         """What went wrong of the reads that were under way then."""
         return [failure for done, failure in list(self.reads) if done.ended >= began and done.began <= ended]
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -186,7 +186,9 @@ def failover(report: Report, cluster: LocalCluster, arguments: argparse.Namespac
                 writer.wait(POLL_SECONDS)
             during = reader.within(killed_at, again_at)
             failures += [failure for failure in during if failure]
-            note(f"kill {number + 1}: writes again after {seconds[-1]:.2f} s, {len(during)} reads of replicas meanwhile")
+            note(
+                f"kill {number + 1}: writes again after {seconds[-1]:.2f} s, {len(during)} reads of replicas meanwhile"
+            )
             cluster.nodes[leader].start()
         writer.wait(CALM_SECONDS)
     for failure in failures[:3]:

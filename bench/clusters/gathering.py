@@ -10,7 +10,7 @@ import itertools
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,16 +18,16 @@ from bench import scaling
 from bench.clusters.processes import own_channel, topology_of
 from bench.engines.grpc_floor import Floor
 from bench.engines.vecmem_server import COLLECTION, wait_for_graph
-from bench.measure import K, WARM_UP_QUERIES, calls_by_tasks, run_tasks
+from bench.measure import WARM_UP_QUERIES, K, calls_by_tasks, run_tasks
 from bench.report import note, percentile_ms
 from bench.server import Server
 from vecmem.cluster.peers import SHARD_KEY, SLOTS_KEY
-from vecmem.v1 import points_pb2, points_pb2_grpc
+from vecmem.v1 import common_pb2, points_pb2, points_pb2_grpc
 from vecmem_client import AsyncClient, Client, VectorConfig
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bench.datasets import Dataset
     from bench.engines import Vector
     from bench.report import Report
+    from vecmem.cluster.peers import Metadata
 
 SETTLING_QUERIES: Final = 200
 QUERY_SECONDS_MAX: Final = 60.0
@@ -95,7 +96,9 @@ def shards(report: Report, directory: Path, dataset: Dataset, arguments: argpars
         )
         measured.append(found)
         for percentile in (50, 99):
-            report.add("vecmem", f"query_ms_p{percentile}_shards_{count}", percentile_ms(seen.gathered, percentile), "ms")
+            report.add(
+                "vecmem", f"query_ms_p{percentile}_shards_{count}", percentile_ms(seen.gathered, percentile), "ms"
+            )
             part_ms = float(np.percentile(found.part_ms, percentile))
             report.add("vecmem", f"query_part_ms_p{percentile}_shards_{count}", part_ms, "ms")
         report.add("vecmem", f"empty_call_ms_p50_shards_{count}", found.empty_ms, "ms")
@@ -152,22 +155,18 @@ def _latencies(addresses: Sequence[str], dataset: Dataset, count: int) -> Latenc
     stubs = [points_pb2_grpc.PointServiceStub(channel) for channel in channels]
     seen = Latencies([], {shard: [] for shard in range(len(addresses))}, [])
 
-    def timed(call: Callable[[], object]) -> float:
+    def timed(stub: Any, request: points_pb2.QueryRequest, metadata: Metadata = ()) -> float:
         began = time.perf_counter()
-        call()
+        stub.Query(request, timeout=QUERY_SECONDS_MAX, metadata=metadata)
         return time.perf_counter() - began
 
     try:
         with Floor(addresses[0]) as floor:
             for number, query in enumerate(itertools.islice(itertools.cycle(dataset.queries), count + WARM_UP_QUERIES)):
                 request = _query(query)
-                gathered = timed(lambda request=request: stubs[0].Query(request, timeout=QUERY_SECONDS_MAX))
+                gathered = timed(stubs[0], request)
                 alone = [
-                    timed(
-                        lambda stub=stub, request=request, shard=shard: stub.Query(
-                            request, timeout=QUERY_SECONDS_MAX, metadata=((SHARD_KEY, str(shard)), (SLOTS_KEY, "1"))
-                        )
-                    )
+                    timed(stub, request, ((SHARD_KEY, str(shard)), (SLOTS_KEY, "1")))
                     for shard, stub in enumerate(stubs)
                 ]
                 empty = floor.alone(1)
@@ -186,7 +185,8 @@ def _query(vector: npt.NDArray[np.float32]) -> points_pb2.QueryRequest:
     request = points_pb2.QueryRequest()
     request.query.collection = COLLECTION
     request.query.limit = K
-    request.query.nearest.dense.values.extend(vector.tolist())
+    dense = request.query.nearest.vector.dense
+    dense.packed, dense.data_type = vector.astype("<f4").tobytes(), common_pb2.DATA_TYPE_FLOAT32
     request.query.with_payload.all = True
     return request
 

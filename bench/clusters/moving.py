@@ -179,9 +179,7 @@ def _move(cluster: LocalCluster, slots: list[int]) -> None:
     raise TimeoutError(f"the slots have not moved within {MOVE_SECONDS_MAX:.0f} s")
 
 
-def _tell(
-    report: Report, kinds: dict[str, Calls], before: tuple[float, float], during: tuple[float, float]
-) -> None:
+def _tell(report: Report, kinds: dict[str, Calls], before: tuple[float, float], during: tuple[float, float]) -> None:
     failures = [failure for calls in kinds.values() for failure in calls.failures]
     for failure in failures[:3]:
         note(f"a call failed: {failure}")
@@ -194,5 +192,3 @@ def _tell(
         report.add("vecmem", f"moving_{kind}_ms_p99", p99_during, "ms")
         report.add("vecmem", f"moving_{kind}_p99_ratio_to_before", p99_during / p99_before, "ratio")
     report.add("vecmem", "moving_write_blocked_ms_max", max(kinds["set"].seconds(*during)) * 1e3, "ms")
-
-

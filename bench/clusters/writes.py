@@ -61,7 +61,9 @@ def durable_writes(report: Report, cluster: LocalCluster, arguments: argparse.Na
         report.add("vecmem", f"{name}_ms_p50", percentile_ms(latencies, 50), "ms")
         report.add("vecmem", f"{name}_ms_p99", percentile_ms(latencies, 99), "ms")
     p50 = {name: percentile_ms(latencies, 50) for name, latencies in seconds.items()}
-    report.add("vecmem", "durable_write_to_bare_append_ratio", p50["durable_write"] / p50["bare_jetstream_append"], "ratio")
+    report.add(
+        "vecmem", "durable_write_to_bare_append_ratio", p50["durable_write"] / p50["bare_jetstream_append"], "ratio"
+    )
     # Renewals of the lease are among them: messages of about the same size.
     stored = (after["bytes"] - before["bytes"]) / (after["messages"] - before["messages"])
     report.add("vecmem", "log_bytes_per_write", stored, "bytes")

@@ -1,13 +1,13 @@
 """A cluster on one machine, in parts that can be run one by one: real NATS servers, real nodes.
 
-    write          one caller's durable writes over three replicas of the log, beside bare appends to such a log
-    handover       how long writes wait while another node takes the lead as planned
-    failover       `kill -9` of the node that leads: until writes again, reads of replicas meanwhile, what is lost
-    stream-leader  `kill -9` of the NATS server that leads the log's stream: until writes again, what is lost
-    ingest         a bulk load into one shard over three replicas of the log, beside a node that is alone
-    moving         slots with points that move to another shard under load
-    gather         a query over several shards, beside its slowest shard
-    shards         1, 2, 4 and 8 shards, beside what the model of docs/scaling.md says of them
+write          one caller's durable writes over three replicas of the log, beside bare appends to such a log
+handover       how long writes wait while another node takes the lead as planned
+failover       `kill -9` of the node that leads: until writes again, reads of replicas meanwhile, what is lost
+stream-leader  `kill -9` of the NATS server that leads the log's stream: until writes again, what is lost
+ingest         a bulk load into one shard over three replicas of the log, beside a node that is alone
+moving         slots with points that move to another shard under load
+gather         a query over several shards, beside its slowest shard
+shards         1, 2, 4 and 8 shards, beside what the model of docs/scaling.md says of them
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def _parts(text: str) -> tuple[str, ...]:
 def run(arguments: argparse.Namespace) -> Report:
     """The parts that are wanted, in the order of the list above."""
     wanted = [name for name in PARTS if name in arguments.parts and name not in arguments.without]
-    names = ("nodes", "lease_seconds", "writes", "kills", "nats_kills", "handovers", "ingest_rounds")
-    names += ("moving_slots", "moving_points", "gather_shards", "callers")
+    names = [
+        *("nodes", "lease_seconds", "writes", "kills", "nats_kills", "handovers", "ingest_rounds"),
+        *("moving_slots", "moving_points", "gather_shards", "callers"),
+    ]
     parameters = {name: getattr(arguments, name) for name in names}
     parameters["shard_counts"] = list(arguments.shard_counts)
     report, dataset = begin("cluster", arguments, parts=wanted, **parameters)

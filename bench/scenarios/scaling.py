@@ -31,13 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write-bytes", type=float, default=600.0, help="of a write in the log, with headers")
     parser.add_argument("--writes", type=float, default=200.0, help="a second, of each shard")
     parser.add_argument("--lease-seconds", type=float, default=2.0)
-    parser.add_argument("--trials", type=int, default=scaling.TRIALS, help="gathers that are simulated; of 500 shards fewer")
+    parser.add_argument(
+        "--trials", type=int, default=scaling.TRIALS, help="gathers that are simulated; of 500 shards fewer"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Every number of shards, with and without members that are slow now and then."""
-    names = ("nodes_per_shard", "part_ms_p50", "part_ms_p99", "part_cost_ms", "slow_chance", "slow_ms")
-    names += ("write_bytes", "writes", "lease_seconds", "trials")
+    names = [
+        *("nodes_per_shard", "part_ms_p50", "part_ms_p99", "part_cost_ms", "slow_chance", "slow_ms"),
+        *("write_bytes", "writes", "lease_seconds", "trials"),
+    ]
     report = Report("scaling", {name: getattr(arguments, name) for name in names})
     rng = np.random.default_rng(scaling.SEED)
     part_ms = scaling.lognormal(arguments.part_ms_p50, arguments.part_ms_p99, 100_000, rng)
@@ -65,7 +69,9 @@ def _gathers(report: Report, arguments: argparse.Namespace, part_ms: scaling.Tim
             part_ms, count, part_cost_ms=arguments.part_cost_ms, slowness=slow, hedge=hedged, trials=trials
         )
         for percentile in (50, 99):
-            report.add("model", f"query_ms_p{percentile}{kind}_shards_{count}", float(np.percentile(found, percentile)), "ms")
+            report.add(
+                "model", f"query_ms_p{percentile}{kind}_shards_{count}", float(np.percentile(found, percentile)), "ms"
+            )
     for hedged_too in (False, True):
         name = f"gathers_that_meet_a_slow_shard{'_hedged' if hedged_too else ''}_shards_{count}"
         report.add("model", name, scaling.chance_of_slow(arguments.slow_chance, count, hedged=hedged_too), "ratio")
@@ -77,7 +83,12 @@ def _standing(report: Report, arguments: argparse.Namespace, count: int) -> None
     nodes = count * arguments.nodes_per_shard
     report.add("model", f"topology_bytes_shards_{count}", scaling.topology_bytes(count), "bytes")
     scattered = min(20, max(1, 8_192 // count))
-    report.add("model", f"topology_bytes_scattered_shards_{count}", scaling.topology_bytes(count, ranges_per_shard=scattered), "bytes")
+    report.add(
+        "model",
+        f"topology_bytes_scattered_shards_{count}",
+        scaling.topology_bytes(count, ranges_per_shard=scattered),
+        "bytes",
+    )
     asked = scaling.coordination(nodes, count)
     report.add("model", f"coordination_requests_per_second_shards_{count}", asked.requests_per_second, "1/s")
     report.add("model", f"coordination_bytes_per_second_shards_{count}", asked.bytes_per_second, "bytes/s")
@@ -91,4 +102,6 @@ def _standing(report: Report, arguments: argparse.Namespace, count: int) -> None
     )
     report.add("model", f"appends_per_second_of_a_nats_server_shards_{count}", load.appends_per_second, "1/s")
     report.add("model", f"disk_bytes_per_second_of_a_nats_server_shards_{count}", load.disk_bytes_per_second, "bytes/s")
-    report.add("model", f"network_bytes_per_second_of_a_nats_server_shards_{count}", load.network_bytes_per_second, "bytes/s")
+    report.add(
+        "model", f"network_bytes_per_second_of_a_nats_server_shards_{count}", load.network_bytes_per_second, "bytes/s"
+    )
