@@ -36,6 +36,8 @@ SEED: Final = 13
 TRIALS: Final = 20_000
 FIT_STEPS: Final = 24
 PART_COST_MS_MAX: Final = 20.0
+LISTING_REQUESTS: Final = 3
+"""Of names in a bucket of NATS: a consumer is made, delivers, and is deleted."""
 NORMAL_P99: Final = 2.3263
 """How many standard deviations the 99th percentile of a normal distribution is above its median."""
 
@@ -196,17 +198,38 @@ def fitted(measured: Measured, cores: int) -> float:
     return (low + high) / 2.0
 
 
-def query_work_ms(measured: Measured, part_cost_ms: float) -> float:
-    """Processor time of one query on all processes, with the caller's, about: what bounds the rate of many callers."""
-    gathering = part_cost_ms * measured.shards if measured.shards > 1 else 0.0
-    return measured.empty_ms + gathering + measured.shards * float(np.mean(measured.work_ms))
+def predicted_rates(measured: Sequence[Measured], cores: int) -> list[float]:
+    """Queries a second of many callers, where the processors are what bounds them, for each number of shards.
+
+    A query takes a time that has nothing to do with shards, and for each shard the work of its part and a cost. The first is what the
+    first measurement leaves, the last what the second one does. It is less than of a query alone: calls that are made at the same time
+    travel together, and share it.
+    """
+
+    def taken_ms(found: Measured) -> float:
+        return cores * 1e3 / found.queries_per_second
+
+    def parts_ms(found: Measured) -> float:
+        return found.shards * float(np.median(found.work_ms))
+
+    base_ms = taken_ms(measured[0]) - parts_ms(measured[0])
+    cost_ms = 0.0
+    if len(measured) > 1:
+        second = measured[1]
+        cost_ms = (taken_ms(second) - base_ms - parts_ms(second)) / (second.shards - measured[0].shards)
+    rates = []
+    for found in measured:
+        total_ms = base_ms + parts_ms(found) + cost_ms * (found.shards - measured[0].shards)
+        # Work that was measured beside other work may come out as more than all the time there was.
+        rates.append(cores * 1e3 / max(total_ms, taken_ms(measured[0])))
+    return rates
 
 
 def compare(report: Report, measured: Sequence[Measured], *, cores: int, callers: int) -> None:
     """Add what the model says of each number of shards, and how far that is from what was measured.
 
-    What a part costs is found at the first number of shards above one, so that one and this one say nothing of the model, and the
-    others do. Rates follow from that of the first measurement, and from the work of a query.
+    What a part costs is found at the first number of shards above one, so that one and this one say little of the model, and the
+    others do.
     """
     if not measured:
         return
@@ -214,21 +237,17 @@ def compare(report: Report, measured: Sequence[Measured], *, cores: int, callers
     part_cost_ms = fitted(several[0], cores) if several else 0.0
     if several:
         report.add("model", "part_cost_ms", part_cost_ms, "ms")
-    first = measured[0]
-    first_work = query_work_ms(first, part_cost_ms)
-    for found in measured:
+    for found, rate in zip(measured, predicted_rates(measured, cores), strict=True):
         predicted = predicted_ms(found, part_cost_ms, cores)
-        for percentile in (50, 99):
-            value = float(np.percentile(predicted, percentile))
-            name = f"query_ms_p{percentile}_shards_{found.shards}"
-            report.add("model", name, value, "ms")
-            report.add(
-                "model", f"{name}_to_measured", value / float(np.percentile(found.gathered_ms, percentile)), "ratio"
-            )
-        rate = first.queries_per_second * first_work / query_work_ms(found, part_cost_ms)
-        name = f"qps_{callers}_callers_shards_{found.shards}"
-        report.add("model", name, rate, "1/s")
-        report.add("model", f"{name}_to_measured", rate / found.queries_per_second, "ratio")
+        pairs = [
+            (f"query_ms_p{percentile}", float(np.percentile(predicted, percentile)), "ms") for percentile in (50, 99)
+        ]
+        actual = [float(np.percentile(found.gathered_ms, percentile)) for percentile in (50, 99)]
+        pairs.append((f"qps_{callers}_callers", rate, "1/s"))
+        actual.append(found.queries_per_second)
+        for (name, value, unit), seen in zip(pairs, actual, strict=True):
+            report.add("model", f"{name}_shards_{found.shards}", value, unit)
+            report.add("model", f"{name}_to_measured_shards_{found.shards}", value / seen, "ratio")
         report.add("model", f"topology_bytes_shards_{found.shards}", topology_bytes(found.shards), "bytes")
 
 
@@ -279,9 +298,6 @@ def coordination(nodes: int, shards: int) -> Coordination:
         requests_per_second=looks * requests_per_look + announcements,
         bytes_per_second=looks * bytes_per_look + announcements * announcement_bytes(),
     )
-
-
-LISTING_REQUESTS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
