@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from bench import demo, plots
 from bench.report import note, print_report, stop_on
-from bench.scenarios import ann, churn, filters, ingest, kernel, kv, memory, peers, rpc, scale
+from bench.scenarios import ann, churn, cluster, filters, ingest, kernel, kv, memory, peers, rpc, scale, scaling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +47,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "kernel": kernel,
     "rpc": rpc,
     "kv": kv,
+    "cluster": cluster,
+    "scaling": scaling,
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bench.report import Figure, Report
 
-_ON_AXIS: Final = re.compile(r"(?P<name>.+?)_(?P<axis>ef|round|points|share_percent)_(?P<value>\d+(\.\d+)?)$")
+_ON_AXIS: Final = re.compile(r"(?P<name>.+?)_(?P<axis>ef|round|points|shards|share_percent)_(?P<value>\d+(\.\d+)?)$")
 _CALLERS: Final = re.compile(r"(?P<name>.+?)_(?P<value>\d+)_callers?$")
 _UNIT_NAMES: Final = {"1/s": "per-second"}
 """What a unit is called in a file's name, where it cannot stand there."""

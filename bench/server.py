@@ -62,6 +62,8 @@ class Server:
         """Taken at the next start."""
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
+        self.addresses: list[str] = []
+        """Of all its processes, with --shards; else the one."""
         self.grpc_engine = ""
         """`native` or `grpcio`, whichever serves."""
 
@@ -96,6 +98,7 @@ class Server:
             raise ServerError(message)
         ready = json.loads(line)
         self.grpc_engine = str(ready["grpc_engine"])
+        self.addresses = [str(address) for address in ready.get("addresses", [ready["address"]])]
         return str(ready["address"])
 
     @property

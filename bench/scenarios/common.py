@@ -39,6 +39,14 @@ def add_common_arguments(
     parser.add_argument("--grpc-engine", choices=choices, default="auto", help="what serves gRPC; auto: the default")
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Numbers of at least 1 with commas between, as an option takes them. Raises ValueError."""
+    found = tuple(int(part) for part in text.split(","))
+    if min(found) < 1:
+        raise ValueError(f"{text} has a number below 1")
+    return found
+
+
 def engines_of(grpc_engine: str) -> tuple[str, ...]:
     """The engines that --grpc-engine names, the one whose rows are called plain `vecmem` first."""
     return ("auto", "grpcio") if grpc_engine == "both" else (grpc_engine,)

@@ -27,6 +27,24 @@ ARGUMENTS = {
     "scale": ("--sizes", "300,600", "--dimension", 16),
     "kernel": (),
     "rpc": ("--calls", 200),
+    "cluster": (
+        *(
+            "--without",
+            "moving",
+            "--kills",
+            1,
+            "--nats-kills",
+            1,
+            "--handovers",
+            1,
+            "--writes",
+            20,
+            "--lease-seconds",
+            1,
+        ),
+        *("--ingest-rounds", 1, "--gather-shards", 2, "--shard-counts", "1,2", "--callers", 4),
+    ),
+    "scaling": ("--shard-counts", "1,4", "--trials", 200),
     "kv": ("--operations", 2_000, "--keys", 2_000, "--expiring", 1_000, "--members", 1_500),
 }
 ROWS_BY_SCENARIO = {
@@ -145,6 +163,59 @@ ROWS_BY_SCENARIO = {
         | {"query_to_empty_call_rate_ratio": "ratio", "get_to_empty_call_rate_ratio": "ratio"}
         for system in ("vecmem", "vecmem-grpcio")
     },
+    "cluster": {
+        "vecmem": {
+            "durable_write_ms_p50": "ms",
+            "durable_write_ms_p99": "ms",
+            "bare_jetstream_append_ms_p50": "ms",
+            "bare_jetstream_append_ms_p99": "ms",
+            "durable_write_to_bare_append_ratio": "ratio",
+            "log_bytes_per_write": "bytes",
+            "idle_nats_messages_per_second_nodes_3": "1/s",
+            "handover_writes_blocked_ms_p50": "ms",
+            "handover_writes_blocked_ms_max": "ms",
+            **{
+                f"{name}_{figure}": unit
+                for name in ("failover", "stream_leader_killed")
+                for figure, unit in (
+                    ("seconds_p50", "s"),
+                    ("seconds_p99", "s"),
+                    ("seconds_max", "s"),
+                    ("acknowledged_writes", "writes"),
+                    ("acknowledged_writes_lost", "writes"),
+                )
+            },
+            "failover_replica_reads_failed": "reads",
+            "ingest_points_per_second_alone": "1/s",
+            "ingest_points_per_second_replicated": "1/s",
+            "ingest_replicated_to_alone_ratio": "ratio",
+            "gather_query_ms_p50": "ms",
+            "gather_slowest_shard_ms_p50": "ms",
+            "gather_added_ms_p50": "ms",
+            "query_ms_p50_shards_2": "ms",
+            "query_ms_p99_shards_2": "ms",
+            "qps_4_callers_shards_2": "1/s",
+            "ingest_points_per_second_shards_2": "1/s",
+            "topology_bytes_shards_2": "bytes",
+        },
+        "model": {
+            "part_cost_ms": "ms",
+            "query_ms_p50_shards_2": "ms",
+            "query_ms_p99_to_measured_shards_2": "ratio",
+            "qps_4_callers_to_measured_shards_2": "ratio",
+            "topology_bytes_shards_2": "bytes",
+        },
+    },
+    "scaling": {
+        "model": {
+            "query_ms_p50_shards_4": "ms",
+            "query_ms_p99_slow_hedged_shards_4": "ms",
+            "gathers_that_meet_a_slow_shard_shards_4": "ratio",
+            "topology_bytes_shards_4": "bytes",
+            "coordination_requests_per_second_shards_4": "1/s",
+            "appends_per_second_of_a_nats_server_shards_4": "1/s",
+        }
+    },
     "kv": {
         "vecmem": {
             "pipelined_set_operations_per_second": "1/s",
@@ -172,10 +243,8 @@ def test_a_scenario_reports_its_rows(scenario, small, tmp_path):
     if scenario == "peers" and find_spec("faiss") is None:
         pytest.skip("faiss-cpu is not installed")
     dataset = () if scenario in ("scale", "kv") else ("--dataset", small)
-    done = bench(
-        *(scenario, "--json", *dataset, "--queries", 20, *ARGUMENTS[scenario]),
-        *("--work-dir", tmp_path / "work"),
-    )
+    load = () if scenario == "scaling" else (*dataset, "--queries", 20, "--work-dir", tmp_path / "work")
+    done = bench(scenario, "--json", *load, *ARGUMENTS[scenario])
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert list(document) == ["scenario", "version", "started_at", "machine", "parameters", "figures"]
@@ -190,7 +259,9 @@ def test_a_scenario_reports_its_rows(scenario, small, tmp_path):
         if name.startswith("recall"):
             # The points of a curve begin with little effort.
             assert (0.8 if "_ef_" in name else 0.9) < figure["value"] <= 1, name
-        elif "rss" not in name:
+        elif name.endswith(("_lost", "_failed")):
+            assert figure["value"] == 0, name
+        elif "rss" not in name and "added" not in name:
             assert figure["value"] > 0, name
     assert not (tmp_path / "work").exists()
 
@@ -231,3 +302,9 @@ def test_without_h2load_the_rpc_scenario_says_so(small, tmp_path, monkeypatch):
     document = json.loads(done.stdout)
     assert document["figures"] == []
     assert "nghttp2" in document["parameters"]["skipped"]["h2load"]
+
+
+def test_parts_of_a_cluster_that_do_not_exist_are_refused():
+    done = bench("cluster", "--parts", "write,elsewhere")
+    assert done.returncode == 2
+    assert "elsewhere not of write, handover, failover, stream-leader, ingest, moving, gather, shards" in done.stderr

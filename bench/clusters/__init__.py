@@ -1,0 +1,1 @@
+"""Parts of the scenario `cluster`, and the processes that they measure."""
