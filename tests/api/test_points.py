@@ -67,6 +67,7 @@ def test_versions_are_positions_and_grow_with_every_change_and_across_deletion(a
     assert not found.payload_json
 
 
+@pytest.mark.one_shard(reason="each shard gives its own versions and positions")
 def test_a_reply_counts_what_was_new_and_what_was_replaced(api, stored):
     first = api.upsert(stored, [point("a", [1.0, 0.0]), point("b", [1.0, 0.0])])
     assert (first.inserted_count, first.updated_count) == (2, 0)
@@ -111,6 +112,16 @@ def test_duplicates_with_different_vectors_leave_the_last_one_whole(api, collect
     assert list(a.vectors["other"].dense.values) == [3.0]
     assert list(b.vector.dense.values) == [2.0, 2.0]
     assert not b.vectors
+
+
+def test_a_vector_of_a_superseded_duplicate_alone_is_no_vector_of_others(api, collection_name):
+    """Nobody is left who has it, which must not be taken for everybody."""
+    api.create(collection_name, params(2, DOT), other=params(1, DOT))
+    api.upsert(collection_name, [point("a", [1.0, 1.0]), point("a", vectors={"other": packed([3.0])})])
+    [a] = api.get(collection_name, "a", with_vectors=AS_VALUES)
+    assert not a.HasField("vector")
+    assert list(a.vectors["other"].dense.values) == [3.0]
+    assert api.upsert(collection_name, [point("b", [1.0, 1.0])]).inserted_count == 1
 
 
 @pytest.mark.one_shard(reason="each shard gives its own versions")

@@ -292,6 +292,7 @@ def test_a_reply_that_no_message_could_hold_is_refused_by_name(api, collection_n
         assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "LIMIT_EXCEEDED")
 
 
+@pytest.mark.one_shard(reason="a shard of few points is not calibrated")
 def test_a_target_recall_is_kept_to_and_told(api):
     """Effort is calibrated in the background; from then on queries, their explanation and the statistics speak of it."""
     name = f"targets-{random.randrange(2**60)}"

@@ -16,7 +16,7 @@ import yaml
 from vecmem.cli.main import vecmem
 from vecmem.cluster.nats_server import server_program
 from vecmem.config import Settings, load_settings
-from vecmem.server.app import RELEASE_SECONDS_MAX
+from vecmem.server.cluster_node import RELEASE_SECONDS_MAX
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
