@@ -23,7 +23,7 @@ CLIENT = Path(__file__).resolve().parent.parent
 NAMES = {
     "AsyncSubscription", "Subscription", "ChannelMessage", "MemoryLimitError", "SlowConsumerError",
     "AsyncTopic", "AsyncTopicDelivery", "AsyncWatch", "Topic", "TopicDelivery", "TopicMessage",
-    "Change", "ChangeKind", "ChangePosition", "Watch",
+    "Change", "ChangeKind", "ChangePosition", "InvalidTopologyError", "NotInClusterError", "TopologyConflictError", "Watch",
     "AsyncClient", "AsyncDelivery", "AsyncIdempotency", "AsyncLeaderboard", "AsyncLock", "AsyncQueue",
     "AsyncRateLimiter", "AsyncSessionStore", "BulkProgress", "BulkResult", "CallCancelledError",
     "ChangesNotRetainedError", "CheckpointError", "CheckpointInfo", "Client", "ClientClosedError", "Collection",

@@ -38,6 +38,9 @@ VecmemClientError
 │   ├── MovedError               another node of the cluster leads, or another shard owns the slot; the client has looked for it
 │   ├── SlotMovingError          a slot takes no writes while it moves to another shard
 │   └── ShuttingDownError
+├── TopologyConflictError        the layout of the cluster was changed by somebody else meanwhile
+├── InvalidTopologyError         what was asked for makes no valid layout of the cluster
+├── NotInClusterError            the server is alone
 ├── DeadlineExceededError        the time given ran out; a write may or may not have happened
 ├── CallCancelledError           the call was cancelled
 ├── DataLossError                stored data is damaged: an operator is needed
@@ -328,6 +331,27 @@ class SlotMovingError(UnavailableError):
     """A hash slot was about to be another shard's and took no writes for longer than usual. Nothing was changed."""
 
     reason = "SLOT_MOVING"
+
+
+class TopologyConflictError(VecmemClientError):
+    """The layout of the cluster was changed by somebody else meanwhile: look again."""
+
+    reason = "TOPOLOGY_CONFLICT"
+    code = grpc.StatusCode.ABORTED
+
+
+class InvalidTopologyError(VecmemClientError):
+    """What was asked for makes no valid layout of the cluster, or not now; `metadata["field"]` names what is to blame."""
+
+    reason = "INVALID_TOPOLOGY"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NotInClusterError(VecmemClientError):
+    """The server is alone."""
+
+    reason = "NOT_IN_CLUSTER"
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class ShuttingDownError(UnavailableError):
