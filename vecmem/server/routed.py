@@ -36,7 +36,6 @@ from vecmem.server.routing import (
     call_of,
     merged_header,
     method_of,
-    part_write,
 )
 from vecmem.server.routing_collections import CollectionRouting
 from vecmem.server.routing_points import PointRouting
@@ -277,7 +276,6 @@ class RoutedServer:
         results: dict[int, pipeline_pb2.OperationResult] = {}
         pauses = self._router.pauses(call)
         left = list(places)
-        attempt = 0
         while left:
             shard_of = self._router.view.slot_map.shard_of
             by_shard: dict[int, list[int]] = {}
@@ -285,11 +283,13 @@ class RoutedServer:
                 by_shard.setdefault(int(shard_of[slots[place]]), []).append(place)
             parts = {}
             for number, some in by_shard.items():
-                part = parts[number] = pipeline_pb2.PipelineRequest(write=part_write(request), read=request.read)
-                if part.write.request_id and (attempt or places.start):
-                    # A shard may have done another part already under the id of the whole.
-                    part.write.request_id = f"{part.write.request_id[:PART_ID_CHARACTERS]}#{places.start}#{attempt}"
-                part.operations.extend(request.operations[place] for place in some)
+                part = parts[number] = pipeline_pb2.PipelineRequest(read=request.read)
+                for place in some:
+                    operation = part.operations.add()
+                    operation.CopyFrom(request.operations[place])
+                    if request.write.request_id and not operation.request_id:
+                        # Of its own: a repeat may be divided otherwise, where slots have moved meanwhile.
+                        operation.request_id = f"{request.write.request_id[:PART_ID_CHARACTERS]}#{place}"
             outcomes = await self._router.gather(method, parts, call)
             answered_now, _ = answered_parts(outcomes, allow_partial=False)
             left = []
@@ -301,7 +301,6 @@ class RoutedServer:
                     results[place] = result
             if left:
                 left.sort()
-                attempt += 1
                 await anext(pauses)
         return [results[place] for place in places]
 
