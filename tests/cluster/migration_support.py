@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,10 @@ class Cluster:
     blocked_count: int = 0
     written_count: int = 0
     steps: list[str] = field(default_factory=list)
+    writing: set[asyncio.Task[None]] = field(default_factory=set)
     remote: MigrationTarget | None = None
+    hangs: str = ""
+    """A step that does not end, once, while writes are blocked."""
 
     async def begin(self) -> None:
         self.map = Map(self.moving)
@@ -103,6 +107,7 @@ class Cluster:
 
     async def restart(self, number: int) -> None:
         """As after a crash: without a checkpoint, from what is in the log."""
+        await asyncio.gather(*self.writing)
         await self.shards[number].close()
         self.open(number)
 
@@ -113,12 +118,15 @@ class Cluster:
     async def at(self, step: str, do: Callable[[], Any]) -> Any:
         """Do a step, with a write before and behind it, and the fault if it is the one."""
         self.steps.append(step)
+        if self.hangs == step and "block" in self.steps:
+            self.hangs = ""
+            await asyncio.sleep(3600)
         fault = self.fault
         meant = fault.step == step and not fault.done
         if meant:
             fault.seen += 1
             meant = fault.done = fault.seen > fault.turn
-        await self.write()
+        await self.write_apart()
         if meant and fault.kind == "source dies before":
             raise SourceDiedError
         if meant and fault.kind == "target dies before":
@@ -127,7 +135,7 @@ class Cluster:
         if meant and fault.kind == "lost":
             raise UnavailableError("lost")
         result = await do()
-        await self.write()
+        await self.write_apart()
         if meant and fault.kind == "source dies behind":
             raise SourceDiedError
         if meant and fault.kind == "target dies behind":
@@ -136,6 +144,13 @@ class Cluster:
         if meant and fault.kind == "late":
             raise UnavailableError("nobody knows")
         return result
+
+    async def write_apart(self) -> None:
+        """As a caller of its own, who waits for the answer even where the migrator does not."""
+        task = asyncio.create_task(self.write())
+        self.writing.add(task)
+        task.add_done_callback(self.writing.discard)
+        await asyncio.shield(task)
 
     async def write(self) -> None:
         """Write one of the points, wherever it is; nobody has it while it moves."""
@@ -208,6 +223,7 @@ class Cluster:
         for _ in range(200):
             try:
                 if not await migrator.advance() and not self.map.moving.any():
+                    await asyncio.gather(*self.writing)
                     return migrator
             except SourceDiedError:
                 await self.restart(SOURCE)

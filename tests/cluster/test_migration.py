@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.migration_support import SOURCE, TARGET, Cluster, Fault
 from tests.store.slot_support import NONE, slots_of_names
 from tests.store.support import create
+from vecmem.cluster import migration
 from vecmem.cluster.migration_target import RemoteTarget
 from vecmem.cluster.v1 import migration_pb2, migration_pb2_grpc
 from vecmem.errors import SlotStateError, UnavailableError
@@ -30,6 +31,12 @@ STEPS = ["unblock", "stage", "describe", "block", "release", "own", "moved"]
 KINDS = ["source dies before", "source dies behind", "target dies before", "target dies behind", "lost", "late"]
 LOG_STEPS = {"unblock", "block", "release"}
 """Of the source's own log: the target has nothing to do with them."""
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A slow machine is no failure."""
+    monkeypatch.setattr(migration, "BLOCKED_SECONDS_MAX", 60.0)
 
 
 @contextlib.asynccontextmanager
@@ -167,6 +174,18 @@ async def test_a_collection_that_changes_meanwhile_begins_the_group_again(tmp_pa
         cluster.at = at
         migrator = await cluster.move_all()
         assert migrator.progress[TARGET].restarts == 1
+        check(cluster)
+
+
+async def test_a_target_that_hangs_does_not_keep_writes_blocked(tmp_path, monkeypatch):
+    """The group goes back after a while, and moves at a later try, however slow the machine is."""
+    monkeypatch.setattr(migration, "BLOCKED_SECONDS_MAX", 0.3)
+    async with cluster_in(tmp_path) as cluster:
+        cluster.hangs = "describe"
+        migrator = await cluster.move_all()
+        assert not cluster.hangs
+        assert migrator.progress[TARGET].restarts >= 1
+        assert cluster.steps.count("drop") >= 1
         check(cluster)
 
 

@@ -210,7 +210,7 @@ class Migrator:
                 names = ", ".join(map(repr, described.differing_collections[:8]))
                 raise SlotStateError(f"collections are not defined at shard {target} as here: {names}")
             blocked_at = time.monotonic()
-            await self._give_away(copy, group, described.digest, blocked_at)
+            await self._give_away(copy, group, blocked_at)
         except (VecmemError, CopyOverrunError, TimeoutError) as error:
             self._too_long_count += isinstance(error, TimeoutError)
             progress.restarts += 1
@@ -240,8 +240,8 @@ class Migrator:
             if copy.left <= LEFT_MAX:
                 return
 
-    async def _give_away(self, copy: SlotCopy, group: _Group, digest: bytes, blocked_at: float) -> None:
-        """Block the group, copy what is left, compare, and release it. `digest`: of what the target has now."""
+    async def _give_away(self, copy: SlotCopy, group: _Group, blocked_at: float) -> None:
+        """Block the group, copy what is left, compare, and release it."""
         blocked_until = blocked_at + BLOCKED_SECONDS_MAX * 2 ** min(self._too_long_count, DOUBLINGS_MAX)
         async with asyncio.timeout(blocked_until - time.monotonic()):
             await self._change(command_pb2.SLOT_CHANGE_BLOCK, group.slots)
@@ -250,7 +250,8 @@ class Migrator:
                 await self._catch_up(copy)
                 if copy.left:
                     await self._send_all(copy, group, throttled=False)
-                    digest = (await self._describe(group)).digest
+                # What the target has now, even where nothing was left to copy: behind this there is no way back.
+                digest = (await self._describe(group)).digest
             group.may_be_released = True
             try:
                 await self._change(command_pb2.SLOT_CHANGE_RELEASE, group.slots, group.target, group.attempt, digest)
