@@ -64,6 +64,8 @@ class Server:
         self.address = ""
         self.addresses: list[str] = []
         """Of all its processes, with --shards; else the one."""
+        self.pids: list[int] = []
+        """Of the same."""
         self.grpc_engine = ""
         """`native` or `grpcio`, whichever serves."""
 
@@ -99,6 +101,7 @@ class Server:
         ready = json.loads(line)
         self.grpc_engine = str(ready["grpc_engine"])
         self.addresses = [str(address) for address in ready.get("addresses", [ready["address"]])]
+        self.pids = [int(pid) for pid in ready.get("pids", [ready["pid"]])]
         return str(ready["address"])
 
     @property
@@ -125,8 +128,7 @@ class Server:
 
     def processor_seconds(self) -> float:
         """Time that all its threads have run."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_seconds(self.pid)
 
     def wait_until_idle(self) -> None:
         """Return when it does no work of its own accord any more, or after IDLE_SECONDS_MAX."""
@@ -170,6 +172,12 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def processor_seconds(pid: int) -> float:
+    """Time that all threads of a process have run."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from bench.engines.grpc_floor import Floor
 from bench.engines.vecmem_server import COLLECTION, wait_for_graph
 from bench.measure import WARM_UP_QUERIES, K, calls_by_tasks, run_tasks
 from bench.report import note, percentile_ms
-from bench.server import Server
+from bench.server import Server, processor_seconds
 from vecmem.cluster.peers import SHARD_KEY, SLOTS_KEY
 from vecmem.v1 import common_pb2, points_pb2, points_pb2_grpc
 from vecmem_client import AsyncClient, Client, VectorConfig
@@ -82,6 +82,7 @@ def shards(report: Report, directory: Path, dataset: Dataset, arguments: argpars
         with _sharded(directory / f"shards-{count}", count, arguments.grpc_engine) as (server, addresses):
             points_per_second = _load(addresses, dataset)
             seen = _latencies(addresses, dataset, arguments.queries)
+            taken_ms = _processor_ms(server, dataset, arguments.queries)
             qps = _qps(addresses[0], dataset, arguments.callers, 4 * arguments.queries)
             with own_channel(addresses[0]) as channel:
                 reply = topology_of(channel)
@@ -101,6 +102,13 @@ def shards(report: Report, directory: Path, dataset: Dataset, arguments: argpars
             )
             part_ms = float(np.percentile(found.part_ms, percentile))
             report.add("vecmem", f"query_part_ms_p{percentile}_shards_{count}", part_ms, "ms")
+        report.add("vecmem", f"gathering_node_processor_ms_shards_{count}", taken_ms[0], "ms")
+        if count > 1:
+            others_ms = float(np.mean(taken_ms[1:]))
+            report.add("vecmem", f"other_node_processor_ms_shards_{count}", others_ms, "ms")
+            # The node that gathers answers for its own shard as well.
+            part_ms = (taken_ms[0] - others_ms) / count
+            report.add("vecmem", f"gathering_processor_ms_per_part_shards_{count}", part_ms, "ms")
         report.add("vecmem", f"empty_call_ms_p50_shards_{count}", found.empty_ms, "ms")
         report.add("vecmem", f"qps_{arguments.callers}_callers_shards_{count}", qps, "1/s")
         report.add("vecmem", f"ingest_points_per_second_shards_{count}", points_per_second, "1/s")
@@ -179,6 +187,17 @@ def _latencies(addresses: Sequence[str], dataset: Dataset, count: int) -> Latenc
         for channel in channels:
             channel.close()
     return seen
+
+
+def _processor_ms(server: Server, dataset: Dataset, count: int) -> list[float]:
+    """Processor time of each process for one query that the first one gathers."""
+    with own_channel(server.addresses[0]) as channel:
+        stub = points_pb2_grpc.PointServiceStub(channel)
+        before = [processor_seconds(pid) for pid in server.pids]
+        for query in itertools.islice(itertools.cycle(dataset.queries), count):
+            stub.Query(_query(query), timeout=QUERY_SECONDS_MAX)
+        after = [processor_seconds(pid) for pid in server.pids]
+    return [(now - then) / count * 1e3 for then, now in zip(before, after, strict=True)]
 
 
 def _query(vector: npt.NDArray[np.float32]) -> points_pb2.QueryRequest:
