@@ -15,7 +15,7 @@ from tests.cluster.support import Cluster
 from tests.support.api import Api, connect, expect_refusal, packed, params, point
 from tests.support.server import ServerProcess
 from vecmem.slots import SLOTS
-from vecmem.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2, strings_pb2, strings_pb2_grpc
+from vecmem.v1 import admin_pb2, cluster_pb2, cluster_pb2_grpc, common_pb2, strings_pb2, strings_pb2_grpc
 
 SECONDS_MAX = 60.0
 POINTS = 600
@@ -171,3 +171,51 @@ def test_a_cluster_of_another_name_or_without_the_shard_is_refused(tmp_path: Pat
         cluster.leader()
         with pytest.raises(RuntimeError, match="has no shard 3, only 0"):
             cluster.add_node("--shard", "3")
+
+
+def test_a_move_over_replicated_logs_goes_on_when_its_primaries_die(tmp_path: Path) -> None:
+    """Two shards of two nodes each: first the source's primary dies in the middle, then the target's."""
+    with Cluster(tmp_path, nodes=0) as cluster:
+        nodes = {cluster.add_node("--shard", str(n % 2), "--shards", "2"): n % 2 for n in range(4)}
+
+        def leader_of(shard: int) -> ServerProcess:
+            deadline = time.monotonic() + SECONDS_MAX
+            while time.monotonic() < deadline:
+                alive = [node for node, own in nodes.items() if own == shard and node.running]
+                for node in alive:
+                    with connect(node.address) as api:
+                        if api.info().member.leads:
+                            return node
+                time.sleep(0.05)
+            raise AssertionError(f"nobody leads shard {shard}")
+
+        leader_of(0)
+        leader_of(1)
+        asked = next(iter(nodes))
+        with connect(asked.address) as api:
+            load(api, "c")
+            everything = ids_found(api, "c")
+            assert len(everything) == POINTS
+            stub_of(api).MoveSlots(
+                cluster_pb2.MoveSlotsRequest(
+                    source=0,
+                    target=1,
+                    slots=[cluster_pb2.SlotRange(first=0, last=HALF - 1)],
+                    bytes_per_second_max=20_000,
+                ),
+                timeout=SECONDS_MAX,
+            )
+            for shard in (0, 1):
+                time.sleep(1.0)
+                victim = leader_of(shard)
+                if victim is asked:
+                    with connect(victim.address) as there:
+                        there.admin.HandOver(admin_pb2.HandOverRequest(), timeout=SECONDS_MAX)
+                    victim = leader_of(shard)
+                if victim is not asked:
+                    victim.kill()
+                leader_of(shard)
+            topology = wait_for_moves(api)
+            assert [len(shard.slots) for shard in topology.shards] == [0, 1]
+            assert ids_found(api, "c") == everything
+            assert {one.id for one in api.get("c", *everything)} == set(everything)
