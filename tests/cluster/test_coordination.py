@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.nats import servers_in
+from tests.support.nats import ask_jetstream, servers_in
 from vecmem.cluster.coordination import Coordination, FileCoordination, change
 from vecmem.cluster.jetstream_coordination import JetStreamCoordination
+from vecmem.cluster.nats_server import NatsServers
 from vecmem.errors import TopologyConflictError, UnavailableError
 
 
@@ -80,6 +81,20 @@ async def test_announcements_are_seen_by_the_others(two: tuple[Coordination, Coo
     await first.announce("node-1", b"still here")
     await second.announce("node-2", b"here")
     assert await second.announced() == {"node-1": b"still here", "node-2": b"here"}
+
+
+async def test_looking_leaves_nothing_behind_in_jetstream(own_nats_server: NatsServers) -> None:
+    """Nodes look twice a second, for ever."""
+    coordination = JetStreamCoordination(own_nats_server.urls, "test", 1)
+    await coordination.put("topology", b"1", 0)
+    await coordination.announce("node", b"here")
+    for _ in range(3):
+        assert await coordination.announced() == {"node": b"here"}
+        assert await coordination.keys("") == ["topology"]
+    await coordination.close()
+    for bucket in ("topology", "nodes"):
+        info = await asyncio.to_thread(ask_jetstream, own_nats_server, f"STREAM.INFO.KV_test-{bucket}")
+        assert info["state"]["consumer_count"] == 0
 
 
 async def test_without_servers_nothing_is_claimed_to_be_known() -> None:

@@ -68,8 +68,8 @@ class JetStreamCoordination:
 
     async def keys(self, prefix: str) -> list[str]:
         """See Coordination."""
-        values, _ = await self._buckets()
-        return sorted(key for key in await _keys(values) if key.startswith(prefix))
+        names = await self._names("topology")
+        return [key for key in names if key.startswith(prefix) and await self.get(key) is not None]
 
     async def announce(self, name: str, value: bytes) -> None:
         """See Coordination."""
@@ -80,7 +80,7 @@ class JetStreamCoordination:
         """See Coordination."""
         _, nodes = await self._buckets()
         found: dict[str, bytes] = {}
-        for name in await _keys(nodes):
+        for name in await self._names("nodes"):
             try:
                 found[name] = (await _answer(nodes.get(name))).value or b""
             except nats.js.errors.KeyNotFoundError:
@@ -92,6 +92,18 @@ class JetStreamCoordination:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    async def _names(self, bucket: str) -> list[str]:
+        """Keys of a bucket that have a value, or had one.
+
+        The client's own listing leaves a consumer behind for five minutes, each time; a stream takes no more than a thousand.
+        """
+        await self._buckets()
+        assert self._client is not None
+        prefix = f"$KV.{self._cluster}-{bucket}."
+        context = self._client.jetstream(timeout=REQUEST_SECONDS_MAX)
+        info = await _answer(context.stream_info(f"KV_{self._cluster}-{bucket}", subjects_filter=f"{prefix}>"))
+        return sorted(subject.removeprefix(prefix) for subject in info.state.subjects or ())
 
     async def _buckets(self) -> tuple[KeyValue, KeyValue]:
         async with self._opening:
@@ -132,13 +144,6 @@ class JetStreamCoordination:
             return await _answer(context.create_key_value(config))
 
 
-async def _keys(bucket: KeyValue) -> list[str]:
-    try:
-        return await _answer(bucket.keys())
-    except nats.js.errors.NoKeysError:
-        return []
-
-
 async def _answer(answer: Awaitable[T]) -> T:
     """The answer of JetStream; errors that say nothing of the request become UnavailableError."""
     try:
@@ -149,8 +154,6 @@ async def _answer(answer: Awaitable[T]) -> T:
         nats.js.errors.KeyWrongLastSequenceError,
         nats.js.errors.BucketNotFoundError,
     ):
-        raise
-    except nats.js.errors.NoKeysError:
         raise
     except nats.js.errors.APIError as error:
         if error.err_code in _WRONG_REVISION:
