@@ -49,12 +49,11 @@ class LocalCluster:
         common = ["--cluster", ",".join(self.nats.urls), "--cluster-name", CLUSTER_NAME]
         common += ["--cluster-monitoring", ",".join(self.nats.monitoring_urls)]
         common += ["--log-replicas", str(nats_servers), "--shards", str(shards), *flags]
-        ports = free_ports(shards * nodes_per_shard)
-        self.addresses = [f"{HOST}:{port}" for port in ports]
-        self.nodes = []
-        for number, address in enumerate(self.addresses):
-            own = ["--node", f"node-{number}", "--shard", str(number % shards), "--listen", address]
-            self.nodes.append(Server(directory / f"node-{number}", *common, *own))
+        self._directory = directory
+        self._flags = common
+        self._count = shards * nodes_per_shard
+        self.addresses: list[str] = []
+        self.nodes: list[Server] = []
 
     @property
     def target(self) -> str:
@@ -107,6 +106,11 @@ class LocalCluster:
     def __enter__(self) -> Self:
         self.nats.start()
         try:
+            # Not before the servers have theirs: what is only planned is free, and would be found twice.
+            self.addresses = [f"{HOST}:{port}" for port in free_ports(self._count)]
+            for number, address in enumerate(self.addresses):
+                own = ["--node", f"node-{number}", "--shard", str(number % self.shards), "--listen", address]
+                self.nodes.append(Server(self._directory / f"node-{number}", *self._flags, *own))
             for node in self.nodes:
                 node.start()
             self.wait_until_led()

@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--shard-counts", type=counts, default=(1, 2, 4, 8, 10, 100, 500), help="with commas between")
     parser.add_argument("--nodes-per-shard", type=int, default=3)
-    parser.add_argument("--part-ms-p50", type=float, default=0.8, help="what a part takes its shard, median")
-    parser.add_argument("--part-ms-p99", type=float, default=2.4, help="99th percentile; the distribution is lognormal")
-    parser.add_argument("--part-cost-ms", type=float, default=0.5, help="of the gathering node's time, for each part")
+    parser.add_argument("--part-ms-p50", type=float, default=1.0, help="what a part takes its shard, median")
+    parser.add_argument("--part-ms-p99", type=float, default=5.0, help="99th percentile; the distribution is lognormal")
+    parser.add_argument("--part-cost-ms", type=float, default=0.45, help="of the gathering node's time, for each part")
     parser.add_argument("--slow-chance", type=float, default=0.001, help="that a member is slow when it is asked")
     parser.add_argument("--slow-ms", type=float, default=200.0, help="how long it then takes more")
-    parser.add_argument("--write-bytes", type=float, default=600.0, help="of a write in the log, with headers")
+    parser.add_argument("--write-bytes", type=float, default=430.0, help="of a write in the log, with headers")
     parser.add_argument("--writes", type=float, default=200.0, help="a second, of each shard")
     parser.add_argument("--lease-seconds", type=float, default=2.0)
     parser.add_argument(

@@ -143,3 +143,17 @@ def test_the_scenario_gives_the_same_figures_again():
         values = [by_name[f"{name}_shards_{shards}"] for shards in (1, 10, 500)]
         assert values == sorted(values), name
     assert by_name["query_ms_p99_slow_hedged_shards_10"] < by_name["query_ms_p99_slow_shards_10"]
+
+
+def test_the_page_has_the_figures_of_the_model():
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- model: begin -->")[2].partition("<!-- model: end -->")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    command = [sys.executable, "-m", "bench", "scaling", "--json", "--shard-counts", "10,100,500"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    found = {figure["name"]: figure["value"] for figure in json.loads(done.stdout)["figures"]}
+    assert len(rows) > 10
+    for name, *cells in rows[2:]:
+        for shards, cell in zip((10, 100, 500), cells, strict=True):
+            expected = found[f"{name}_shards_{shards}"]
+            assert float(cell.replace(",", "")) == pytest.approx(expected, rel=0.01), (name, shards)
