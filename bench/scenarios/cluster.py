@@ -15,30 +15,18 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
-from bench.clusters import failures, gathering, moving, writes
-from bench.clusters.processes import LocalCluster
 from bench.scenarios.common import add_common_arguments, begin, counts, place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from bench.datasets import Dataset
     from bench.report import Report
 
-REPLICATED: Final[Mapping[str, Callable[[Report, LocalCluster, argparse.Namespace], None]]] = {
-    "write": writes.durable_writes,
-    "handover": failures.handover,
-    "failover": failures.failover,
-    "stream-leader": failures.stream_leader,
-}
+REPLICATED: Final = ("write", "handover", "failover", "stream-leader")
 """On one cluster of three nodes, one after the other."""
-ALONE: Final[Mapping[str, Callable[[Report, Path, Dataset, argparse.Namespace], None]]] = {
-    "ingest": writes.ingest,
-    "moving": moving.moving,
-    "gather": gathering.gather,
-    "shards": gathering.shards,
-}
+ALONE: Final = ("ingest", "moving", "gather", "shards")
 """Each on processes of its own."""
 PARTS: Final = (*REPLICATED, *ALONE)
 
@@ -73,6 +61,22 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def run(arguments: argparse.Namespace) -> Report:
     """The parts that are wanted, in the order of the list above."""
+    # Of the extra `cluster`, which the other scenarios do without.
+    from bench.clusters import failures, gathering, moving, writes
+    from bench.clusters.processes import LocalCluster
+
+    on_cluster: dict[str, Callable[[Report, LocalCluster, argparse.Namespace], None]] = {
+        "write": writes.durable_writes,
+        "handover": failures.handover,
+        "failover": failures.failover,
+        "stream-leader": failures.stream_leader,
+    }
+    alone: dict[str, Callable[[Report, Path, Dataset, argparse.Namespace], None]] = {
+        "ingest": writes.ingest,
+        "moving": moving.moving,
+        "gather": gathering.gather,
+        "shards": gathering.shards,
+    }
     wanted = [name for name in PARTS if name in arguments.parts and name not in arguments.without]
     names = [
         *("nodes", "lease_seconds", "writes", "kills", "nats_kills", "handovers", "ingest_rounds"),
@@ -87,10 +91,10 @@ def run(arguments: argparse.Namespace) -> Report:
             if arguments.lease_seconds is not None:
                 flags += ["--lease-seconds", str(arguments.lease_seconds)]
             with LocalCluster(here.directory / "replicated", *flags, nodes_per_shard=arguments.nodes) as cluster:
-                for name, measure in REPLICATED.items():
+                for name, measure in on_cluster.items():
                     if name in wanted:
                         measure(report, cluster, arguments)
-        for name, part in ALONE.items():
+        for name, part in alone.items():
             if name in wanted:
                 part(report, here.directory, dataset, arguments)
     return report

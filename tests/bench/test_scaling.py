@@ -12,6 +12,7 @@ import pytest
 
 from bench import scaling
 from bench.report import Report
+from vecmem.cluster import member
 from vecmem.cluster import topology as layout
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -157,3 +158,7 @@ def test_the_page_has_the_figures_of_the_model():
         for shards, cell in zip((10, 100, 500), cells, strict=True):
             expected = found[f"{name}_shards_{shards}"]
             assert float(cell.replace(",", "")) == pytest.approx(expected, rel=0.01), (name, shards)
+
+
+def test_the_model_goes_by_the_renewals_that_there_are() -> None:
+    assert scaling.RENEWALS_PER_LEASE == member.RENEWALS_PER_LEASE
