@@ -20,7 +20,7 @@ from vecmem.v1 import admin_pb2, common_pb2, points_pb2
 SERVICES = {
     f"vecmem.v1.{name}Service"
     for name in (
-        *("Admin", "Collection", "Point", "Pipeline", "Transaction", "Watch", "Channel"),
+        *("Admin", "Cluster", "Collection", "Point", "Pipeline", "Transaction", "Watch", "Channel"),
         *("Key", "String", "Counter", "Hash", "Set", "List", "SortedSet", "Queue", "Stream"),
         *("Bitmap", "HyperLogLog", "Geo"),
         *("RateLimiter", "Lock", "Idempotency"),

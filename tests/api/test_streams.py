@@ -112,6 +112,7 @@ def test_a_stream_without_a_batch_is_no_error(api):
     assert run(api, []) == ([], None)
 
 
+@pytest.mark.one_shard(reason="a shard looks at its part of a repeated batch in its log")
 def test_a_batch_that_came_before_is_acknowledged_again_and_changes_nothing(api, stored):
     requests = [batch(i, stored, write=common_pb2.WriteOptions(request_id=f"{stored}:{i}")) for i in range(5)]
     first, _ = run(api, requests)
@@ -136,6 +137,7 @@ def test_batches_of_different_collections_are_told_apart_though_they_leave_the_c
     api.call("DeleteCollection", collections_pb2.DeleteCollectionRequest(name=other))
 
 
+@pytest.mark.one_shard(reason="a shard looks at its part of a repeated batch in its log")
 @pytest.mark.parametrize("again", ["stream", "unary"])
 def test_a_batch_that_left_the_collection_out_is_known_when_it_comes_again_with_it(api, stored, again):
     """A load that goes on over a new stream, or point by point, sends the same batch under its collection's name."""

@@ -14,8 +14,8 @@ from vecmem.server.calls import heartbeat_ms
 from vecmem.server.routing import Router
 from vecmem.v1 import channels_pb2, watch_pb2
 
-PENDING_MAX: Final = 64
-"""Replies of shards that the client has not taken: a slow one holds the shards back."""
+PENDING_MAX: Final = 4
+"""Replies of shards that the client has not taken: a slow one holds the shards back, which tell it when it is too slow."""
 LOOK_SECONDS: Final = 0.5
 RETRY_SECONDS: Final = 0.1
 UNREACHABLE_SECONDS_MAX: Final = 30.0
@@ -121,12 +121,15 @@ class StreamRouting:
                     listeners[number] = asyncio.create_task(forward(number))
                 for number in listeners.keys() - numbers:
                     listeners.pop(number).cancel()
+                said: tuple[int, bytes | VecmemError] | None = None
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
-                        number, reply = await arrived.get()
-                        if isinstance(reply, VecmemError):
-                            raise reply
-                        yield number, reply
+                        said = await arrived.get()
+                if said is not None:
+                    number, reply = said
+                    if isinstance(reply, VecmemError):
+                        raise reply
+                    yield number, reply
                 if self._router.shard.ending:
                     raise ShuttingDownError("the server is about to end")
         finally:
