@@ -34,17 +34,17 @@ serve: $(RUN_STAMP) ## Keep a server running; SERVE="--listen 127.0.0.1:7701" ad
 bench: $(RUN_STAMP) ## Measure: tables on the terminal; DATA=directory for the full data set
 	@$(BIN)/python -m bench $(BENCH) --dataset $(DATASET)
 
-# What the API promises holds over one, two and five shards, and on both gRPC engines.
+# What the API promises holds over several shards, and on both gRPC engines.
 API_TESTS := tests/api tests/node clients/python/tests
 POINT_TESTS := $(addprefix tests/api/test_,points.py queries.py scroll.py batches.py payload_indexes.py)
 
-test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines and several shards
+test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines and two shards
 	$(BIN)/python -m pytest $(TWO) -m "not long"
 	TEST_SHARDS=2 VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest $(TWO) -m "not long" $(API_TESTS)
-	TEST_SHARDS=5 $(BIN)/python -m pytest $(TWO) -m "not long" $(POINT_TESTS)
 
-test-long: $(DEV_STAMP) ## The soaks
+test-long: $(DEV_STAMP) ## The soaks, and what the API promises of points over five shards
 	$(BIN)/python -m pytest -m long
+	TEST_SHARDS=5 $(BIN)/python -m pytest $(TWO) -m "not long" $(POINT_TESTS)
 
 lint: $(DEV_STAMP) ## Style, types, protos, what deploys, and that generated files are fresh
 	$(BIN)/ruff check

@@ -17,6 +17,7 @@ from tests.store.slot_support import NONE, slots_of_names
 from tests.store.support import create
 from vecmem.cluster import migration
 from vecmem.cluster.migration_target import RemoteTarget
+from vecmem.cluster.peers import Peers
 from vecmem.cluster.v1 import migration_pb2, migration_pb2_grpc
 from vecmem.errors import SlotStateError, UnavailableError
 from vecmem.server.migration_servicer import MigrationServicer
@@ -66,7 +67,7 @@ def check(cluster: Cluster) -> None:
     assert np.array_equal(tables[TARGET].owned, MOVING)
 
 
-@pytest.mark.parametrize("turn", [0, 2])
+@pytest.mark.parametrize("turn", [0, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", STEPS)
 async def test_whatever_fails_at_whatever_step_everything_moves(tmp_path, step, kind, turn):
@@ -224,8 +225,11 @@ async def test_over_the_wire_errors_are_what_they_are_on_the_other_side(tmp_path
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(servicer, adapted(server))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            cluster.remote = RemoteTarget(migration_pb2_grpc.MigrationServiceStub(channel))
+        async with contextlib.AsyncExitStack() as stack:
+            peers = Peers()
+            stack.push_async_callback(peers.close)
+            stack.push_async_callback(server.stop, 0)
+            cluster.remote = RemoteTarget(peers, f"127.0.0.1:{port}")
             unknown = migration_pb2.DescribeSlotsRequest(source_shard=SOURCE, attempt=77)
             with pytest.raises(SlotStateError, match="77"):
                 await cluster.remote.describe(unknown)

@@ -143,13 +143,13 @@ def test_free_rows_are_used_before_fresh_ones() -> None:
 
 
 def test_a_table_is_loaded_from_what_lives() -> None:
-    """Dead rows become free ones, lowest first; versions and expiry are kept."""
+    """Dead rows become free ones, lowest first; versions and expiry are kept. Who looks from then on looks behind the checkpoint."""
     table = RowTable()
     live = np.array([True, False, True, False])
     expiry = np.array([NEVER, 5, 1_000, NEVER])
     table.load(["a", "", "c", ""], np.array([3, 1, 7, 2]), expiry, live)
     assert table.live_rows().tolist() == [0, 2]
-    assert table.view(6, 0).visible_mask().tolist() == [True, False, False, False]
+    assert table.view(6, 0).visible_mask().tolist() == [True, False, True, False]
     assert table.view(7, 1_000).visible_mask().tolist() == [True, False, False, False]
     assert table.any_expiry()
     assert table.versions[:4].tolist() == [3, 1, 7, 2]

@@ -66,7 +66,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from vecmem.v1 import common_pb2
 
@@ -442,10 +442,8 @@ class ClientClosedError(VecmemClientError):
     code = grpc.StatusCode.CANCELLED
 
 
-def _tree(root: type[VecmemClientError]) -> Iterator[type[VecmemClientError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
+def _tree(root: type[VecmemClientError]) -> list[type[VecmemClientError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _tree(child))]
 
 
 class _Tables:
@@ -474,8 +472,8 @@ class _Tables:
 
 def build_error(code: grpc.StatusCode, message: str, reason: str, metadata: Mapping[str, str]) -> VecmemClientError:
     """Return the exception for a status; an unknown or empty `reason` falls back to the class of `code`."""
-    cls = _Tables.by_reason.get(reason) or _Tables.by_code.get(code, VecmemClientError)
-    return cls(message, code=code, reason=reason or code.name, metadata=metadata)
+    kind = _Tables.by_reason.get(reason) or _Tables.by_code.get(code, VecmemClientError)
+    return kind(message, code=code, reason=reason or code.name, metadata=metadata)
 
 
 def error_from_message(error: common_pb2.Error) -> VecmemClientError:
@@ -487,13 +485,10 @@ def error_from_message(error: common_pb2.Error) -> VecmemClientError:
 def error_from_rpc(error: grpc.RpcError) -> VecmemClientError:
     """Return the exception for a failed call; without vecmem's ErrorInfo it was gRPC itself that failed."""
     status: Any = error  # both the sync and the asyncio class have these methods, but no common base declares them
-    code = status.code()
-    message = status.details() or code.name
+    code, message = status.code(), status.details() or status.code().name
     for key, value in status.trailing_metadata() or ():
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            info = _error_info(value)
-            if info is not None:
-                return build_error(code, message, info.reason, info.metadata)
+        if key == _DETAILS_KEY and isinstance(value, bytes) and (info := _error_info(value)) is not None:
+            return build_error(code, message, info.reason, info.metadata)
     return build_error(code, message, "", {})
 
 
