@@ -226,6 +226,7 @@ def test_the_copied_directory_of_a_node_is_a_backup_that_serves_alone(machines, 
         assert client.run(counters.add("n", 0)).value == 7
 
 
+@pytest.mark.long
 def test_without_a_majority_of_nats_only_reads_that_may_be_old_go_on(machines):
     with machines.client() as client:
         client.run(strings.set("k", "v"))
