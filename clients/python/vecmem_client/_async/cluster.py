@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class ClusterMethods(Base):
     """ClusterService. Any node answers; one that is alone tells its topology and raises NotInClusterError for the rest.
 
-    `expected_epoch`: the change is made only if this is the epoch (`ClusterTopology.epoch`), else TopologyConflictError is raised; 0: whatever
-    it is. Only a change with an `expected_epoch` is retried: it cannot be made twice.
+    With `expected_epoch` a change is made only if that is the epoch (`ClusterTopology.epoch`), else TopologyConflictError is raised;
+    0: whatever it is. Only a change with one is retried, since it cannot be made twice.
     """
 
     async def topology(self, *, timeout_seconds: float | None = None) -> ClusterTopology:
