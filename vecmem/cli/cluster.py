@@ -97,7 +97,10 @@ def dev(session: Session, *, nodes: int, shards: int, replicas: int, directory: 
 @cluster.command()
 @with_session
 def handover(session: Session) -> None:
-    """Have the node that leads give that up; another one takes over within a moment. Where there are several shards name it by --address."""
+    """Have the node that leads give that up; another one takes over within a moment.
+
+    Where there are several shards, name that node by --address.
+    """
     with session.client() as client:
         began = time.monotonic()
         client.hand_over()
