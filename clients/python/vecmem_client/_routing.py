@@ -65,8 +65,8 @@ class Routing:
         self._suspected_until: dict[str, float] = {}
         self._latencies: dict[str, float] = {}
         self._turns = itertools.count()
-        self._position = Position(0, 0)
         self._sequences: dict[int, int] = {}
+        self._last_shard = 0
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -87,16 +87,19 @@ class Routing:
         """Keep a topology, unless a newer one is known; returns the addresses of nodes that are gone."""
         found = slot_map(reply)
         with self._lock:
-            now = self._clock()
-            self._look_pause_seconds = LOOK_SECONDS_MIN
-            self._look_at = now + LOOK_SECONDS_MIN
-            if found is not None and self.known is not None and found.epoch < self.known.epoch:
-                return []  # of a node that lags: the next one asked may know more
-            self._wanted = False
-            self._learned_at = now
-            self.known = found
+            self._learned_at = self._clock()
+            self._look_at = self._learned_at + self._look_pause_seconds
             if found is None:
+                self._wanted, self.known = False, None
                 return []
+            if self.known is not None and found.epoch < self.known.epoch:
+                return []  # of a node that lags: the next one asked may know more
+            self.known = found
+            # Who has begun to lead tells that a little later.
+            self._wanted = not found.is_complete
+            self._look_pause_seconds = (
+                min(2 * self._look_pause_seconds, LOOK_SECONDS_MAX) if self._wanted else LOOK_SECONDS_MIN
+            )
             gone = [
                 address for address in self._targets.replace_learned(found.addresses) if self._is_suspected(address)
             ]
@@ -220,8 +223,8 @@ class Routing:
 
     @property
     def last_position(self) -> Position:
-        """The position that came last and was new."""
-        return self._position
+        """The newest position of the shard that answered last, or of the first one of those."""
+        return Position(self._last_shard, self._sequences.get(self._last_shard, 0))
 
     @property
     def last_positions(self) -> tuple[Position, ...]:
@@ -234,9 +237,11 @@ class Routing:
         position = header.position
         if position.sequence > self._sequences.get(position.shard, 0):
             self._keep(position)
+        if position.shard != self._last_shard and position.sequence:
+            self._last_shard = position.shard
         if header.positions or position.shard:
-            for position in header.positions:
-                self._keep(position)
+            for other in header.positions:
+                self._keep(other)
             if self.known is None:
                 self.want()
 
@@ -244,7 +249,6 @@ class Routing:
         with self._lock:
             if position.sequence > self._sequences.get(position.shard, 0):
                 self._sequences[position.shard] = position.sequence
-                self._position = Position(position.shard, position.sequence)
 
     def demand(self) -> common_pb2.ReadOptions:
         """What a read that any node may answer has to reflect: all that this client has seen, so that reads never go back."""

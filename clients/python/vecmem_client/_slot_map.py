@@ -33,6 +33,11 @@ class SlotMap:
         """Of all nodes."""
         return [address for members in self.members.values() for address in members]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is known of each shard with slots who leads it."""
+        return self.leaders.keys() >= set(self.shard_of)
+
     def shard_of_keys(self, keys: Iterable[bytes]) -> int | None:
         """The one shard that has all these keys; None: there is none, or no key."""
         found: int | None = None
