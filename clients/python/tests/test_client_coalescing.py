@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.support.fixtures import SHARDS
 from tests.support.tcp_proxy import Proxy
 from vecmem.v1 import points_pb2
 from vecmem_client import (
@@ -174,7 +175,7 @@ async def test_an_awaited_upsert_is_seen_by_the_queries_and_gets_after_it(client
     counts = count_rpcs(client)
     await asyncio.gather(*(caller(number) for number in range(32)))
     assert counts["UpsertBatch"] > 0
-    assert counts.total() < 32 * 5 * 3 / 2
+    assert SHARDS != "1" or counts.total() < 32 * 5 * 3 / 2, "what is about several shards goes in as many RPCs"
 
 
 async def test_the_timeout_of_one_call_is_its_own(own_server, make_client):
@@ -353,6 +354,7 @@ class OlderServer(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(lambda request, context: forward(request, timeout=30))
 
 
+@pytest.mark.one_shard(reason="of a cluster the client finds the nodes that are newer")
 async def test_an_older_server_gets_single_calls(make_client, server, filled):
     with grpc.insecure_channel(server.address) as channel:
         older = grpc.server(ThreadPoolExecutor(4), handlers=[OlderServer(channel)])
