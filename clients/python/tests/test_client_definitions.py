@@ -143,7 +143,7 @@ def test_searches_that_are_exact_by_their_recall_share_rpcs_with_exact_ones(monk
     class RecorderError(Exception):
         pass
 
-    def record(method, min_position=None, *, exact=False):
+    def record(method, min_position=None, shard=None, *, exact, spread):
         keys.append(exact)
         raise RecorderError
 

@@ -247,3 +247,32 @@ async def test_holders_exclude_each_other_through_kills(make_client, own_server)
         await until(lambda: len(tokens) > count + 5)
         killed.set()
     assert tokens == sorted(set(tokens))
+
+
+async def test_an_answer_that_comes_when_the_lease_has_ended_is_none(client, key):
+    """As after a lost connection: the call is repeated, and told how it was answered the first time."""
+    other = AsyncLock(client, key, lease_seconds=LONG)
+
+    class Late:
+        """The client of a holder whose first answer comes when another one has the lock."""
+
+        def __init__(self):
+            self.first_owner = None
+
+        async def run(self, operation, **parameters):
+            result = await client.run(operation, **parameters)
+            if self.first_owner is None:
+                self.first_owner = operation.message.acquire_lock.owner
+                assert result.acquired
+                await other.acquire()
+            return result
+
+    late = Late()
+    lock = AsyncLock(late, key, lease_seconds=0.2)
+    acquiring = asyncio.create_task(lock.acquire())
+    await until(lambda: other.held)
+    token = other.fencing_token
+    assert not acquiring.done()
+    await other.release()
+    assert await acquiring > token
+    await lock.release()

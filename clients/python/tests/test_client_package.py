@@ -44,6 +44,8 @@ NAMES = {
     "WrongTypeError", "all_of", "any_of", "counters", "field", "has_id", "hashes", "idempotency", "keys", "lists",
     "locks", "none_of", "queues", "rate_limiters", "sets", "sorted_sets", "strings", "transactions",
     "StreamGroupExistsError", "StreamGroupNotFoundError", "StreamIdTooSmallError", "streams",
+    "ShardFailure", "ReadPolicy", "ClusterTopology", "Migration",
+    "NodeInfo", "RebalancePlan", "ShardInfo", "SlotRange",
     "json_documents", "bitmaps", "hyperloglog", "geo",
 }  # fmt: skip
 

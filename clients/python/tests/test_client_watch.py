@@ -78,7 +78,6 @@ def key(collection_name: str) -> str:
     return f"{{{collection_name}}}"
 
 
-@pytest.mark.one_shard(reason="a position is one in each shard")
 async def test_changes_of_keys_and_points(client, watch, collection, key):
     feed = await watch(keys=[key], prefixes=[key + ":"], collections=[collection], with_content=True)
     start = await feed.started()

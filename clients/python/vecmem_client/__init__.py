@@ -97,6 +97,7 @@ from vecmem_client._filters import Condition, Field, FilterLike, all_of, any_of,
 from vecmem_client._operations import Operation
 from vecmem_client._progress import BulkProgress, ProgressBar
 from vecmem_client._retry import RetryPolicy
+from vecmem_client._routing import ReadPolicy
 from vecmem_client._sync.channels import Subscription
 from vecmem_client._sync.client import Client
 from vecmem_client._sync.idempotency import Idempotency
@@ -131,6 +132,7 @@ from vecmem_client._types import (
     QueryPlan,
     RecoveryInfo,
     ServerInfo,
+    ShardFailure,
     Storage,
     StoredPoint,
     UpdatePayloadResult,
@@ -141,6 +143,7 @@ from vecmem_client._types import (
 )
 from vecmem_client._values import PayloadLike
 from vecmem_client._vectors import VectorLike
+from vecmem_client.clusters import ClusterTopology, Migration, NodeInfo, RebalancePlan, ShardInfo, SlotRange
 from vecmem_client.rate_limiters import SlidingWindow, TokenBucket
 from vecmem_client.watching import Change, ChangeKind, ChangePosition
 
@@ -169,6 +172,7 @@ __all__ = [
     "CheckpointInfo",
     "Client",
     "ClientClosedError",
+    "ClusterTopology",
     "Collection",
     "CollectionDamagedError",
     "CollectionExistsError",
@@ -212,8 +216,10 @@ __all__ = [
     "MemberInfo",
     "MemoryLimitError",
     "Metric",
+    "Migration",
     "MixedScoresError",
     "MovedError",
+    "NodeInfo",
     "NotANumberError",
     "NotFoundError",
     "NotInClusterError",
@@ -233,15 +239,20 @@ __all__ = [
     "Queue",
     "RateLimitedError",
     "RateLimiter",
+    "ReadPolicy",
+    "RebalancePlan",
     "RecoveryInfo",
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "RetryPolicy",
     "ServerInfo",
     "SessionStore",
+    "ShardFailure",
+    "ShardInfo",
     "ShuttingDownError",
     "SlidingWindow",
     "SlotMovingError",
+    "SlotRange",
     "SlowConsumerError",
     "Storage",
     "StoredPoint",

@@ -27,13 +27,14 @@ from vecmem_client._errors import (
     build_error,
     error_from_message,
 )
+from vecmem_client._types import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vecmem.v1 import common_pb2
     from vecmem_client._methods import Method
-    from vecmem_client._types import Position
+    from vecmem_client._types import Demand
 
 RPCS_MAX: Final = 2
 """RPCs under way before calls begin to wait for each other: one at the server while the other is on its way.
@@ -70,13 +71,20 @@ class SharedMethod(Generic[ResultT]):
     result_of: Callable[[Any], Any] = attrgetter("result")
 
 
+SEVERAL: Final = -1
+
+
 class LaneKey(NamedTuple):
     """Calls with the same key may share RPCs."""
 
     method: SharedMethod[Any]
-    shard: int | None
-    """Whose position is demanded; None: no demand."""
+    demanded: int | None
+    """The shard whose position is demanded, SEVERAL for those of several shards; None: no demand."""
     exact: bool
+    shard: int | None = None
+    """Which they are about; None: several, or it is not known."""
+    spread: bool = False
+    """They read, and any node may answer."""
 
 
 class Alone:
@@ -110,16 +118,18 @@ def _join_operations(requests: Sequence[bytes], min_position: Position | None) -
 
 def _join_framed(requests: Sequence[bytes], min_position: Position | None) -> bytes:  # noqa: ARG001  (each request has its own)
     """Each whole request is an element of field 1: tag, length as a varint, bytes."""
-    pieces: list[bytes | bytearray] = []
-    for request in requests:
-        size = len(request)
-        frame = bytearray(b"\x0a")
-        while size > 0x7F:
-            frame.append(size & 0x7F | 0x80)
-            size >>= 7
-        frame.append(size)
-        pieces += (frame, request)
-    return b"".join(pieces)
+    return b"".join([framed(1, request) for request in requests])
+
+
+def framed(number: int, content: bytes) -> bytes:
+    """A message as a field of another one, whose number is at most 15."""
+    size = len(content)
+    frame = bytearray((number << 3 | 2,))
+    while size > 0x7F:
+        frame.append(size & 0x7F | 0x80)
+        size >>= 7
+    frame.append(size)
+    return bytes(frame) + content
 
 
 QUERY: Final[SharedMethod[points_pb2.QueryResponse | points_pb2.QueryResult]] = SharedMethod(
@@ -136,9 +146,12 @@ OPERATIONS: Final[SharedMethod[Any]] = SharedMethod(
 )
 
 
-def lane_key(method: SharedMethod[Any], min_position: Position | None = None, *, exact: bool = False) -> LaneKey:
+def lane_key(
+    method: SharedMethod[Any], min_position: Demand = None, shard: int | None = None, *, exact: bool, spread: bool
+) -> LaneKey:
     """Return what a call shares RPCs by."""
-    return _lane_key(method, None if min_position is None else min_position.shard, exact)
+    demanded = min_position.shard if isinstance(min_position, Position) else None if min_position is None else SEVERAL
+    return _lane_key(method, demanded, exact, shard, spread)
 
 
 _lane_key = functools.cache(LaneKey)  # there are few, and each call needs one
@@ -149,7 +162,7 @@ class Call:
 
     __slots__ = ("deadline", "min_position", "patient_until", "request")
 
-    def __init__(self, request: bytes, min_position: Position | None, timeout_seconds: float) -> None:
+    def __init__(self, request: bytes, min_position: Demand, timeout_seconds: float) -> None:
         now = time.monotonic()
         self.request = request
         self.min_position = min_position
@@ -179,7 +192,8 @@ class BatchSize:
 
 def join(method: SharedMethod[Any], calls: Sequence[Call]) -> bytes:
     """Return the request of a batch. The latest position demanded serves all: what reflects it reflects the earlier ones."""
-    demands = [call.min_position for call in calls if call.min_position is not None]
+    # Those of several shards need nothing: their lists become one list.
+    demands = [call.min_position for call in calls if isinstance(call.min_position, Position)]
     latest = max(demands, key=lambda demand: demand.sequence) if demands else None
     return method.join([call.request for call in calls], latest)
 

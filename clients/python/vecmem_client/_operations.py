@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from vecmem.v1 import keys_pb2, pipeline_pb2
 from vecmem_client._errors import VecmemClientError, error_from_message
 from vecmem_client._methods import Method
+from vecmem_client._slots import keys_of_operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def method_of(kind: str) -> Method[Any]:
         if method.input_type is request
     )
     path = f"/{found.containing_service.full_name}/{found.name}"
-    return Method(path, GetMessageClass(found.output_type).FromString)
+    return Method(path, GetMessageClass(found.output_type).FromString, keys_of_operation)
 
 
 def as_wait_ms(wait_seconds: float) -> int:

@@ -26,6 +26,7 @@ from vecmem_client._types import (
     QueryPlan,
     RecoveryInfo,
     ServerInfo,
+    ShardFailure,
     Storage,
     StoredPoint,
     UpdatePayloadResult,
@@ -79,6 +80,11 @@ _PLANS = {
 def position(header: common_pb2.ResponseHeader) -> Position:
     """Return what a reply reflects."""
     return Position(header.position.shard, header.position.sequence)
+
+
+def failures(header: common_pb2.ResponseHeader) -> list[ShardFailure]:
+    """Return the shards whose part a reply lacks."""
+    return [ShardFailure(failure.shard, error_from_message(failure.error)) for failure in header.failures]
 
 
 def collection(message: collections_pb2.Collection) -> Collection:

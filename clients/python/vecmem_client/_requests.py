@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from vecmem.v1 import admin_pb2, collections_pb2, common_pb2, points_pb2
 from vecmem_client._filters import copy_filter
-from vecmem_client._types import Exclude, Flat, GraphCode, Hnsw, Metric, PayloadType, Point, Storage, VectorConfig
+from vecmem_client._types import (
+    Exclude,
+    Flat,
+    GraphCode,
+    Hnsw,
+    Metric,
+    PayloadType,
+    Point,
+    Position,
+    Storage,
+    VectorConfig,
+)
 from vecmem_client._values import aware, encode_payload
 from vecmem_client._vectors import pack_vector
 
@@ -21,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vecmem_client._filters import FilterLike
-    from vecmem_client._types import PayloadTypeName, Position, Query, StorageName
+    from vecmem_client._types import Demand, PayloadTypeName, Query, StorageName
     from vecmem_client._values import PayloadLike
     from vecmem_client._vectors import VectorLike
 
@@ -85,14 +96,14 @@ def create_collection(
     return request
 
 
-def get_collection(name: str, min_position: Position | None) -> collections_pb2.GetCollectionRequest:
+def get_collection(name: str, min_position: Demand) -> collections_pb2.GetCollectionRequest:
     """Build the request of the same name."""
     request = collections_pb2.GetCollectionRequest(name=name)
     set_read(request, min_position)
     return request
 
 
-def list_collections(page_size: int, min_position: Position | None) -> collections_pb2.ListCollectionsRequest:
+def list_collections(page_size: int, min_position: Demand) -> collections_pb2.ListCollectionsRequest:
     """Build the request for the first page."""
     request = collections_pb2.ListCollectionsRequest(page_size=page_size)
     set_read(request, min_position)
@@ -134,7 +145,7 @@ def delete_collection(name: str, request_id: str) -> collections_pb2.DeleteColle
     return request
 
 
-def collection_stats(name: str, min_position: Position | None) -> collections_pb2.GetCollectionStatsRequest:
+def collection_stats(name: str, min_position: Demand) -> collections_pb2.GetCollectionStatsRequest:
     """Build GetCollectionStatsRequest."""
     request = collections_pb2.GetCollectionStatsRequest(name=name)
     set_read(request, min_position)
@@ -180,7 +191,7 @@ def get(
     ids: Iterable[str],
     with_payload: bool | Sequence[str] | Exclude,
     with_vectors: bool | Sequence[str],
-    min_position: Position | None,
+    min_position: Demand,
 ) -> points_pb2.GetRequest:
     """Build the request of the same name."""
     request = points_pb2.GetRequest(collection=collection, ids=strings(ids, "ids"))
@@ -273,7 +284,7 @@ def set_query(
         set_selectors(target, with_payload, with_vectors)
 
 
-def query_batch(queries: Iterable[Query], min_position: Position | None) -> points_pb2.QueryBatchRequest:
+def query_batch(queries: Iterable[Query], min_position: Demand) -> points_pb2.QueryBatchRequest:
     """Build the request of the same name."""
     request = points_pb2.QueryBatchRequest()
     for query in queries:
@@ -304,7 +315,7 @@ def scroll(
     page_size: int,
     with_payload: bool | Sequence[str] | Exclude,
     with_vectors: bool | Sequence[str],
-    min_position: Position | None,
+    min_position: Demand,
 ) -> points_pb2.ScrollRequest:
     """Build the request for the first page."""
     request = points_pb2.ScrollRequest(collection=collection, page_size=page_size)
@@ -315,7 +326,7 @@ def scroll(
     return request
 
 
-def count(collection: str, filter: FilterLike | None, min_position: Position | None) -> points_pb2.CountRequest:
+def count(collection: str, filter: FilterLike | None, min_position: Demand) -> points_pb2.CountRequest:
     """Build the request of the same name."""
     request = points_pb2.CountRequest(collection=collection)
     if filter is not None:
@@ -346,11 +357,16 @@ def set_vector(target: common_pb2.Vector, packed: bytes) -> None:
     dense.data_type = common_pb2.DATA_TYPE_FLOAT32
 
 
-def set_read(request: Any, min_position: Position | None) -> None:
+def set_read(request: Any, min_position: Demand) -> None:
     """Write what a reply must reflect into any read request."""
-    if min_position is not None:
+    if min_position is None:
+        return
+    if isinstance(min_position, Position):
         request.read.min_position.shard = min_position.shard
         request.read.min_position.sequence = min_position.sequence
+        return
+    for position in min_position:
+        request.read.min_positions.add(shard=position.shard, sequence=position.sequence)
 
 
 def set_selectors(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vecmem_client._errors import VecmemClientError
     from vecmem_client._filters import FilterLike
     from vecmem_client._values import PayloadLike
     from vecmem_client._vectors import VectorLike
@@ -93,6 +94,18 @@ class Position:
 
     shard: int
     sequence: int
+
+
+Demand: TypeAlias = Position | Sequence[Position] | None
+"""What a reply has to reflect at least: nothing, one position, or those of several shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard whose part a reply lacks, and why."""
+
+    shard: int
+    error: VecmemClientError
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -40,11 +40,15 @@ class ChangePosition:
     sequence: int
     change_count: int = 0
     """Of the changes of that record, how many come before; 0: all."""
+    shard: int = 0
+    """Whose log is meant."""
+    others: tuple[ChangePosition, ...] = ()
+    """Places in the feeds of the other shards of a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of one key or point by one record. Changes of one transaction have the same `sequence`."""
+    """What became of one key or point by one record. Changes of one transaction have the same `sequence` and `shard`."""
 
     kind: ChangeKind
     sequence: int
@@ -64,11 +68,15 @@ class Change:
     payload_update: points_pb2.UpdatePayloadRequest | None = None
     """With `with_content`: how its payload was changed, as the API has it."""
     change_count: int = 0
+    shard: int = 0
+    """Of a cluster: the sequence is one of its log. Changes of different shards come in no order between them."""
+    others: tuple[ChangePosition, ...] = field(default=(), repr=False)
+    """How far the feed had come in the other shards."""
 
     @property
     def position(self) -> ChangePosition:
         """Behind this change: `after` of a feed that goes on with the next one."""
-        return ChangePosition(self.sequence, self.change_count)
+        return ChangePosition(self.sequence, self.change_count, self.shard, self.others)
 
 
 def request_of(
@@ -93,17 +101,27 @@ def request_of(
     if earliest:
         request.earliest = True
     elif after is not None:
-        request.after.sequence, request.after.change_count = after.sequence, after.change_count
+        request.after.CopyFrom(_message_of(after))
     return request
 
 
 def position_of(message: watch_pb2.ChangePosition) -> ChangePosition:
     """Return a position of a reply."""
-    return ChangePosition(message.sequence, message.change_count)
+    others = tuple(position_of(other) for other in message.others)
+    return ChangePosition(message.sequence, message.change_count, message.shard, others)
 
 
-def change_of(message: watch_pb2.Change) -> Change:
-    """Return a change of a reply."""
+def _message_of(position: ChangePosition) -> watch_pb2.ChangePosition:
+    return watch_pb2.ChangePosition(
+        sequence=position.sequence,
+        change_count=position.change_count,
+        shard=position.shard,
+        others=[_message_of(other) for other in position.others],
+    )
+
+
+def change_of(message: watch_pb2.Change, others: tuple[ChangePosition, ...]) -> Change:
+    """Return a change of a reply, and how far the feed had come in other shards."""
     subject, content = message.WhichOneof("subject"), message.WhichOneof("content")
     named = keys_pb2.KeyType.Name(message.key_type) if message.key_type in keys_pb2.KeyType.values() else ""
     return Change(
@@ -119,6 +137,8 @@ def change_of(message: watch_pb2.Change) -> Change:
         point=_replies.points([message.written_point])[0] if content == "written_point" else None,
         payload_update=message.payload_update if content == "payload_update" else None,
         change_count=message.change_count,
+        shard=message.shard,
+        others=others,
     )
 
 

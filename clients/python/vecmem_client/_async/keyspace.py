@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vecmem_client._operations import Operation
-    from vecmem_client._types import Position
+    from vecmem_client._types import Demand
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class KeyspaceMethods(Base):
         operation: Operation[T],
         *,
         request_id: str | None = None,
-        min_position: Position | None = None,
+        min_position: Demand = None,
         timeout_seconds: float | None = None,
     ) -> T:
         """Run one operation, as built by `strings.set` and the like; what it writes is durable on return.
@@ -46,7 +46,10 @@ class KeyspaceMethods(Base):
         if request_id == "" and operation.writes:  # nobody may send it twice, for whatever reason
             reply = await self._call(_methods.PIPELINE, request, timeout_seconds, retriable=False)
         else:
-            reply = await self._call_shared(_coalescing.OPERATIONS, request, timeout_seconds, min_position=min_position)
+            reads = 0 if operation.writes else _methods.PIPELINE_READ_FIELD
+            reply = await self._call_shared(
+                _coalescing.OPERATIONS, request, timeout_seconds, min_position=min_position, reads=reads
+            )
         # What came with others is its part of the reply, what came alone a reply.
         outcome = _only(reply) if isinstance(reply, pipeline_pb2.PipelineResponse) else reply
         result = operation.result(outcome)
@@ -58,7 +61,7 @@ class KeyspaceMethods(Base):
         self,
         operation: Operation[T],
         request_id: str | None,
-        min_position: Position | None,
+        min_position: Demand,
         timeout_seconds: float | None,
     ) -> T:
         request = type(getattr(operation.message, operation.kind))()
@@ -79,7 +82,7 @@ class KeyspaceMethods(Base):
         operations: Sequence[Operation[Any]],
         *,
         request_id: str | None = None,
-        min_position: Position | None = None,
+        min_position: Demand = None,
         timeout_seconds: float | None = None,
     ) -> list[Any]:
         """Run 1 to 1,024 operations in their order in one call; what they write becomes durable together.
@@ -91,10 +94,12 @@ class KeyspaceMethods(Base):
         request = request_of(operations)
         _requests.set_read(request, min_position)
         retriable = True
+        reads = _methods.PIPELINE_READ_FIELD
         if any(operation.writes for operation in operations):
+            reads = 0
             request.write.request_id = _requests.new_request_id(request_id)
             retriable = request_id != ""
-        reply = await self._call(_methods.PIPELINE, request, timeout_seconds, retriable=retriable)
+        reply = await self._call(_methods.PIPELINE, request, timeout_seconds, retriable=retriable, reads=reads)
         _check_count(reply, len(operations))
         return [operation.result(outcome) for operation, outcome in zip(operations, reply.results, strict=True)]
 

@@ -39,11 +39,12 @@ from vecmem_client._coalescing import (
 from vecmem_client._errors import CallCancelledError, DeadlineExceededError, VecmemClientError, error_from_rpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Coroutine, Sequence
 
-    from vecmem.v1 import common_pb2
+    from vecmem_client._async.sending import Sender
     from vecmem_client._async.transport import Transport
-    from vecmem_client._types import Position
+    from vecmem_client._methods import Method
+    from vecmem_client._types import Demand
 
 TIMER_SECONDS_MIN = 0.001
 TIMER_SECONDS_MAX = 86_400.0
@@ -53,18 +54,18 @@ TIMER_SECONDS_MAX = 86_400.0
 class Lanes:
     """The lanes of one client."""
 
-    def __init__(self, transport: Transport, note: Callable[[common_pb2.ResponseHeader], None]) -> None:
+    def __init__(self, transport: Transport, sender: Sender) -> None:
         self._transport = transport
-        self._note = note
+        self._sender = sender
         self._lanes: dict[LaneKey, _Lane[Any]] = {}
 
     def call(
-        self, key: LaneKey, request: bytes, min_position: Position | None, timeout_seconds: float
+        self, key: LaneKey, request: bytes, min_position: Demand, timeout_seconds: float
     ) -> Coroutine[Any, Any, Any]:
         """Make a call, perhaps together with others. Raises grpc.RpcError and VecmemClientError."""
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key, self._transport, self._note)
+            lane = self._lanes[key] = _Lane(key, self._transport, self._sender)
         return lane.call(request, min_position, timeout_seconds)
 
     def drop_waiting(self) -> None:
@@ -84,7 +85,7 @@ class _Call(Call):
     __slots__ = ("outcome", "rpc")
 
     def __init__(
-        self, request: bytes, min_position: Position | None, timeout_seconds: float, outcome: asyncio.Future[Any]
+        self, request: bytes, min_position: Demand, timeout_seconds: float, outcome: asyncio.Future[Any]
     ) -> None:
         super().__init__(request, min_position, timeout_seconds)
         self.outcome = outcome
@@ -122,10 +123,12 @@ class _Rpc:
 
 
 class _Lane(Generic[ResultT]):
-    def __init__(self, key: LaneKey, transport: Transport, note: Callable[[common_pb2.ResponseHeader], None]) -> None:
+    def __init__(self, key: LaneKey, transport: Transport, sender: Sender) -> None:
         self._method = key.method
+        self._shard = key.shard
+        self._spread = key.spread
         self._transport = transport
-        self._note = note
+        self._sender = sender
         self._queue: deque[_Call] = deque()
         self._size = BatchSize()
         self._rpc_count = 0
@@ -137,7 +140,7 @@ class _Lane(Generic[ResultT]):
         self._rpcs: set[_Rpc] = set()
         self._unsupported = False
 
-    async def call(self, request: bytes, min_position: Position | None, timeout_seconds: float) -> ResultT:
+    async def call(self, request: bytes, min_position: Demand, timeout_seconds: float) -> ResultT:
         if self._unsupported or len(request) > REQUEST_BYTES_MAX:
             return await self._alone(request, timeout_seconds)
         loop = self._transport.check_usable()
@@ -173,10 +176,11 @@ class _Lane(Generic[ResultT]):
             await asyncio.wait([rpc.task for rpc in self._rpcs if rpc.task is not None])
 
     async def _alone(self, request: bytes, timeout_seconds: float) -> ResultT:
-        reply = await self._transport.unary(self._method.single, request, timeout_seconds)
-        self._note(reply.header)
-        result: ResultT = reply
+        result: ResultT = await self._send(self._method.single, request, timeout_seconds)
         return result
+
+    async def _send(self, method: Method[Any], request: bytes, timeout_seconds: float) -> Any:
+        return await self._sender.send(method, request, timeout_seconds, self._shard, spread=self._spread)
 
     def _begin(self, call_count: int) -> None:
         self._rpc_count += 1
@@ -267,10 +271,9 @@ class _Lane(Generic[ResultT]):
         try:
             if len(calls) == 1:
                 return [await self._alone(calls[0].request, timeout_seconds)]
-            reply = await self._transport.unary(self._method.batch, join(self._method, calls), timeout_seconds)
+            reply = await self._send(self._method.batch, join(self._method, calls), timeout_seconds)
         except grpc.RpcError as error:
             failure = error_from_rpc(error)
             self._unsupported = self._unsupported or (len(calls) > 1 and tells_of_an_older_server(failure))
             return outcomes_of_failure(failure, error, len(calls), self._size)
-        self._note(reply.header)
         return outcomes(self._method, reply, len(calls), self._size)

@@ -106,7 +106,15 @@ class AsyncLock:
                     await self._undo(owner)
                 raise
             if acquisition.acquired:
-                break
+                self._owner, self._fencing_token, self._lost = owner, acquisition.fencing_token, ""
+                self._holds_until = sent_at + self._lease_seconds
+                if await self._is_surely_held(waited=wait_seconds > 0):
+                    break
+                owner = uuid.uuid4().bytes
+                wait_seconds = WAIT_SECONDS
+                if deadline is not None:
+                    wait_seconds = max(0.0, min(wait_seconds, deadline - time.monotonic()))
+                continue
             wait_seconds = WAIT_SECONDS
             if deadline is not None:
                 wait_seconds = min(wait_seconds, deadline - time.monotonic())
@@ -114,20 +122,28 @@ class AsyncLock:
                 holder = acquisition.holder
                 message = f"the lock {self._key!r} is held by {holder.owner!r} for {holder.remaining_seconds:g} s"
                 raise LockHeldError(message, holder)
-        self._owner, self._fencing_token, self._lost = owner, acquisition.fencing_token, ""
-        self._holds_until = sent_at + self._lease_seconds
-        if wait_seconds:
-            # Since when it is held is not known here: the lease begins anew, with what is known.
-            self._holds_until = time.monotonic() + self._lease_seconds
-            try:
-                await self.renew()
-            except BaseException:
-                self._fencing_token = 0
-                await self._undo(owner)
-                raise
         if self._renews:
             self._background = Background(self._keep, self._lease_seconds / 3)
         return self._fencing_token
+
+    async def _is_surely_held(self, *, waited: bool) -> bool:
+        """Whether what was acquired is held still. After a wait, or a call that took long, that is not known before the lease is renewed.
+
+        A call that was repeated after a lost connection tells how it was answered the first time, which may be a lease ago.
+        """
+        if not waited and self.remaining_seconds > self._lease_seconds / 2:
+            return True
+        self._holds_until = time.monotonic() + self._lease_seconds
+        try:
+            await self.renew()
+        except LockLostError:
+            self._fencing_token = 0
+            return False
+        except BaseException:
+            self._fencing_token = 0
+            await self._undo(self._owner)
+            raise
+        return True
 
     async def renew(self) -> None:
         """Let the lease begin anew. Raises LockLostError if it has ended."""

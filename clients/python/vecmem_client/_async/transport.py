@@ -29,20 +29,25 @@ class Transport:
         self._calls: dict[tuple[str, str], Any] = {}
         self._closed = False
 
-    async def unary(self, method: Method[ReplyT], request: bytes, timeout_seconds: float) -> ReplyT:
-        """Make one call. Raises grpc.RpcError."""
-        place = self.targets.current, method.path
+    async def unary(
+        self, method: Method[ReplyT], request: bytes, timeout_seconds: float, target: str, metadata: Any
+    ) -> ReplyT:
+        """Make one call. Raises grpc.RpcError, and UnavailableError where the node was forgotten meanwhile."""
+        place = target, method.path
         call = self._calls.get(place)
         if call is None or self._loop is not asyncio.get_running_loop():
-            channel = self._open()
+            channel = self._open(target)
             call = channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
             self._calls[place] = call
         try:
-            reply: ReplyT = await call(request, timeout=timeout_seconds)
+            reply: ReplyT = await call(request, timeout=timeout_seconds, metadata=metadata)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
-                raise CallCancelledError("the client was closed during the call") from None
+            if task is not None and not task.cancelling():
+                if self._closed:
+                    raise CallCancelledError("the client was closed during the call") from None
+                if target not in self._channels:
+                    raise UnavailableError(f"the node at {target} is gone") from None
             raise
         return reply
 
@@ -59,14 +64,23 @@ class Transport:
         """Let no further call begin: the client closes."""
         self._closed = True
 
+    async def forget(self, targets: Sequence[str]) -> None:
+        """Close the connections to nodes that are gone."""
+        for target in targets:
+            channel = self._channels.pop(target, None)
+            for place in [place for place in self._calls if place[0] == target]:
+                del self._calls[place]
+            if channel is not None:
+                await channel.close()
+
     async def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
         """Begin a bidirectional stream."""
-        channel = self._open()
+        channel = self._open(self.targets.current)
         return Stream(channel.stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)())
 
     async def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
         """Begin a stream of replies to one request."""
-        channel = self._open()
+        channel = self._open(self.targets.current)
         call: Any = channel.unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
         return Reading(call(request))
 
@@ -82,9 +96,8 @@ class Transport:
         for channel in channels.values():
             await channel.close()
 
-    def _open(self) -> grpc.aio.Channel:
+    def _open(self, target: str) -> grpc.aio.Channel:
         loop = self.check_usable()
-        target = self.targets.current
         channel = self._channels.get(target)
         if channel is None:
             channel = self._channels[target] = grpc.aio.insecure_channel(target, options=self._options)

@@ -43,7 +43,7 @@ class AsyncWatch:
         self._note_position = note_position
         heartbeat_seconds = (request.heartbeat_ms or 10_000) / 1e3
         self._replies = AsyncReplies(transport, retry, _methods.WATCH, request, heartbeat_seconds)
-        self._changes: deque[watch_pb2.Change] = deque()
+        self._changes: deque[tuple[watch_pb2.Change, tuple[ChangePosition, ...]]] = deque()
         self._behind_all: ChangePosition | None = None
 
     async def started(self) -> ChangePosition:
@@ -57,7 +57,7 @@ class AsyncWatch:
             if self._replies.closed:
                 raise StopAsyncIteration
             await self._hear()
-        change = change_of(self._changes.popleft())
+        change = change_of(*self._changes.popleft())
         self.position = change.position if self._changes else self._behind_all
         return change
 
@@ -86,8 +86,8 @@ class AsyncWatch:
         if response is None:
             return
         self._note_position(response.header)
-        self._changes.extend(response.changes)
-        self._behind_all = position_of(response.position)
+        position = self._behind_all = position_of(response.position)
+        self._changes.extend((change, position.others) for change in response.changes)
         # A new call begins behind everything that was received.
         self._request.after.CopyFrom(response.position)
         if not self._changes:

@@ -1,21 +1,27 @@
 # Generated from _async/base.py by scripts/generate_sync.py: change that one and run the script.
-"""One call with everything around it: size check, deadline, retries, errors, position, company on its way."""
+"""One call with everything around it: size check, deadline, retries, errors, position, place, company on its way."""
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from vecmem_client._coalescing import LaneKey, ResultT, SharedMethod, lane_key
-from vecmem_client._errors import LimitExceededError, MovedError, VecmemClientError, error_from_rpc
+from vecmem_client._coalescing import ResultT, SharedMethod, framed, lane_key
+from vecmem_client._errors import (
+    LimitExceededError,
+    MovedError,
+    PositionAheadError,
+    VecmemClientError,
+    error_from_rpc,
+)
 from vecmem_client._methods import MESSAGE_BYTES_MAX, Method, ReplyT
 from vecmem_client._retry import RetryPolicy
+from vecmem_client._routing import ReadPolicy, Routing
 from vecmem_client._sync.lanes import Lanes
+from vecmem_client._sync.sending import Sender
 from vecmem_client._sync.transport import Transport
-from vecmem_client._types import Position
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from vecmem.v1 import common_pb2
+    from vecmem_client._types import Demand, Position
 
 
 class Base:
@@ -35,30 +42,46 @@ class Base:
         retry: RetryPolicy | None,
         channel_options: Sequence[tuple[str, str | int]],
         coalesce: bool,
+        read_policy: ReadPolicy,
     ) -> None:
         _check_timeout(timeout_seconds)
         self._transport = Transport(target, channel_options)
         self._timeout_seconds = timeout_seconds
         self._retry = retry or RetryPolicy()
-        self._position = Position(0, 0)
-        self._position_lock = threading.Lock()
+        self._routing = Routing(self._transport.targets, read_policy)
         self._coalesce = coalesce
-        self._lanes = Lanes(self._transport, self._note_position)
+        self._sender = Sender(self._transport, self._routing)
+        self._lanes = Lanes(self._transport, self._sender)
 
     @property
     def last_position(self) -> Position:
         """The newest position that a reply to this client has carried; sequence 0 before the first.
 
-        Pass it as `min_position`, also to another client, to read what was written up to there.
+        Pass it as `min_position`, also to another client, to read what was written up to there. In a cluster it is one of the shard that
+        answered: pass `last_positions` there.
         """
-        return self._position
+        return self._routing.last_position
+
+    @property
+    def last_positions(self) -> tuple[Position, ...]:
+        """The newest position of each shard that a reply to this client has carried, for `min_position` as well."""
+        return self._routing.last_positions
 
     def _call(
-        self, method: Method[ReplyT], request: Message, timeout_seconds: float | None, *, retriable: bool = True
+        self,
+        method: Method[ReplyT],
+        request: Message,
+        timeout_seconds: float | None,
+        *,
+        retriable: bool = True,
+        reads: int = 0,
     ) -> ReplyT:
-        """Make a call; UNAVAILABLE is retried within the deadline. Raises VecmemClientError."""
-        reply: ReplyT = self._attempt(method, None, request, None, timeout_seconds, retriable)
-        self._note_position(reply.header)
+        """Make a call; UNAVAILABLE is retried within the deadline. Raises VecmemClientError.
+
+        `reads` is the field of read options of a request that only reads, where the method does not say that.
+        """
+        read_field = reads or method.read_field
+        reply: ReplyT = self._attempt(method, None, request, None, timeout_seconds, retriable, False, read_field)
         return reply
 
     def _call_shared(
@@ -67,25 +90,28 @@ class Base:
         request: Message,
         timeout_seconds: float | None,
         *,
-        min_position: Position | None = None,
+        min_position: Demand = None,
         exact: bool = False,
+        reads: int = 0,
     ) -> ResultT:
         """Make a call that may share RPCs with others and may be repeated: a read, or a write with a request id."""
-        if not self._coalesce:
-            reply: ResultT = self._call(method.single, request, timeout_seconds)
-            return reply
-        key = lane_key(method, min_position, exact=exact)
-        result: ResultT = self._attempt(method.single, key, request, min_position, timeout_seconds, True)
+        shared = method if self._coalesce else None
+        read_field = reads or method.single.read_field
+        result: ResultT = self._attempt(
+            method.single, shared, request, min_position, timeout_seconds, True, exact, read_field
+        )
         return result
 
     def _attempt(
         self,
         method: Method[Any],
-        key: LaneKey | None,
+        shared: SharedMethod[Any] | None,
         request: Message,
-        min_position: Position | None,
+        min_position: Demand,
         timeout_seconds: float | None,
         retriable: bool,
+        exact: bool,
+        read_field: int,
     ) -> Any:
         if timeout_seconds is None:
             timeout_seconds = self._timeout_seconds
@@ -96,41 +122,45 @@ class Base:
             raise LimitExceededError(
                 f"the request has {len(payload):,} bytes; a message has {MESSAGE_BYTES_MAX:,} at most"
             )
+        routing = self._routing
         deadline = time.monotonic() + timeout_seconds
         remaining_seconds = timeout_seconds
         attempts = 0
+        spread_is_fine = True
         while True:
             attempts += 1
-            target = self._transport.targets.current
+            self._sender.look(remaining_seconds)
+            shard = routing.shard_of(method, request)
+            spread = spread_is_fine and read_field > 0 and routing.spreads()
+            content = payload + framed(read_field, routing.demand().SerializeToString()) if spread else payload
             try:
-                if key is None:
-                    return self._transport.unary(method, payload, remaining_seconds)
-                return self._lanes.call(key, payload, min_position, remaining_seconds)
+                if shared is None:
+                    return self._sender.send(method, content, remaining_seconds, shard, spread=spread)
+                key = lane_key(shared, min_position, shard, exact=exact, spread=spread)
+                return self._lanes.call(key, content, min_position, remaining_seconds)
             except (grpc.RpcError, VecmemClientError) as error:
                 if isinstance(error, VecmemClientError):
                     failure, cause = error, error.__cause__
                 else:
                     failure, cause = error_from_rpc(error), error
                 wait_seconds = None
-                if failure.code is grpc.StatusCode.UNAVAILABLE:
-                    self._transport.targets.look_elsewhere(failure, target)
+                if spread and isinstance(failure, PositionAheadError):
+                    # A replica may lag: the node that leads does not.
+                    spread_is_fine, wait_seconds = False, 0.0
                 # What has moved was not done, so that it may be repeated whatever it is.
-                if failure.code is grpc.StatusCode.UNAVAILABLE and (retriable or isinstance(failure, MovedError)):
+                elif failure.code is grpc.StatusCode.UNAVAILABLE and (retriable or isinstance(failure, MovedError)):
                     wait_seconds = self._retry.wait_seconds(attempts, deadline - time.monotonic())
                 if wait_seconds is None:
                     if attempts > 1:
                         failure.add_note(f"tried {attempts} times")
                     raise failure from cause
-            self._transport.sleep(wait_seconds)
+            if wait_seconds:
+                self._transport.sleep(wait_seconds)
             remaining_seconds = max(0.0, deadline - time.monotonic())
 
     def _note_position(self, header: common_pb2.ResponseHeader) -> None:
-        """Keep the newest position."""
-        if header.position.sequence > self._position.sequence:
-            position = Position(header.position.shard, header.position.sequence)
-            with self._position_lock:
-                if position.sequence > self._position.sequence:
-                    self._position = position
+        """Keep the newest positions."""
+        self._routing.note(header)
 
 
 def _check_timeout(timeout_seconds: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vecmem_client._sync.channels import ChannelMethods
+from vecmem_client._sync.cluster import ClusterMethods
 from vecmem_client._sync.collections import CollectionMethods
 from vecmem_client._sync.keyspace import KeyspaceMethods
 from vecmem_client._sync.points import PointMethods
@@ -18,12 +19,24 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vecmem_client._retry import RetryPolicy
+    from vecmem_client._routing import ReadPolicy
 
 
-class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethods, WatchMethods, ChannelMethods):
+class Client(
+    CollectionMethods,
+    PointMethods,
+    KeyspaceMethods,
+    TransactionMethods,
+    WatchMethods,
+    ChannelMethods,
+    ClusterMethods,
+):
     """A connection to a vecmem server.
 
-    `target` is HOST:PORT, or those of several nodes of one cluster with commas between: the client finds the one that leads.
+    `target` is HOST:PORT, or those of several nodes of one cluster with commas between. One is enough where it answers: the client learns
+    of the others when a reply shows that there are any, and sends what is about one shard to the node that leads it. `read_policy` says who
+    answers reads of points and keys there: the node that leads ("primary"), a replica in turn ("replica"), the node that has answered
+    fastest lately ("nearest") or any in turn ("any"). Other nodes may lag, but never behind what this client has seen.
     `timeout_seconds` is the default for each call, retries included. Calls that fail with UNAVAILABLE are retried as
     `retry` says; writes carry a request id of their own, so that a retry never applies twice. Pass `request_id` to
     repeat a write yourself, or `""` for a write that is neither deduplicated nor retried. `channel_options` are
@@ -43,8 +56,9 @@ class Client(CollectionMethods, PointMethods, KeyspaceMethods, TransactionMethod
         retry: RetryPolicy | None = None,
         channel_options: Sequence[tuple[str, str | int]] = (),
         coalesce: bool = True,
+        read_policy: ReadPolicy = "primary",
     ) -> None:
-        super().__init__(target, timeout_seconds, retry, channel_options, coalesce)
+        super().__init__(target, timeout_seconds, retry, channel_options, coalesce, read_policy)
 
     def close(self) -> None:
         """Close the connection; calls under way are cancelled. Closing twice is fine."""

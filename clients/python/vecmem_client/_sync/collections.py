@@ -16,10 +16,10 @@ if TYPE_CHECKING:
         Collection,
         CollectionStats,
         DeleteResult,
+        Demand,
         Hnsw,
         PayloadType,
         PayloadTypeName,
-        Position,
         ServerInfo,
         Storage,
         StorageName,
@@ -55,7 +55,7 @@ class CollectionMethods(Base):
         return _replies.collection(reply.collection)
 
     def get_collection(
-        self, name: str, *, min_position: Position | None = None, timeout_seconds: float | None = None
+        self, name: str, *, min_position: Demand = None, timeout_seconds: float | None = None
     ) -> Collection:
         """Return the definition of a collection. Raises CollectionNotFoundError."""
         request = _requests.get_collection(name, min_position)
@@ -63,7 +63,7 @@ class CollectionMethods(Base):
         return _replies.collection(reply.collection)
 
     def list_collections(
-        self, *, page_size: int = 100, min_position: Position | None = None, timeout_seconds: float | None = None
+        self, *, page_size: int = 100, min_position: Demand = None, timeout_seconds: float | None = None
     ) -> Iterator[Collection]:
         """Walk over the collections in order of their names, fetching pages as needed; the timeout is a page's."""
         request = _requests.list_collections(page_size, min_position)
@@ -118,7 +118,7 @@ class CollectionMethods(Base):
         return _replies.deleted_collection(reply)
 
     def collection_stats(
-        self, name: str, *, min_position: Position | None = None, timeout_seconds: float | None = None
+        self, name: str, *, min_position: Demand = None, timeout_seconds: float | None = None
     ) -> CollectionStats:
         """Count points, index rows and bytes. Raises CollectionNotFoundError."""
         request = _requests.collection_stats(name, min_position)

@@ -38,11 +38,12 @@ from vecmem_client._coalescing import (
 from vecmem_client._errors import CallCancelledError, DeadlineExceededError, VecmemClientError, error_from_rpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from vecmem.v1 import common_pb2
+    from vecmem_client._methods import Method
+    from vecmem_client._sync.sending import Sender
     from vecmem_client._sync.transport import Transport
-    from vecmem_client._types import Position
+    from vecmem_client._types import Demand
 
 OVERTIME_SECONDS = 0.01
 """How much longer than itself a leader waits for others: as long as the calls of one moment differ by."""
@@ -53,16 +54,16 @@ WAIT_SECONDS_MAX = 3_600.0
 class Lanes:
     """The lanes of one client."""
 
-    def __init__(self, transport: Transport, note: Callable[[common_pb2.ResponseHeader], None]) -> None:
+    def __init__(self, transport: Transport, sender: Sender) -> None:
         self._transport = transport
-        self._note = note
+        self._sender = sender
         self._lanes: dict[LaneKey, _Lane[Any]] = {}
 
-    def call(self, key: LaneKey, request: bytes, min_position: Position | None, timeout_seconds: float) -> Any:
+    def call(self, key: LaneKey, request: bytes, min_position: Demand, timeout_seconds: float) -> Any:
         """Make a call, perhaps together with others. Raises grpc.RpcError and VecmemClientError."""
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes.setdefault(key, _Lane(key, self._transport, self._note))
+            lane = self._lanes.setdefault(key, _Lane(key, self._transport, self._sender))
         return lane.call(request, min_position, timeout_seconds)
 
     def drop_waiting(self) -> None:
@@ -86,7 +87,7 @@ class _Call(Call):
 
     __slots__ = ("outcome", "state", "wake")
 
-    def __init__(self, request: bytes, min_position: Position | None, timeout_seconds: float) -> None:
+    def __init__(self, request: bytes, min_position: Demand, timeout_seconds: float) -> None:
         super().__init__(request, min_position, timeout_seconds)
         self.state = _State.QUEUED
         self.outcome: Any = None
@@ -99,10 +100,12 @@ class _Call(Call):
 
 
 class _Lane(Generic[ResultT]):
-    def __init__(self, key: LaneKey, transport: Transport, note: Callable[[common_pb2.ResponseHeader], None]) -> None:
+    def __init__(self, key: LaneKey, transport: Transport, sender: Sender) -> None:
         self._method = key.method
+        self._shard = key.shard
+        self._spread = key.spread
         self._transport = transport
-        self._note = note
+        self._sender = sender
         self._mutex = threading.Lock()
         """Held for the state of the lane and of its calls, never during an RPC."""
         self._queue: deque[_Call] = deque()
@@ -111,7 +114,7 @@ class _Lane(Generic[ResultT]):
         self._under_way_count = 0
         self._unsupported = False
 
-    def call(self, request: bytes, min_position: Position | None, timeout_seconds: float) -> ResultT:
+    def call(self, request: bytes, min_position: Demand, timeout_seconds: float) -> ResultT:
         if self._unsupported or len(request) > REQUEST_BYTES_MAX:
             return self._alone(request, timeout_seconds)
         call: _Call | None = None
@@ -146,10 +149,11 @@ class _Lane(Generic[ResultT]):
                 call.settle(CallCancelledError("the client was closed during the call"))
 
     def _alone(self, request: bytes, timeout_seconds: float) -> ResultT:
-        reply = self._transport.unary(self._method.single, request, timeout_seconds)
-        self._note(reply.header)
-        result: ResultT = reply
+        result: ResultT = self._send(self._method.single, request, timeout_seconds)
         return result
+
+    def _send(self, method: Method[Any], request: bytes, timeout_seconds: float) -> Any:
+        return self._sender.send(method, request, timeout_seconds, self._shard, spread=self._spread)
 
     def _end(self, call_count: int) -> None:
         """An RPC has ended; those that it answered are awake. Appoint the next leader."""
@@ -232,12 +236,11 @@ class _Lane(Generic[ResultT]):
         try:
             if len(calls) == 1:
                 return [self._alone(calls[0].request, timeout_seconds)]
-            reply = self._transport.unary(self._method.batch, join(self._method, calls), timeout_seconds)
+            reply = self._send(self._method.batch, join(self._method, calls), timeout_seconds)
         except grpc.RpcError as error:
             failure = error_from_rpc(error)
             self._unsupported = self._unsupported or (len(calls) > 1 and tells_of_an_older_server(failure))
             return outcomes_of_failure(failure, error, len(calls), self._size)
-        self._note(reply.header)
         return outcomes(self._method, reply, len(calls), self._size)
 
 

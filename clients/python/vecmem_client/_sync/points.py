@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from vecmem_client._types import (
         BulkResult,
         DeleteResult,
+        Demand,
         Exclude,
         Hits,
         Point,
-        Position,
         Query,
+        ShardFailure,
         StoredPoint,
         UpdatePayloadResult,
         UpsertResult,
@@ -142,7 +143,7 @@ class PointMethods(Base):
         *,
         with_payload: bool | Sequence[str] | Exclude = True,
         with_vectors: bool | Sequence[str] = False,
-        min_position: Position | None = None,
+        min_position: Demand = None,
         timeout_seconds: float | None = None,
     ) -> list[StoredPoint]:
         """Return points (1 to 10,000 ids) in the order asked for; missing ones are left out.
@@ -210,7 +211,8 @@ class PointMethods(Base):
         explain: bool = False,
         with_payload: bool | Sequence[str] | Exclude = True,
         with_vectors: bool | Sequence[str] = False,
-        min_position: Position | None = None,
+        min_position: Demand = None,
+        allow_partial: list[ShardFailure] | None = None,
         timeout_seconds: float | None = None,
     ) -> Hits:
         """Find the points nearest to `vector`, or to the stored point `id`, which is left out; best first.
@@ -220,7 +222,7 @@ class PointMethods(Base):
         (0.5 to 1) is the share of the true nearest to aim at, and `ef` the number of candidates considered in the
         graph (1 to 10,000), which takes precedence; both 0: what the collection says. `exact` compares with every
         vector that passes the filter. With `explain` the result's `explanation` says how the query was answered.
-        Selections are as in `get`.
+        Selections are as in `get`. `allow_partial` is as in `count`.
         Raises CollectionNotFoundError, PointNotFoundError, UnknownVectorError, DimensionMismatchError,
         InvalidVectorError, InvalidFilterError, LimitExceededError.
         """
@@ -244,6 +246,11 @@ class PointMethods(Base):
         )
         if min_position is not None:
             _requests.set_read(request, min_position)
+        if allow_partial is not None:
+            request.read.allow_partial = True
+            alone = self._call(_methods.QUERY, request, timeout_seconds)
+            allow_partial[:] = _replies.failures(alone.header)
+            return _replies.hits(alone, with_vectors=with_vectors is not False)
         reply = self._call_shared(
             _coalescing.QUERY, request, timeout_seconds, min_position=min_position, exact=exact or target_recall >= 1
         )
@@ -255,7 +262,8 @@ class PointMethods(Base):
         queries: Iterable[Query],
         *,
         return_exceptions: Literal[False] = False,
-        min_position: Position | None = None,
+        min_position: Demand = None,
+        allow_partial: list[ShardFailure] | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Hits]: ...
     @overload
@@ -264,7 +272,8 @@ class PointMethods(Base):
         queries: Iterable[Query],
         *,
         return_exceptions: Literal[True],
-        min_position: Position | None = None,
+        min_position: Demand = None,
+        allow_partial: list[ShardFailure] | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Hits | VecmemClientError]: ...
     def query_batch(
@@ -272,16 +281,21 @@ class PointMethods(Base):
         queries: Iterable[Query],
         *,
         return_exceptions: bool = False,
-        min_position: Position | None = None,
+        min_position: Demand = None,
+        allow_partial: list[ShardFailure] | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Hits] | list[Hits | VecmemClientError]:
         """Run 1 to 1,024 queries of any collections in one call; results are in their order.
 
         Each query has its own outcome: with `return_exceptions` a failed one puts its exception in its place,
-        without it the first failure is raised.
+        without it the first failure is raised. `allow_partial` is as in `count`, for all of them together.
         """
         request = _requests.query_batch(queries, min_position)
+        if allow_partial is not None:
+            request.read.allow_partial = True
         reply = self._call(_methods.QUERY_BATCH, request, timeout_seconds)
+        if allow_partial is not None:
+            allow_partial[:] = _replies.failures(reply.header)
         return _replies.outcomes(reply.outcomes, return_exceptions)
 
     def scroll(
@@ -292,17 +306,22 @@ class PointMethods(Base):
         page_size: int = 100,
         with_payload: bool | Sequence[str] | Exclude = True,
         with_vectors: bool | Sequence[str] = False,
-        min_position: Position | None = None,
+        min_position: Demand = None,
+        allow_partial: list[ShardFailure] | None = None,
         timeout_seconds: float | None = None,
     ) -> Iterator[StoredPoint]:
         """Walk over all points that match in order of their ids, fetching pages (1 to 10,000 points) as needed.
 
         A point that exists during the whole walk comes exactly once, whatever is written meanwhile. The timeout is
-        a page's. Raises CollectionNotFoundError.
+        a page's. `allow_partial` is as in `count`: failures of all pages are added. Raises CollectionNotFoundError.
         """
         request = _requests.scroll(collection, filter, page_size, with_payload, with_vectors, min_position)
+        if allow_partial is not None:
+            request.read.allow_partial = True
         while True:
             reply = self._call(_methods.SCROLL, request, timeout_seconds)
+            if allow_partial is not None:
+                allow_partial.extend(_replies.failures(reply.header))
             yield from _replies.points(reply.points)
             if not reply.next_page_token:
                 return
@@ -313,9 +332,19 @@ class PointMethods(Base):
         collection: str,
         *,
         filter: FilterLike | None = None,
-        min_position: Position | None = None,
+        min_position: Demand = None,
+        allow_partial: list[ShardFailure] | None = None,
         timeout_seconds: float | None = None,
     ) -> int:
-        """Count the points that match, exactly. Raises CollectionNotFoundError."""
+        """Count the points that match, exactly. Raises CollectionNotFoundError.
+
+        With a list as `allow_partial`, shards of a cluster that do not answer in time are left out; the list is filled with them, and is
+        empty where all have answered. Without one the call fails then.
+        """
         request = _requests.count(collection, filter, min_position)
-        return (self._call(_methods.COUNT, request, timeout_seconds)).count
+        if allow_partial is not None:
+            request.read.allow_partial = True
+        reply = self._call(_methods.COUNT, request, timeout_seconds)
+        if allow_partial is not None:
+            allow_partial[:] = _replies.failures(reply.header)
+        return reply.count

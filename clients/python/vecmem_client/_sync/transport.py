@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import grpc
 
-from vecmem_client._errors import ClientClosedError
+from vecmem_client._errors import ClientClosedError, UnavailableError
 from vecmem_client._methods import Method, ReplyT, channel_options
 from vecmem_client._targets import Targets
 
@@ -29,18 +29,27 @@ class Transport:
         self._opening = threading.Lock()
         self._closed = False
 
-    def unary(self, method: Method[ReplyT], request: bytes, timeout_seconds: float) -> ReplyT:
-        """Make one call. Raises grpc.RpcError."""
-        place = self.targets.current, method.path
+    def unary(
+        self, method: Method[ReplyT], request: bytes, timeout_seconds: float, target: str, metadata: Any
+    ) -> ReplyT:
+        """Make one call. Raises grpc.RpcError, and UnavailableError where the node was forgotten meanwhile."""
+        place = target, method.path
         call = self._calls.get(place)
         if call is None:
-            call = self._open().unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
+            channel = self._open(target)
+            call = channel.unary_unary(method.path, request_serializer=None, response_deserializer=method.parse)
             self._calls[place] = call
         try:
-            reply: ReplyT = call(request, timeout=timeout_seconds)
-        except ValueError:
-            self.check_usable()  # what grpc raises on a channel that another thread has closed
+            reply: ReplyT = call(request, timeout=timeout_seconds, metadata=metadata)
+        except ValueError as error:  # what grpc raises on a channel that another thread has closed
+            self.check_usable()
+            if target not in self._channels:
+                raise UnavailableError(f"the node at {target} is gone") from error
             raise
+        except grpc.RpcError as error:
+            if self._closed or target in self._channels:
+                raise
+            raise UnavailableError(f"the node at {target} is gone") from error
         return reply
 
     def check_usable(self) -> None:
@@ -52,15 +61,29 @@ class Transport:
         """Let no further call begin: the client closes."""
         self._closed = True
 
+    def forget(self, targets: Sequence[str]) -> None:
+        """Close the connections to nodes that are gone."""
+        for target in targets:
+            with self._opening:
+                channel = self._channels.pop(target, None)
+                for place in [place for place in list(self._calls) if place[0] == target]:
+                    self._calls.pop(place, None)
+            if channel is not None:
+                channel.close()
+
     def open_stream(self, method: Method[ReplyT]) -> Stream[ReplyT]:
         """Begin a bidirectional stream."""
         return Stream(
-            self._open().stream_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+            self._open(self.targets.current).stream_stream(
+                method.path, request_serializer=None, response_deserializer=method.parse
+            )
         )
 
     def open_reading(self, method: Method[ReplyT], request: bytes) -> Reading[ReplyT]:
         """Begin a stream of replies to one request."""
-        call: Any = self._open().unary_stream(method.path, request_serializer=None, response_deserializer=method.parse)
+        call: Any = self._open(self.targets.current).unary_stream(
+            method.path, request_serializer=None, response_deserializer=method.parse
+        )
         return Reading(call(request))
 
     def sleep(self, seconds: float) -> None:
@@ -76,10 +99,9 @@ class Transport:
         for channel in channels.values():
             channel.close()
 
-    def _open(self) -> grpc.Channel:
+    def _open(self, target: str) -> grpc.Channel:
         with self._opening:
             self.check_usable()
-            target = self.targets.current
             channel = self._channels.get(target)
             if channel is None:
                 channel = self._channels[target] = grpc.insecure_channel(target, options=self._options)
