@@ -148,6 +148,7 @@ class _Servicer:
         if self._shard.state.committing:
             await self._shard.uncommitted()
         sequence = calls.check_position(self._shard, request.read)
+        self._shard.state.check_names(keys_of(request))
         response: Any = _RESPONSES[kind]()
         operation.run(self._shard.state.keyspace, request, response, Moment(self._shard.now_unix_ms()))
         response.header.CopyFrom(calls.header(self._shard, sequence))
@@ -204,7 +205,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         sequence = calls.check_position(self._shard, request.read)
         # Raises where the keys are damaged, before anything is logged.
         state = self._shard.state
-        pipeline = Pipeline(state.keyspace, request.operations, state.deduplication)
+        pipeline = Pipeline(state.keyspace, request.operations, state.deduplication, state.check_names)
         await calls.run_in_slices(pipeline.check(await self._refusal(request), self._shard.now_unix_ms()))
         if self._shard.memory.tracks_use:
             self._shard.memory.touch(pipeline.keys())

@@ -252,6 +252,7 @@ class PointServicer(points_pb2_grpc.PointServiceServicer):
             request.with_payload if request.HasField("with_payload") else None,
             request.with_vectors if request.HasField("with_vectors") else None,
         )
+        self._shard.state.check_names(point_id.encode() for point_id in request.ids)
         points = reading.get(collection, list(request.ids), selection, self._shard.now_unix_ms(), reply)
         return calls.header_field(self._shard, sequence) + wire.repeated_field(2, points)
 

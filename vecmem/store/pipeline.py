@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vecmem import limits
@@ -31,10 +31,13 @@ class Pipeline:
         keyspace: Keyspace,
         requested: Sequence[pipeline_pb2.Operation],
         deduplication: DeduplicationWindow,
+        check_names: Callable[[Iterable[bytes]], None],
     ) -> None:
+        """`check_names` raises for keys that are another shard's by the time that they are read."""
         self.response = pipeline_pb2.PipelineResponse()
         self._keyspace = keyspace
         self._deduplication = deduplication
+        self._check_names = check_names
         self._requested = requested
         self._writing: list[int] = []
         self._reading: deque[_Reading] = deque()
@@ -110,7 +113,12 @@ class Pipeline:
         read_bytes_max = REPLY_BYTES_MAX - (limits.RESULT_BYTES_MAX if self._writing else 0)
         while self._reading and self._reading[0].place < before:
             _, kind, found, asked, result = self._reading.popleft()
-            operations.perform(found, self._keyspace, kind, asked, result, moment)
+            try:
+                self._check_names(keys_of(asked))
+            except VecmemError as error:
+                result.error.CopyFrom(operations.stored_error(error))
+            else:
+                operations.perform(found, self._keyspace, kind, asked, result, moment)
             size_bytes = result.ByteSize()
             if self._read_bytes + size_bytes <= read_bytes_max:
                 self._read_bytes += size_bytes

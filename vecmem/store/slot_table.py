@@ -11,13 +11,14 @@ in: so a point's versions grow through all moves.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecmem.errors import MovedError, SlotMovingError
-from vecmem.slots import SLOTS
+from vecmem.slots import SLOTS, slot_of
 from vecmem.store.slot_sets import SlotMask, mask_of_ranges, ranges_of
 from vecmem.store.v1 import command_pb2
 
@@ -77,6 +78,11 @@ class SlotTable:
             raise self.moved_error(slot)
         if writes and self.blocked_count and self.blocked[slot]:
             raise moving_error(slot)
+
+    def check_names(self, names: Iterable[bytes]) -> None:
+        """Before a read, in the same turn of the event loop: raises MovedError for a key, or the id of a point, of a slot that is not owned here."""
+        for name in names:
+            self.check(slot_of(name))
 
     def not_owned(self, slots: NDArray[np.int64]) -> MovedError | None:
         """Why a request that names these slots does not belong here; None: all are owned."""

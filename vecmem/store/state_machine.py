@@ -9,7 +9,7 @@ result, the same at every replay; it never raises. An exception out of `apply` i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from vecmem import limits
 from vecmem.errors import (
@@ -113,10 +113,10 @@ class StateMachine:
         """The version of the points that a record wrote."""
         return sequence if self.slots is None else self.slots.version_at(sequence)
 
-    def check_slot(self, slot: int) -> None:
-        """Before a read, and again behind it: raises MovedError for a slot that is another shard's."""
+    def check_names(self, names: Iterable[bytes]) -> None:
+        """Before a read of keys, or of points by their ids, in the same turn of the event loop: raises MovedError for those of another shard."""
         if self.slots is not None:
-            self.slots.check(slot)
+            self.slots.check_names(names)
 
     def name_of(self, uid: int) -> str:
         """The name of a collection that is there."""
@@ -226,7 +226,9 @@ class StateMachine:
             result.refusal.CopyFrom(_refusal(changes.refused))
         if remembered is not None:
             add_result(result, remembered.result)
-        if command.request_id and not _is_to_come_again(command, result):
+        # Of what was chosen among no slots, nothing is remembered: slots that come later bring their own memory along.
+        among_none = scope is not None and scope.by_filter and not scope.slots.size
+        if command.request_id and not among_none and not _is_to_come_again(command, result):
             covered = b"" if scope is None else scope.packed if remembered is None else scope.covered(remembered)
             self.deduplication.remember(
                 command_pb2.DeduplicationEntry(
