@@ -36,6 +36,7 @@ READY: Final = definition_pb2.DEFINITION_STATE_READY
 CREATING: Final = definition_pb2.DEFINITION_STATE_CREATING
 UPDATING: Final = definition_pb2.DEFINITION_STATE_UPDATING
 DELETING: Final = definition_pb2.DEFINITION_STATE_DELETING
+EXISTING: Final = (READY, UPDATING)
 
 
 class Shards(Protocol):
@@ -142,32 +143,26 @@ class Definitions:
             return await self._finish(name)
         raise TopologyConflictError(f"others have changed collection {name!r} again and again meanwhile")
 
-    async def ready(self) -> list[CollectionDefinition]:
-        """All collections, but for those that are being made or deleted."""
-        found = []
-        for key in await self._coordination.keys(PREFIX):
-            entry = await self._coordination.get(key)
-            if entry is not None:
-                definition = CollectionDefinition.FromString(entry.value)
-                if definition.state in (READY, UPDATING):
-                    found.append(definition)
-        return found
-
-    async def is_ready(self, name: str) -> bool:
-        """Whether there is a collection, and nobody is about to delete it."""
-        found = await self._find(name)
-        return found is not None and found[0].state in (READY, UPDATING)
-
-    async def under_way(self) -> dict[str, str]:
-        """Changes that are being made: change ids by names."""
+    async def all(self) -> dict[str, CollectionDefinition]:
+        """All collections by their names, those included that are being made or deleted."""
         found = {}
         for key in await self._coordination.keys(PREFIX):
             entry = await self._coordination.get(key)
             if entry is not None:
                 definition = CollectionDefinition.FromString(entry.value)
-                if definition.state != READY:
-                    found[definition.name] = definition.change_id
+                found[definition.name] = definition
         return found
+
+    async def is_ready(self, name: str) -> bool:
+        """Whether there is a collection, and nobody is about to delete it."""
+        found = await self._find(name)
+        return found is not None and found[0].state in EXISTING
+
+    async def under_way(self) -> dict[str, str]:
+        """Changes that are being made: change ids by names."""
+        return {
+            name: definition.change_id for name, definition in (await self.all()).items() if definition.state != READY
+        }
 
     async def finish(self, name: str) -> None:
         """Finish a change that is under way, whoever began it."""

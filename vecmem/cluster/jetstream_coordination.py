@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import nats.errors
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 REQUEST_SECONDS_MAX: Final = 5.0
 _WRONG_REVISION: Final = (10071, 10164)
+_END_OF_BATCH: Final = "204"
+_NOTHING_FOUND: Final = "404"
 
 
 class JetStreamCoordination:
@@ -78,20 +81,36 @@ class JetStreamCoordination:
 
     async def announced(self) -> dict[str, bytes]:
         """See Coordination."""
-        _, nodes = await self._buckets()
-        found: dict[str, bytes] = {}
-        for name in await self._names("nodes"):
-            try:
-                found[name] = (await _answer(nodes.get(name))).value or b""
-            except nats.js.errors.KeyNotFoundError:
-                continue
-        return found
+        await self._buckets()
+        return await _answer(self._all_announced())
 
     async def close(self) -> None:
         """See Coordination."""
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    async def _all_announced(self) -> dict[str, bytes]:
+        """By one request to the stream below the bucket, which the client has no method for (JetStream's API, DIRECT.GET, multi_last)."""
+        assert self._client is not None
+        prefix = f"$KV.{self._cluster}-nodes."
+        inbox = self._client.new_inbox()
+        replies = await self._client.subscribe(inbox)
+        try:
+            request = json.dumps({"multi_last": [f"{prefix}>"]}).encode()
+            await self._client.publish(f"$JS.API.DIRECT.GET.KV_{self._cluster}-nodes", request, reply=inbox)
+            found: dict[str, bytes] = {}
+            while True:
+                message = await replies.next_msg(timeout=REQUEST_SECONDS_MAX)
+                headers = message.headers or {}
+                status = headers.get("Status")
+                if status in (_END_OF_BATCH, _NOTHING_FOUND):
+                    return found
+                if status is not None:
+                    raise UnavailableError(f"JetStream does not list the nodes: {status} {headers.get('Description')}")
+                found[headers["Nats-Subject"].removeprefix(prefix)] = message.data
+        finally:
+            await replies.unsubscribe()
 
     async def _names(self, bucket: str) -> list[str]:
         """Keys of a bucket that have a value, or had one.
@@ -136,7 +155,12 @@ class JetStreamCoordination:
 
     async def _bucket(self, context: JetStreamContext, name: str, storage: StorageType, seconds: float) -> KeyValue:
         config = KeyValueConfig(
-            bucket=f"{self._cluster}-{name}", replicas=self._replicas, storage=storage, history=1, ttl=seconds or None
+            bucket=f"{self._cluster}-{name}",
+            replicas=self._replicas,
+            storage=storage,
+            history=1,
+            ttl=seconds or None,
+            direct=name == "nodes",  # which may be a little old; what is agreed on is read where it was written
         )
         try:
             return await _answer(context.key_value(config.bucket))

@@ -14,7 +14,7 @@ from vecmem import limits
 from vecmem.errors import DeadlineExceededError, UnavailableError, VecmemError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator
 
 SHARD_KEY: Final = "vecmem-shard"
 """Which shard the part is for."""
@@ -72,16 +72,12 @@ class Peers:
         finally:
             call.cancel()
 
-    async def forget(self, addresses: Sequence[str]) -> None:
-        """Close the connections to all other nodes than these."""
-        for address in [address for address in self._channels if address not in addresses]:
-            channel = self._channels.pop(address)
-            self._methods = {key: method for key, method in self._methods.items() if key[0] != address}
-            await channel.close()
-
     async def close(self) -> None:
         """Close all connections."""
-        await self.forget(())
+        self._methods.clear()
+        while self._channels:
+            _, channel = self._channels.popitem()
+            await channel.close()
 
     def _method(self, address: str, method: str, *, streams: bool) -> Any:
         key = (address, method, streams)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHARDS_MAX: Final = 1_024
+SLOT_BYTES_MIN: Final = 4_096
+"""What a slot counts for at least when slots are shared out."""
 BALANCED_SHARE: Final = 0.01
 """Of what a shard should hold: a smaller difference is not worth moving slots for."""
 
@@ -223,13 +225,8 @@ def plan_rebalance(
     if not staying:
         raise InvalidTopologyError("no shard would be left", field="leaving_shards")
     owned = {shard.number: slots_in(shard.slots) for shard in topology.shards}
-    total_bytes = sum(sum(slot_bytes[number][slot] for slot in slots) for number, slots in owned.items())
-    # A slot counts a little even when it is empty: an empty cluster is shared out by slots.
-    weight_of = {
-        slot: slot_bytes[number][slot] + max(total_bytes, 1.0) / SLOTS / 100
-        for number, slots in owned.items()
-        for slot in slots
-    }
+    # A slot counts even when it is empty: a cluster that holds little is shared out by slots, and not by its few keys.
+    weight_of = {slot: slot_bytes[number][slot] + SLOT_BYTES_MIN for number, slots in owned.items() for slot in slots}
     held = {number: sum(weight_of[slot] for slot in slots) for number, slots in owned.items()}
     wanted = sum(held.values()) / len(staying)
     moves: dict[tuple[int, int], list[int]] = {}
@@ -251,7 +248,11 @@ def plan_rebalance(
         Migration(source=source, target=target, slots=ranges_of(sorted(slots)), total_slot_count=len(slots))
         for (source, target), slots in sorted(moves.items())
     ]
-    return migrations, held
+    held_bytes = {number: weight - SLOT_BYTES_MIN * len(owned[number]) for number, weight in held.items()}
+    for (source, target), slots in moves.items():
+        held_bytes[source] += SLOT_BYTES_MIN * len(slots)
+        held_bytes[target] -= SLOT_BYTES_MIN * len(slots)
+    return migrations, held_bytes
 
 
 def slots_in(ranges: Iterable[SlotRange]) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 import uuid
 from typing import TYPE_CHECKING, Final
@@ -115,41 +116,46 @@ class ClusterView:
 
     async def run(self, describe: Callable[[], NodeInfo]) -> None:
         """Look and announce until cancelled, or `end`. Raises ConfigurationError where another node has this one's name."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._look_always())
-            group.create_task(self._announce_always(describe))
-
-    async def _look_always(self) -> None:
-        while not self._ending:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self.look()
-            except UnavailableError as error:
-                _logger.warning("the topology cannot be looked at: %s", error)
-            except InvalidTopologyError:
-                _logger.exception("the topology is not valid; the one before is gone by")
-
-    async def _announce_always(self, describe: Callable[[], NodeInfo]) -> None:
+        announced_at = -math.inf
         sightings = 0
         while not self._ending:
-            self._told.clear()
-            info = describe()
-            info.name, info.shard, info.instance = self.node, self.shard, self.instance
-            try:
-                await self.coordination.announce(self.node, info.SerializeToString())
-            except UnavailableError as error:
-                _logger.warning("this node cannot be announced: %s", error)
+            if self._told.is_set():
+                await self._announce(describe)
+            elif await self._look_again() and time.monotonic() - announced_at >= ANNOUNCE_SECONDS:
+                # What an earlier run of this node has said does not come back; what another node says is there again each time,
+                # since this is looked at just before it is replaced.
+                other = self.nodes.get(self.node)
+                sightings = sightings + 1 if other is not None and other.instance < self.instance else 0
+                if other is not None and sightings >= SIGHTINGS_MAX:
+                    raise ConfigurationError(
+                        f"the node at {other.address} has the name {self.node!r} as well; each node needs one of its own",
+                        key="node",
+                    )
+                announced_at = time.monotonic()
+                await self._announce(describe)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANNOUNCE_SECONDS):
+                async with asyncio.timeout(LOOK_SECONDS):
                     await self._told.wait()
-            # What an earlier run of this node has said does not come back; what another node says comes again and again.
-            other = self.nodes.get(self.node)
-            sightings = sightings + 1 if other is not None and other.instance < self.instance else 0
-            if other is not None and sightings >= SIGHTINGS_MAX:
-                raise ConfigurationError(
-                    f"the node at {other.address} has the name {self.node!r} as well; each node needs one of its own",
-                    key="node",
-                )
+
+    async def _look_again(self) -> bool:
+        """Look; whether that was possible."""
+        try:
+            await self.look()
+        except UnavailableError as error:
+            _logger.warning("the topology cannot be looked at: %s", error)
+            return False
+        except InvalidTopologyError:
+            _logger.exception("the topology is not valid; the one before is gone by")
+        return True
+
+    async def _announce(self, describe: Callable[[], NodeInfo]) -> None:
+        self._told.clear()
+        info = describe()
+        info.name, info.shard, info.instance = self.node, self.shard, self.instance
+        try:
+            await self.coordination.announce(self.node, info.SerializeToString())
+        except UnavailableError as error:
+            _logger.warning("this node cannot be announced: %s", error)
 
 
 async def open_view(coordination: Coordination, cluster: str, node: str, shard: int, shard_count: int) -> ClusterView:

@@ -73,11 +73,14 @@ class ChannelServicer(channels_pb2_grpc.ChannelServiceServicer):
         heartbeat_seconds = heartbeat_ms(request) / 1e3
         subscriber = self._channels.subscribe(request.channels, request.patterns)
         try:
+            self._shard.check_leads()
             yield api.SubscribeResponse(header=self._header())
             told_at = time.monotonic()
             while True:
                 if self._shard.ending:
                     raise ShuttingDownError("the server is about to end")
+                # Messages come to whoever leads.
+                self._shard.check_leads()
                 messages = subscriber.messages(RESPONSE_BYTES_MAX)
                 if messages or time.monotonic() - told_at >= heartbeat_seconds:
                     yield api.SubscribeResponse(

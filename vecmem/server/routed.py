@@ -7,6 +7,7 @@ none is answered by the node that is asked.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -44,10 +45,10 @@ from vecmem.server.routing_streams import StreamRouting, merge_listings
 from vecmem.server.serializers import check_decoded
 from vecmem.store.keyspace.keys import scan_scope
 from vecmem.store.keyspace.paging import decode_bytes_token, encode_bytes_token
+from vecmem.store.validation import check_request_id
 from vecmem.v1 import channels_pb2, common_pb2, keys_pb2, pipeline_pb2
 
 Route = Callable[[Any, Call], Awaitable[Reply]]
-PART_ID_CHARACTERS = limits.REQUEST_ID_BYTES_MAX // 4 - 4
 KEYED_SERVICES = frozenset(descriptor.full_name for descriptor, _ in TYPED_SERVICES)
 
 
@@ -144,6 +145,8 @@ class RoutedServer:
 
     def _unary(self, method: Method, route: Route) -> Callable[[Any, Context], Awaitable[Any]]:
         router = self._router
+        of_collections = method.path.startswith("/vecmem.v1.CollectionService/")
+        of_pipelines = method.path == "/vecmem.v1.PipelineService/Pipeline"
 
         async def find(request: Any, context: Context) -> Reply:
             check_decoded(request)
@@ -152,9 +155,12 @@ class RoutedServer:
             if call.part_of_shard is not None:
                 return await router.part(method, request, call)
             router.check_read(call.read)
-            slot_map = router.view.slot_map
-            if slot_map.is_single and not method.path.startswith("/vecmem.v1.CollectionService/"):
-                return await router.at(method, request, call, lambda: router.view.slot_map.numbers[0])
+            # The operations of a pipeline have ids of their own, so that a repeat finds them when there are more shards.
+            in_parts = of_collections or (of_pipelines and request.write.request_id)
+            if not in_parts:
+                reply = await router.at(method, request, call, router.only_shard)
+                if reply is not None:
+                    return reply
             return await route(request, call)
 
         async def behaviour(request: Any, context: Context) -> Any:
@@ -237,6 +243,8 @@ class RoutedServer:
         if not 0 < count <= limits.OPERATIONS_PER_PIPELINE_MAX:
             method = self._methods["vecmem.v1.PipelineService"]["Pipeline"]  # which refuses it
             return await self._router.at(method, request, call, lambda: self._router.view.slot_map.numbers[0])
+        check_request_id(request.write.request_id)
+        self._check_leads_all(request, call)
         start = 0
         for place in range(count + 1):
             scans = place < count and request.operations[place].WhichOneof("kind") == "scan_keys"
@@ -246,10 +254,20 @@ class RoutedServer:
                 start = place + 1
             if scans:
                 response.results.append(await self._scan_in_pipeline(request, place, call, headers))
-        response.header.CopyFrom(merge_header(headers))
+        if headers:
+            response.header.CopyFrom(merge_header(headers))
         if response.ByteSize() > limits.MESSAGE_BYTES_MAX:
             raise LimitExceededError("the reply is too large: ask for less at a time", field="operations")
         return response
+
+    def _check_leads_all(self, request: pipeline_pb2.PipelineRequest, call: Call) -> None:
+        """Raises MovedError for a client that goes there by itself, where another node has all keys."""
+        if call.accepts_moved and all(operation.WhichOneof("kind") != "scan_keys" for operation in request.operations):
+            shard_of = self._router.view.slot_map.shard_of
+            slots = [slot_of_pipelined(operation) for operation in request.operations]
+            numbers = {int(shard_of[slot]) for slot in slots}
+            if len(numbers) == 1:
+                self._router.check_here(numbers.pop(), slots[0], call)
 
     async def _scan_in_pipeline(
         self, request: pipeline_pb2.PipelineRequest, place: int, call: Call, headers: list[tuple[int, Any]]
@@ -289,7 +307,8 @@ class RoutedServer:
                     operation.CopyFrom(request.operations[place])
                     if request.write.request_id and not operation.request_id:
                         # Of its own: a repeat may be divided otherwise, where slots have moved meanwhile.
-                        operation.request_id = f"{request.write.request_id[:PART_ID_CHARACTERS]}#{place}"
+                        whole = hashlib.sha256(request.write.request_id.encode()).hexdigest()
+                        operation.request_id = f"{whole}#{place}"
             outcomes = await self._router.gather(method, parts, call)
             answered_now, _ = answered_parts(outcomes, allow_partial=False)
             left = []

@@ -81,6 +81,8 @@ class Call:
     deadline: float
     """Of time.monotonic()."""
     metadata: Mapping[str, str | bytes]
+    is_bounded: bool = True
+    """Whether the deadline is the client's; else each request of a stream has one of its own."""
     read: common_pb2.ReadOptions = field(default_factory=common_pb2.ReadOptions)
     is_repeatable: bool = False
     """Whether a write is known by a request_id, so that it may be tried again."""
@@ -113,8 +115,9 @@ def bare_call(context: Context) -> Call:
     """What a call carries beside its requests."""
     remaining = context.time_remaining()
     # The native engine says a very long time where there is none.
-    seconds = CALL_SECONDS_MAX if remaining is None or remaining > DEADLINE_SECONDS_MAX else remaining
-    return Call(context, time.monotonic() + seconds, dict(context.invocation_metadata() or ()))
+    is_bounded = remaining is not None and remaining <= DEADLINE_SECONDS_MAX
+    deadline = time.monotonic() + (remaining if remaining is not None and is_bounded else CALL_SECONDS_MAX)
+    return Call(context, deadline, dict(context.invocation_metadata() or ()), is_bounded)
 
 
 def call_of(context: Context, request: Any) -> Call:
@@ -130,8 +133,10 @@ def internal_call(request: Any, seconds_max: float) -> Call:
 def call_with(call: Call, request: Any) -> Call:
     """The call that one request of a batch would have been by itself."""
     fields = request.DESCRIPTOR.fields_by_name
+    waited_seconds = request.wait_ms / 1e3 if "wait_ms" in fields else 0.0
     return replace(
         call,
+        deadline=call.deadline if call.is_bounded else time.monotonic() + CALL_SECONDS_MAX + waited_seconds,
         read=request.read if "read" in fields and request.HasField("read") else call.read,
         is_repeatable=bool("write" in fields and request.write.request_id),
     )
@@ -172,6 +177,11 @@ class Router:
         """Whether this node answers for its shard now."""
         return time.monotonic() < self.shard.leads_until
 
+    def only_shard(self) -> int | None:
+        """The shard that has all slots; None: there are several."""
+        slot_map = self.view.slot_map
+        return slot_map.numbers[0] if slot_map.is_single else None
+
     def check_read(self, read: common_pb2.ReadOptions) -> None:
         """Raises InvalidArgumentError where a position of a shard is demanded that is not there."""
         number = read.min_position.shard
@@ -190,31 +200,44 @@ class Router:
         """Have whoever has a slot answer. Raises MovedError where the client goes there by itself."""
         return await self.at(method, request, call, lambda: int(self.view.slot_map.shard_of[slot]), slot=slot)
 
+    async def at_slots(self, method: Method, request: Any, call: Call, slots: Sequence[int]) -> Reply | None:
+        """Have the shard answer that has all of some slots. None: no shard does, or none does any more. Raises as `at_slot`."""
+
+        def where() -> int | None:
+            numbers = {int(self.view.slot_map.shard_of[slot]) for slot in slots or (0,)}
+            return numbers.pop() if len(numbers) == 1 else None
+
+        return await self.at(method, request, call, where, slot=slots[0] if slots else 0)
+
     async def at(
         self,
         method: Method,
         request: Any,
         call: Call,
-        where: Callable[[], int],
+        where: Callable[[], int | None],
         *,
         slot: int | None = None,
         slots: bool = False,
         passes_on: bool = False,
     ) -> Reply:
-        """Have a shard answer, and look again where it is when it has moved. `passes_on`: also for clients that go there by themselves."""
+        """Have a shard answer, and look again where it is when it has moved; None where that is nowhere.
+
+        `passes_on`: also for clients that go there by themselves. Raises MovedError at once where slots of such a part have moved.
+        """
         pause_seconds = RETRY_SECONDS_MIN
         while True:
             number = where()
-            here = number == self.shard.number and (call.any_member or self.leads())
-            if not here and call.accepts_moved and not passes_on:
-                raise self._moved(number, slot)
+            if number is None:
+                return None
+            if not passes_on:
+                self.check_here(number, slot, call)
             try:
-                if here:
-                    return await self._own(method, request, call, slot=slot, slots=slots)
+                if self._is_here(number, call):
+                    return await self._here(method, request, call, slots=slots)
                 return await self._ask(method, request, call, number, slots=slots)
             except (MovedError, SlotMovingError) as error:
                 # Of a part some slots may have moved, and others not: whoever made it divides it anew.
-                divided = slot is None and isinstance(error, MovedError) and "slot" in error.metadata
+                divided = passes_on and isinstance(error, MovedError) and "slot" in error.metadata
                 if divided or call.deadline - time.monotonic() < pause_seconds:
                     raise
             except UnavailableError:
@@ -226,21 +249,18 @@ class Router:
             with contextlib.suppress(UnavailableError):
                 await self.view.look()
 
-    def _moved(self, number: int, slot: int | None) -> MovedError:
+    def _is_here(self, number: int, call: Call) -> bool:
+        return number == self.shard.number and (call.any_member or self.leads())
+
+    def check_here(self, number: int, slot: int | None, call: Call) -> None:
+        """Raises MovedError for a client that goes there by itself, where another node answers for a shard."""
+        if not call.accepts_moved or self._is_here(number, call):
+            return
         owner = self.view.leader_of(number)
         metadata = {"shard": str(number), "owner": owner, "epoch": str(self.view.slot_map.epoch)}
         if slot is not None:
             metadata["slot"] = str(slot)
-        return MovedError(f"shard {number} answers for this, led by {owner or 'nobody that is known'}", **metadata)
-
-    async def _own(self, method: Method, request: Any, call: Call, *, slot: int | None, slots: bool) -> Reply:
-        if slot is None or not method.reads:
-            return await self._here(method, request, call, slots=slots)
-        # What is read while a slot goes elsewhere may be gone in part.
-        self.shard.state.check_slot(slot)
-        reply = await self._here(method, request, call, slots=slots)
-        self.shard.state.check_slot(slot)
-        return reply
+        raise MovedError(f"shard {number} answers for this, led by {owner or 'nobody that is known'}", **metadata)
 
     async def _here(self, method: Method, request: Any, call: Call, *, slots: bool) -> Reply:
         if not slots:
@@ -297,9 +317,9 @@ class Router:
             pending = set(tasks)
             while True:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None or not pending:
-                        return task.result()
+                answered = [task for task in done if task.exception() is None]
+                if answered or not pending:
+                    return (answered or list(done))[0].result()
         finally:
             for task in tasks:
                 task.cancel()

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from vecmem.cluster.definitions import Definitions
+from vecmem.cluster.definitions import EXISTING, READY, Definitions, update_to
 from vecmem.cluster.merging import merge_stats
+from vecmem.cluster.v1.definition_pb2 import CollectionDefinition
 from vecmem.errors import CollectionExistsError, CollectionNotFoundError, UnavailableError, VecmemError
 from vecmem.server.routing import Call, Method, Parts, Reply, Router, answered_parts, internal_call, merged_header
 from vecmem.store.v1 import command_pb2
@@ -71,9 +72,7 @@ class CollectionRouting:
         return api.GetCollectionStatsResponse(header=header, stats=merge_stats([reply.stats for _, reply in parts]))
 
     async def _first(self, name: str, request: Any, call: Call) -> Reply:
-        return await self._router.at(
-            self._methods[name], request, call, lambda: self._router.view.slot_map.topology.shards[0].number
-        )
+        return await self._router.at(self._methods[name], request, call, lambda: self._router.view.slot_map.numbers[0])
 
     async def _described(self, name: str, call: Call) -> tuple[Any, api.Collection]:
         request = api.GetCollectionRequest(name=name)
@@ -86,7 +85,9 @@ class CollectionRouting:
         return parts
 
     async def _ask_all(self, name: str, request_for: Callable[[int], Any], call: Call) -> dict[int, Any | VecmemError]:
-        numbers = [shard.number for shard in self._router.view.slot_map.topology.shards]
+        # Shards that have slots, or are about to have some; others catch up by themselves.
+        slot_map = self._router.view.slot_map
+        numbers = {*slot_map.numbers, *(migration.target for migration in slot_map.topology.migrations)}
         return await self._router.gather(self._methods[name], {number: request_for(number) for number in numbers}, call)
 
     # -- changes at all shards ----------------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ class CollectionRouting:
         return sum(reply.deleted_point_count for _, reply in parts)
 
     async def _change(self, name: str, request: Any, done: type[VecmemError] | None) -> Parts:
-        """Make a change at all shards, members of the topology that have no slots included. `done`: what says that it was made before."""
+        """Make a change at all shards. `done`: what says that it was made before."""
+        await self._router.view.look()
         outcomes = await self._ask_all(name, lambda _: request, internal_call(request, CHANGE_SECONDS_MAX))
         left = {
             number: outcome for number, outcome in outcomes.items() if done is None or not isinstance(outcome, done)
@@ -137,7 +139,7 @@ class CollectionRouting:
                 _logger.info("definitions are looked at again later: %s", error)
 
     async def _finish_old_changes(self) -> None:
-        if self._router.shard.number != self._router.view.slot_map.topology.shards[0].number:
+        if self._router.shard.number != self._router.view.slot_map.numbers[0]:
             return
         under_way = await self.definitions.under_way()
         for name, change_id in under_way.items():
@@ -146,17 +148,37 @@ class CollectionRouting:
         self._seen = under_way
 
     async def catch_up(self) -> None:
-        """Make the collections here that this shard lacks: it is a new one."""
+        """Make the collections of this shard what was agreed on while it had no slots, or was just getting some."""
         shard = self._router.shard
-        for definition in await self.definitions.ready():
-            if definition.name in shard.state.collections or definition.name in shard.state.damaged:
+        here = dict(shard.state.collections)
+        definitions = await self.definitions.all()
+        for name, definition in definitions.items():
+            collection = shard.state.collections.get(name)
+            if name in shard.state.damaged:
                 continue
-            command = command_pb2.Command()
-            command.create_collection.name = definition.name
-            command.create_collection.config.CopyFrom(definition.config)
-            result = await shard.write(command)
-            if not await self.definitions.is_ready(definition.name):
-                # It was deleted meanwhile, and this shard was asked before it had it.
-                undone = command_pb2.Command()
-                undone.delete_collection.collection_uid = result.sequence
-                await shard.write(undone)
+            if collection is None and definition.state in EXISTING:
+                await self._make(definition)
+            elif collection is not None and definition.state == READY:
+                change = update_to(name, collection.config, definition.config)
+                if change != api.UpdateCollectionRequest(name=name):
+                    call = internal_call(change, CHANGE_SECONDS_MAX)
+                    await self._router.at(self._methods["UpdateCollection"], change, call, lambda: shard.number)
+        for name in here.keys() - definitions.keys():
+            # It was there before its definition went. Where there are slots, there may be data that nobody wants to lose.
+            table = shard.state.slots
+            if table is not None and not table.owned.any() and shard.state.collections.get(name) is here[name]:
+                await self._drop(here[name].uid)
+
+    async def _make(self, definition: CollectionDefinition) -> None:
+        command = command_pb2.Command()
+        command.create_collection.name = definition.name
+        command.create_collection.config.CopyFrom(definition.config)
+        result = await self._router.shard.write(command)
+        if not await self.definitions.is_ready(definition.name):
+            # It was deleted meanwhile, and this shard was asked before it had it.
+            await self._drop(result.sequence)
+
+    async def _drop(self, uid: int) -> None:
+        command = command_pb2.Command()
+        command.delete_collection.collection_uid = uid
+        await self._router.shard.write(command)

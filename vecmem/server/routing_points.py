@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from vecmem.cluster import merging
@@ -45,8 +47,9 @@ class PointRouting:
         """Each shard writes its points, all or none."""
         method = self._shards.methods["Upsert"]
         slots = [point_slot(point.id) for point in request.points]
-        if self._shards.is_one_shard(slots):
-            return await self._shards.router.at_slot(method, request, call, slots[0] if slots else 0)
+        reply = await self._shards.router.at_slots(method, request, call, slots)
+        if reply is not None:
+            return reply
         await self._check_upsert(request, call)
 
         parts, _ = await self._shards.scatter(method, slots, lambda places: _part_of_upsert(request, places), call)
@@ -186,12 +189,18 @@ class PointRouting:
     async def _selected(self, name: str, request: Any, call: Call) -> Parts | Reply:
         method = self._shards.methods[name]
         if request.WhichOneof("selector") == "filter":
-            parts, _ = await self._shards.router.everywhere(method, lambda _: request, call)
+            # By an id, so that what a shard has done is not done and counted again where slots have moved between two of them.
+            part = type(request)()
+            part.CopyFrom(request)
+            part.write.request_id = request.write.request_id or uuid.uuid4().hex
+            part.write.CopyFrom(part_write(part))
+            parts, _ = await self._shards.router.everywhere(method, lambda _: part, replace(call, is_repeatable=True))
             return parts
         ids = request.ids.ids
         slots = [point_slot(point_id) for point_id in ids]
-        if self._shards.is_one_shard(slots):
-            return await self._shards.router.at_slot(method, request, call, slots[0] if slots else 0)
+        reply = await self._shards.router.at_slots(method, request, call, slots)
+        if reply is not None:
+            return reply
         validation.check_ids(ids, "ids.ids")
 
         def part_of(places: list[int]) -> Any:

@@ -37,8 +37,9 @@ class QueryRouting:
         """Each shard gives its points; they come in the order of the request."""
         method = self._shards.methods["Get"]
         slots = [point_slot(point_id) for point_id in request.ids]
-        if self._shards.is_one_shard(slots):
-            return await self._shards.router.at_slot(method, request, call, slots[0] if slots else 0)
+        reply = await self._shards.router.at_slots(method, request, call, slots)
+        if reply is not None:
+            return reply
         validation.check_ids(request.ids, "ids")
 
         def part_of(places: list[int]) -> api.GetRequest:

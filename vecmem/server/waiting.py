@@ -13,7 +13,6 @@ from typing import Any
 
 from vecmem.errors import ShuttingDownError
 from vecmem.server.calls import arrival
-from vecmem.slots import slot_of
 from vecmem.store.keyspace.keyspace import NEVER
 from vecmem.store.keyspace.operation import Moment, Operation
 from vecmem.store.keyspace.operation_keys import sources_of
@@ -82,8 +81,9 @@ async def wait_for(
                     raise ShuttingDownError("the server is about to end, and nothing has come")
                 if shard.state.committing:
                     await shard.uncommitted()
-                for key, _ in places if shard.state.slots is not None else ():
-                    shard.state.check_slot(slot_of(key))
+                if operation.writes:
+                    shard.check_leads()
+                shard.state.check_names(key for key, _ in places)
                 if is_repeated():
                     return await attempt()
                 keyspace, moment = shard.state.keyspace, Moment(shard.now_unix_ms())

@@ -142,6 +142,9 @@ class Shard:
         commit, self._commit = self._commit, None
         if commit is not None:
             self.leading_changed()
+            # Who waits here for what only comes to whoever leads is told to go there.
+            self.changes.wake_all()
+            self.channels.wake_all()
             await commit.close()
 
     async def take(self, entries: Sequence[LogEntry]) -> None:

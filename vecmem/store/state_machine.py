@@ -114,7 +114,7 @@ class StateMachine:
         return sequence if self.slots is None else self.slots.version_at(sequence)
 
     def check_names(self, names: Iterable[bytes]) -> None:
-        """Before a read of keys, or of points by their ids, in the same turn of the event loop: raises MovedError for those of another shard."""
+        """Before a read of keys, or of points by their ids, in the same turn of the event loop. Raises MovedError for another shard's."""
         if self.slots is not None:
             self.slots.check_names(names)
 
