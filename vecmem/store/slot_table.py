@@ -80,7 +80,7 @@ class SlotTable:
             raise moving_error(slot)
 
     def check_names(self, names: Iterable[bytes]) -> None:
-        """Before a read, in the same turn of the event loop. Raises MovedError for keys, or ids of points, of slots that are not owned here."""
+        """Before a read, in the same turn of the event loop. Raises MovedError for keys, or ids of points, that are not owned here."""
         for name in names:
             self.check(slot_of(name))
 
