@@ -14,7 +14,16 @@ from tests.cluster.support import SECONDS_MAX, Cluster, get
 from tests.support.api import expect_refusal
 from tests.support.server import ServerProcess
 from vecmem.cluster.peers import ACCEPT_MOVED_KEY
-from vecmem.v1 import strings_pb2, strings_pb2_grpc
+from vecmem.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    channels_pb2,
+    channels_pb2_grpc,
+    lists_pb2,
+    lists_pb2_grpc,
+    strings_pb2,
+    strings_pb2_grpc,
+)
 from vecmem_client import Client, RetryPolicy, counters, strings
 
 RETRY = RetryPolicy(attempts_max=1_000, backoff_seconds_max=0.2)
@@ -71,6 +80,29 @@ def test_another_node_leads_when_the_first_one_is_gone(cluster, number):
             assert client.run(counters.add("n")).value == 2 * value + 2
             leader.start()
         assert on_every_node(cluster, b"n", client.last_position.sequence) == [b"6"] * 3
+
+
+def test_who_waits_at_a_leader_goes_where_the_lead_goes(cluster):
+    """What comes to the next leader would never come to those who stay."""
+    leader = cluster.leader()
+    with grpc.insecure_channel(leader.address) as channel:
+        subscribed = channels_pb2_grpc.ChannelServiceStub(channel).Subscribe(
+            channels_pb2.SubscribeRequest(channels=[b"news"]), timeout=SECONDS_MAX
+        )
+        assert not next(subscribed).messages
+        lists = lists_pb2_grpc.ListServiceStub(channel)
+        popped = lists.PopListItems.future(
+            lists_pb2.PopListItemsRequest(keys=[b"line"], end=lists_pb2.LIST_END_LEFT, wait_ms=int(SECONDS_MAX * 1e3)),
+            timeout=2 * SECONDS_MAX,
+        )
+        admin_pb2_grpc.AdminServiceStub(channel).HandOver(admin_pb2.HandOverRequest(), timeout=SECONDS_MAX)
+        refusal = expect_refusal(lambda: next(subscribed))
+        assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "MOVED")
+        others = [node for node in cluster.nodes if node is not leader]
+        with grpc.insecure_channel(others[0].address) as other:
+            pushed = lists_pb2.PushListItemsRequest(key=b"line", items=[b"at last"], end=lists_pb2.LIST_END_LEFT)
+            lists_pb2_grpc.ListServiceStub(other).PushListItems(pushed, timeout=SECONDS_MAX)
+        assert list(popped.result().items) == [b"at last"]
 
 
 def test_a_leader_that_was_away_answers_nothing_old(cluster):
