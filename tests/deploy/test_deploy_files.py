@@ -96,6 +96,20 @@ def test_manifests_are_what_kubernetes_takes_and_an_unknown_field_is_not(tmp_pat
     assert "servicesName" in ran.stdout + ran.stderr
 
 
+def test_another_shard_is_made_of_the_first_ones_manifest_as_the_guide_says(tmp_path):
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = [line for line in guide.splitlines() if line.startswith("sed -e 's/shard-0/shard-1/g'")]
+    ran = subprocess.run(command.partition(" > ")[0], shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    made = tmp_path / "shard-1.yaml"
+    made.write_text(ran.stdout)
+    expect_pass(validated(made))
+    (workload,) = [each for each in yaml.safe_load_all(ran.stdout) if each["kind"] == "StatefulSet"]
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert (variables["VECMEM_SHARD"], variables["VECMEM_ADVERTISE"]) == ("1", "$(VECMEM_NODE).vecmem-shard-1:7700")
+    assert "shard-0" not in ran.stdout
+
+
 def test_the_kustomization_has_every_file_and_no_other():
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
     assert sorted(kustomization["resources"]) == [path.name for path in MANIFESTS]
