@@ -124,7 +124,7 @@ def test_a_blocked_slot_is_read_and_not_written():
     by_filter.delete_points.filter.all_of.SetInParent()
     assert isinstance(refused(first.do(by_filter)), SlotMovingError)
     assert dump(first.state) == before
-    first.state.check_slot(slot_of(b"a"))
+    first.state.check_names([b"a"])
     accepted(first.do(delete_ids(uid(first), ["c"])))
     expire = Command(time_unix_ms=60)
     expire.expire_points.collection_uid = uid(first)
@@ -332,5 +332,5 @@ def test_a_single_shard_knows_nothing_of_slots():
     state = StateMachine()
     assert state.slots is None
     assert state.version_at(5) == 5
-    state.check_slot(0)
+    state.check_names([b"a"])
     assert finished(iter(())) is None

@@ -256,7 +256,7 @@ class Router:
         """Raises MovedError for a client that goes there by itself, where another node answers for a shard."""
         if not call.accepts_moved or self._is_here(number, call):
             return
-        owner = self.view.leader_of(number)
+        owner = self._leader_of(number)
         metadata = {"shard": str(number), "owner": owner, "epoch": str(self.view.slot_map.epoch)}
         if slot is not None:
             metadata["slot"] = str(slot)
@@ -324,10 +324,14 @@ class Router:
             for task in tasks:
                 task.cancel()
 
+    def _leader_of(self, number: int) -> str:
+        """Address of the node that leads a shard; empty: that is not known. Of this node's own its log tells it sooner than others do."""
+        return (self.shard.owner if number == self.shard.number else "") or self.view.leader_of(number)
+
     def _addresses(self, number: int, call: Call) -> list[str]:
         """Where a shard is asked: the node that leads it, or two of its members in turn, where any may answer."""
         if not call.any_member:
-            leader = self.view.leader_of(number)
+            leader = self._leader_of(number)
             return [leader] if leader else []
         members = [node.address for node in self.view.members_of(number)]
         self._turn += 1
