@@ -17,8 +17,8 @@ SERVE ?=
 # The scenario and its flags, for instance `make bench BENCH="filter --plot build/plots"`.
 BENCH ?= ann
 
-# Two modules at a time: most of a test is waiting, for a process to start or for a disk.
-TWO := --numprocesses 2 --dist loadfile
+# Twice as many modules at a time as there are processors: half of a test is waiting, for a process to start or for a disk.
+SEVERAL := --numprocesses 4 --dist loadfile
 
 .PHONY: demo test test-long serve bench proto lint format clean help
 
@@ -39,12 +39,12 @@ API_TESTS := tests/api tests/node clients/python/tests
 POINT_TESTS := $(addprefix tests/api/test_,points.py queries.py scroll.py batches.py payload_indexes.py)
 
 test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines and two shards
-	$(BIN)/python -m pytest $(TWO) -m "not long"
-	TEST_SHARDS=2 VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest $(TWO) -m "not long" $(API_TESTS)
+	$(BIN)/python -m pytest $(SEVERAL) -m "not long"
+	TEST_SHARDS=2 VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest $(SEVERAL) -m "not long" $(API_TESTS)
 
 test-long: $(DEV_STAMP) ## The soaks, and what the API promises of points over five shards
 	$(BIN)/python -m pytest -m long
-	TEST_SHARDS=5 $(BIN)/python -m pytest $(TWO) -m "not long" $(POINT_TESTS)
+	TEST_SHARDS=5 $(BIN)/python -m pytest $(SEVERAL) -m "not long" $(POINT_TESTS)
 
 lint: $(DEV_STAMP) ## Style, types, protos, what deploys, and that generated files are fresh
 	$(BIN)/ruff check

@@ -37,8 +37,6 @@ SEED: Final = 13
 TRIALS: Final = 20_000
 FIT_STEPS: Final = 24
 PART_COST_MS_MAX: Final = 20.0
-LISTING_REQUESTS: Final = 3
-"""Of names in a bucket of NATS: a consumer is made, delivers, and is deleted."""
 NORMAL_P99: Final = 2.3263
 """How many standard deviations the 99th percentile of a normal distribution is above its median."""
 
@@ -282,21 +280,20 @@ class Coordination:
     """What nodes ask of NATS while nothing happens, together."""
 
     requests_per_second: float
+    answers_per_second: float
+    """Messages that come back, one for each node whose announcement is told."""
     bytes_per_second: float
 
 
 def coordination(nodes: int, shards: int) -> Coordination:
-    """Each node reads the topology and what every node announces, one by one, and announces itself; see vecmem.cluster.view.
-
-    A look is one read of the topology, one listing of names (a consumer that is made, read and deleted: about three requests), and a
-    read for each node.
-    """
+    """Each node reads the topology, and by one request what every node announces, and announces itself; see vecmem.cluster.view."""
     looks = nodes / LOOK_SECONDS
-    requests_per_look = 1 + LISTING_REQUESTS + nodes
     announcements = nodes / ANNOUNCE_SECONDS
     bytes_per_look = topology_bytes(shards) + nodes * announcement_bytes()
     return Coordination(
-        requests_per_second=looks * requests_per_look + announcements,
+        requests_per_second=2 * looks + announcements,
+        # The end of what is announced is a message as well.
+        answers_per_second=looks * (nodes + 2) + announcements,
         bytes_per_second=looks * bytes_per_look + announcements * announcement_bytes(),
     )
 

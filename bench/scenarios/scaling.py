@@ -91,6 +91,7 @@ def _standing(report: Report, arguments: argparse.Namespace, count: int) -> None
     )
     asked = scaling.coordination(nodes, count)
     report.add("model", f"coordination_requests_per_second_shards_{count}", asked.requests_per_second, "1/s")
+    report.add("model", f"coordination_answers_per_second_shards_{count}", asked.answers_per_second, "1/s")
     report.add("model", f"coordination_bytes_per_second_shards_{count}", asked.bytes_per_second, "bytes/s")
     load = scaling.log_load(
         count,

@@ -108,8 +108,9 @@ def test_a_topology_has_the_size_of_the_message(shards):
 
 
 def test_what_is_asked_grows_with_the_square_of_the_nodes():
-    few, many = (scaling.coordination(nodes, 100).requests_per_second for nodes in (300, 3_000))
-    assert 90 < many / few < 100
+    few, many = (scaling.coordination(nodes, 100) for nodes in (300, 3_000))
+    assert many.requests_per_second == 10 * few.requests_per_second
+    assert 90 < many.answers_per_second / few.answers_per_second < 100
 
 
 def test_the_load_of_the_logs_is_in_proportion():

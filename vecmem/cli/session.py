@@ -61,8 +61,8 @@ class Session:
     """None: where standard error is a terminal."""
 
     def client(self) -> Client:
-        """Connect. People wait at the terminal, so an absent server is told after three tries."""
-        return Client(self.address, retry=RetryPolicy(attempts_max=3))
+        """Connect. People wait at the terminal, so an absent server is told after three tries; of a cluster the lead may be on its way."""
+        return Client(self.address, retry=RetryPolicy() if "," in self.address else RetryPolicy(attempts_max=3))
 
     def write(self, document: object, *tables: RenderableType) -> None:
         """Write the result: the document with --json, the tables without."""

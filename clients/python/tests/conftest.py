@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.fixtures import collection_name, own_server, server, skip_where_shards_matter
+from tests.support.fixtures import SHARDS, collection_name, own_server, server, skip_where_shards_matter
 from vecmem_client import AsyncClient, Client, VectorConfig
 
 if TYPE_CHECKING:
@@ -51,7 +51,11 @@ class Awaitable:
         return call
 
 
-@pytest.fixture(params=["sync", "async"])
+# Over several shards one of the two is enough: the synchronous client is generated from the other.
+KINDS = ["sync", "async"] if SHARDS == "1" else ["async"]
+
+
+@pytest.fixture(params=KINDS)
 async def make_client(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Any]]:
     """Makes clients of either kind, with the constructor's arguments; all are closed at the end."""
     made: list[Any] = []
