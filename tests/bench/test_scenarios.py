@@ -13,8 +13,11 @@ import pytest
 
 from bench.__main__ import SCENARIOS
 from bench.engines.registry import BY_URL, PEERS
+from tests.support.fixtures import later
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SLOW = ("cluster", "kv", "memory", "scale")
+"""Scenarios that take long however little they measure."""
 SHARES = ("50", "20", "10", "5", "1", "0.1")
 
 ARGUMENTS = {
@@ -236,7 +239,7 @@ def bench(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [later(name) if name in SLOW else name for name in SCENARIOS])
 def test_a_scenario_reports_its_rows(scenario, small, tmp_path):
     if scenario == "rpc" and shutil.which("h2load") is None:
         pytest.skip("h2load is not installed")

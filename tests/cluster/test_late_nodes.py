@@ -24,6 +24,7 @@ from tests.cluster.late_support import (
     uploads_of,
 )
 from tests.cluster.support import SECONDS_MAX, Cluster
+from tests.support.fixtures import later
 from tests.support.nats import ask_jetstream
 from tests.support.server import ServerProcess
 from vecmem.log.failpoints import ENVIRONMENT_VARIABLE
@@ -146,7 +147,11 @@ def test_a_trim_never_passes_what_is_published(pair):
 
 
 @pytest.mark.parametrize(
-    "failpoint", ["after_upload_chunk", "before_upload_check", "before_upload_publish", "after_upload_publish"]
+    "failpoint",
+    [
+        "after_upload_chunk",
+        *(later(name) for name in ("before_upload_check", "before_upload_publish", "after_upload_publish")),
+    ],
 )
 def test_an_uploader_that_dies_leaves_nothing_that_hurts(tmp_path, failpoint):
     with Cluster(tmp_path, nodes=1, arguments=ARGUMENTS) as cluster:
@@ -191,13 +196,13 @@ def test_a_leader_that_dies_before_it_trims_trims_later(tmp_path):
 @pytest.mark.parametrize(
     "failpoint",
     [
-        "after_download_chunk",
-        "after_download",
+        later("after_download_chunk"),
+        later("after_download"),
         "before_restore_rename",
-        "after_restore_rename",
+        later("after_restore_rename"),
         "before_restored_log",
-        "before_restored_checkpoints",
-        "before_restored_cleanup",
+        later("before_restored_checkpoints"),
+        later("before_restored_cleanup"),
     ],
 )
 def test_a_restore_that_is_cut_short_is_completed_by_the_next_start(trimmed, newcomer, failpoint):
@@ -212,7 +217,9 @@ def test_a_restore_that_is_cut_short_is_completed_by_the_next_start(trimmed, new
     assert not any((newcomer.data_dir / name).exists() for name in ("restoring", "restored"))
 
 
-@pytest.mark.parametrize("failpoint", ["after_restore_rename", "before_restored_log", "before_restored_checkpoints"])
+@pytest.mark.parametrize(
+    "failpoint", [later("after_restore_rename"), "before_restored_log", later("before_restored_checkpoints")]
+)
 def test_an_old_copy_gives_way_wherever_its_restore_is_cut_short(tmp_path, failpoint):
     with Cluster(tmp_path, nodes=2, arguments=ARGUMENTS) as cluster:
         writing = Writing()

@@ -177,6 +177,7 @@ def test_a_machine_may_die_and_another_one_too_once_it_is_back(machines):
             assert client.run(counters.add("n")).value == value + 1
 
 
+@pytest.mark.long
 def test_a_rolling_restart_as_the_guide_has_it(machines):
     with machines.client() as client:
         for value, machine in enumerate(machines.all):

@@ -15,6 +15,7 @@ import pytest
 
 from tests.crash.traffic import CALL_SECONDS_MAX, Connection, Traffic, TrafficWriter, seed_of
 from tests.store.support import dump
+from tests.support.fixtures import later
 from tests.support.server import ServerProcess
 from vecmem.log.rocks_verify import verify_rocks_log
 from vecmem.store.keyspace.keyspace import VERSION_BYTES
@@ -85,7 +86,7 @@ def _check(data_dir: Path, setters: list[Setter]) -> int:
     return len(evicted)
 
 
-@pytest.mark.parametrize("policy", ["lru", "volatile-lru", "volatile-ttl"])
+@pytest.mark.parametrize("policy", ["lru", later("volatile-lru"), later("volatile-ttl")])
 def test_whenever_the_server_dies_only_evicted_keys_are_gone(
     tmp_path: Path, pytestconfig: pytest.Config, policy: str
 ) -> None:

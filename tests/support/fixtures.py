@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from _pytest.mark.structures import ParameterSet
+
 
 SHARDS = os.environ.get("TEST_SHARDS", "1")
 """Of the server that all tests share: what they expect holds whatever their number is."""
+
+
+def later(value: object) -> ParameterSet:
+    """A parameter of a test whose run with it is among the long ones."""
+    return pytest.param(value, marks=pytest.mark.long)
 
 
 def skip_where_shards_matter(items: list[pytest.Item]) -> None:

@@ -29,6 +29,8 @@ from vecmem_client import (
 )
 from vecmem_client._slots import SLOTS, slot_of
 
+pytestmark = pytest.mark.one_shard(reason="clusters of these tests' own are the same in each run")
+
 FIRST, SECOND = "bar", "foo"
 """Keys, and ids of points, of the first and of the second shard of two."""
 
@@ -89,8 +91,6 @@ async def settled(client) -> None:
 
 
 async def test_a_server_that_is_alone_is_asked_nothing_further(make_client, server, collection_name):
-    if len(server.ready.get("addresses", ())) > 1:
-        pytest.skip("the server of this run is not alone")
     client = make_client(server.address)
     counts = sent(client, with_looks=True)
     await client.run(strings.set(collection_name, "v"))
