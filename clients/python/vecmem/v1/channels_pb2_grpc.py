@@ -70,7 +70,8 @@ class ChannelServiceServicer:
         messages: what is published from then on arrives. Where nothing comes a response without messages does, every `heartbeat_ms`.
 
         What a subscriber has not read yet is kept for it up to 10,000 messages and 16 MiB. One that falls behind further is not silently left out: its
-        stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends.
+        stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends, MOVED (UNAVAILABLE) when the node
+        leads its shard no longer, so that messages come to another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

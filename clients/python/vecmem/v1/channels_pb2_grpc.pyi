@@ -42,7 +42,8 @@ class ChannelServiceStub:
     messages: what is published from then on arrives. Where nothing comes a response without messages does, every `heartbeat_ms`.
 
     What a subscriber has not read yet is kept for it up to 10,000 messages and 16 MiB. One that falls behind further is not silently left out: its
-    stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends.
+    stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends, MOVED (UNAVAILABLE) when the node
+    leads its shard no longer, so that messages come to another one.
     """
     ListChannels: _grpc.UnaryUnaryMultiCallable[_channels_pb2.ListChannelsRequest, _channels_pb2.ListChannelsResponse]
     """ListChannels tells which channels somebody is subscribed to by name."""
@@ -61,7 +62,8 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     messages: what is published from then on arrives. Where nothing comes a response without messages does, every `heartbeat_ms`.
 
     What a subscriber has not read yet is kept for it up to 10,000 messages and 16 MiB. One that falls behind further is not silently left out: its
-    stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends.
+    stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends, MOVED (UNAVAILABLE) when the node
+    leads its shard no longer, so that messages come to another one.
     """
     ListChannels: _aio.UnaryUnaryMultiCallable[_channels_pb2.ListChannelsRequest, _channels_pb2.ListChannelsResponse]  # type: ignore[assignment]
     """ListChannels tells which channels somebody is subscribed to by name."""
@@ -89,7 +91,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         messages: what is published from then on arrives. Where nothing comes a response without messages does, every `heartbeat_ms`.
 
         What a subscriber has not read yet is kept for it up to 10,000 messages and 16 MiB. One that falls behind further is not silently left out: its
-        stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends.
+        stream ends with SLOW_CONSUMER (RESOURCE_EXHAUSTED). Errors: SHUTTING_DOWN (UNAVAILABLE) when the server ends, MOVED (UNAVAILABLE) when the node
+        leads its shard no longer, so that messages come to another one.
         """
 
     @_abc_1.abstractmethod

@@ -1700,7 +1700,9 @@ class PipelineRequest(_message.Message):
 
     @_builtins.property
     def write(self) -> _common_pb2.WriteOptions:
-        """Retry safety of its writes: a repeat with the same request_id returns the first results of them, while its reads are done anew."""
+        """Retry safety of its writes: a repeat with the same request_id returns the first results of them, while its reads are done anew. In a cluster
+        each operation is remembered by itself: another pipeline under the same id is refused operation by operation (REQUEST_ID_REUSED).
+        """
 
     @_builtins.property
     def read(self) -> _common_pb2.ReadOptions:
