@@ -14,6 +14,8 @@ from tests.cluster.support import SECONDS_MAX, Cluster, get
 from tests.support.api import expect_refusal
 from tests.support.server import ServerProcess
 from vecmem.cluster.peers import ACCEPT_MOVED_KEY
+from vecmem.log.failpoints import ENVIRONMENT_VARIABLE
+from vecmem.log.rocks_verify import verify_rocks_log
 from vecmem.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -24,7 +26,7 @@ from vecmem.v1 import (
     strings_pb2,
     strings_pb2_grpc,
 )
-from vecmem_client import Client, RetryPolicy, counters, strings
+from vecmem_client import Client, RetryPolicy, VecmemClientError, counters, strings
 
 RETRY = RetryPolicy(attempts_max=1_000, backoff_seconds_max=0.2)
 
@@ -103,6 +105,37 @@ def test_who_waits_at_a_leader_goes_where_the_lead_goes(cluster):
             pushed = lists_pb2.PushListItemsRequest(key=b"line", items=[b"at last"], end=lists_pb2.LIST_END_LEFT)
             lists_pb2_grpc.ListServiceStub(other).PushListItems(pushed, timeout=SECONDS_MAX)
         assert list(popped.result().items) == [b"at last"]
+
+
+@pytest.mark.parametrize("failpoint", ["before_append_write:30", "after_append_sync:30"])
+def test_what_is_answered_is_kept_though_the_copy_here_was_not_made_yet(tmp_path, failpoint):
+    """A leader answers when the log has a write; it dies when its own copy does not, or only just has it."""
+    with Cluster(tmp_path, nodes=0) as cluster:
+        node = cluster.new_node(environment=os.environ | {ENVIRONMENT_VARIABLE: failpoint}).start()
+        answered: list[bytes] = []
+        with Client(node.address, retry=RetryPolicy(attempts_max=1), timeout_seconds=SECONDS_MAX) as client:
+            cluster.leader()
+
+            def write() -> None:
+                for number in range(1_000):
+                    client.run(strings.set(f"k{number}", str(number)))
+                    answered.append(str(number).encode())
+                    if number == 10:
+                        client.create_checkpoint()
+
+            with pytest.raises(VecmemClientError):
+                write()
+        assert node.wait(SECONDS_MAX) == -signal.SIGKILL
+        assert answered
+        node.environment = None
+        node.start()
+        with client_of(cluster) as client:
+            found = [client.run(strings.get(f"k{number}")) for number in range(len(answered))]
+            assert found == answered
+            client.run(strings.set("k", "v"))
+            assert on_every_node(cluster, b"k", client.last_position.sequence) == [b"v"]
+        node.stop()
+        assert verify_rocks_log(node.data_dir / "log").damage == []
 
 
 def test_a_leader_that_was_away_answers_nothing_old(cluster):

@@ -21,14 +21,14 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from vecmem.cluster.replicated_log import ReplicatedLog
 from vecmem.errors import CorruptionError, LogConflictError, NotFoundError, OverloadedError, UnavailableError
 from vecmem.log.jetstream import JetStreamLog
 from vecmem.log.record import LogEntry, Record
-from vecmem.log.rocks import RocksLog
 from vecmem.log.transaction_log import Follower
 from vecmem.store.shard import Shard
 from vecmem.store.state_machine import COMMAND_RECORD
@@ -44,25 +44,6 @@ PENDING_ENTRIES_MAX: Final = 1_024
 """Read and not taken yet."""
 
 _logger = logging.getLogger(__name__)
-
-
-class ReplicatedLog:
-    """Where a leading node appends: first the log that decides, then its own copy."""
-
-    def __init__(self, log: JetStreamLog, copy: RocksLog) -> None:
-        self._log = log
-        self._copy = copy
-
-    @property
-    def record_bytes_max(self) -> int:
-        """See TransactionLog."""
-        return min(self._log.record_bytes_max, self._copy.record_bytes_max)
-
-    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
-        """See TransactionLog."""
-        entries = self._log.append(records, after)
-        self._copy.append(records, after)
-        return entries
 
 
 class Member:
@@ -215,7 +196,8 @@ class Member:
         await self._shard.all_applied()
         self._look_at_lease()
         _logger.info("leads the shard from sequence %d on", entries[-1].sequence)
-        self._shard.lead(ReplicatedLog(log, self._shard.log), began + self._lease_seconds)
+        replicated = ReplicatedLog(log, self._shard.log)
+        self._shard.lead(replicated, began + self._lease_seconds)
         self._released.clear()
         self._follows.clear()
         try:
@@ -224,6 +206,7 @@ class Member:
             _logger.warning("leads the shard no longer: %s", error)
         finally:
             await self._shard.stop_leading()
+            await asyncio.to_thread(replicated.close)
             # Somebody else was faster, or is to be.
             self._claims_at = time.monotonic() + self._backoff_seconds(self._lease_seconds)
             self._follows.set()

@@ -157,6 +157,7 @@ class WatchServicer(watch_pb2_grpc.WatchServiceServicer):
             [entry] = self._shard.log.read(sequence, sequence + 1)
             return command_pb2.Command.FromString(entry.record.payload)
 
+        await self._shard.copied(sequence)
         try:
             return await in_own_thread(read)
         except (NotFoundError, CorruptionError) as error:

@@ -45,6 +45,7 @@ from vecmem.store.v1 import command_pb2
 from vecmem.store.watching import ChangeHub
 
 APPLIED_POLL_SECONDS = 0.001
+COPIED_POLL_SECONDS = 0.001
 CHECKPOINT_POLL_SECONDS = 0.5
 CHECKPOINT_WORTH_BYTES = 1024 * 1024
 CHECKPOINT_WORTH_SHARE = 0.02
@@ -165,6 +166,16 @@ class Shard:
         await self._applier.drained()
         if self._applier.failed_reason:
             raise WritesStoppedError(self._applier.failed_reason)
+
+    async def copied(self, sequence: int) -> None:
+        """Return when the log here has a record that is applied: of a replicated log it is a copy, which comes behind.
+
+        Raises WritesStoppedError where it never will.
+        """
+        while self.log.last_sequence < sequence:
+            if self.log.stopped_reason:
+                raise WritesStoppedError(self.log.stopped_reason)
+            await asyncio.sleep(COPIED_POLL_SECONDS)
 
     async def applied(self, sequence: int, seconds_max: float) -> None:
         """Return when a record is applied, or the time is up."""
@@ -297,6 +308,11 @@ class Shard:
                 self._checkpoint_bytes = self._maintenance.drained_rows = 0
                 self._forked = ForkedImage(self._store, self.state, sequence, self._applier.applied_running_crc)
             try:
+                try:
+                    await self.copied(sequence)  # a checkpoint must not be ahead of the log beside it
+                except BaseException:
+                    self._forked.abandon()
+                    raise
                 report = await self._forked.publish()
             finally:
                 self._forked = None
