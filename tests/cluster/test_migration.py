@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -16,6 +18,7 @@ from tests.cluster.migration_support import SOURCE, TARGET, Cluster, Fault
 from tests.store.slot_support import NONE, slots_of_names
 from tests.store.support import create
 from vecmem.cluster import migration
+from vecmem.cluster.migration import Migration
 from vecmem.cluster.migration_target import RemoteTarget
 from vecmem.cluster.peers import Peers
 from vecmem.cluster.v1 import migration_pb2, migration_pb2_grpc
@@ -114,6 +117,32 @@ async def test_without_failures_each_group_is_blocked_once_and_nothing_begins_ag
         for step in ("block", "release", "own", "moved"):
             assert cluster.steps.count(step) == groups
         assert "drop" not in cluster.steps
+
+
+async def test_no_more_is_copied_in_a_second_than_was_said(tmp_path, monkeypatch):
+    """What is copied before writes are blocked is paced; what is left then is not, since writers wait for it."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def at_once(seconds: float) -> None:
+        if seconds > 1.0:  # as only pacing asks for
+            pauses.append(seconds)
+        await sleep(min(seconds, 0.001))
+
+    async with cluster_in(tmp_path) as cluster:
+        moves = cluster.map.migrations
+
+        async def throttled() -> list[Migration]:
+            return [replace(move, bytes_per_second_max=10) for move in await moves()]
+
+        monkeypatch.setattr(cluster.map, "migrations", throttled)
+        monkeypatch.setattr(asyncio, "sleep", at_once)
+        migrator = await cluster.move_all(group_bytes=500)
+        monkeypatch.undo()
+        check(cluster)
+        progress = migrator.progress[TARGET]
+        assert len(pauses) >= len(progress.blocked_ms)
+        assert 0.2 * progress.bytes_copied / 10 < sum(pauses) <= progress.bytes_copied / 10
 
 
 async def test_a_target_that_has_not_what_was_sent_gets_it_again_and_it_is_told(tmp_path, caplog):

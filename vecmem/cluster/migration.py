@@ -39,7 +39,7 @@ from vecmem.store.slot_sets import SlotMask, ranges_of, shown
 from vecmem.store.slot_table import Release
 from vecmem.store.v1 import command_pb2
 
-GROUP_BYTES: Final = 512 * 1024
+GROUP_BYTES: Final = 192 * 1024
 """Of a group, about: what its writers wait for grows with it. A slot that holds more is a group of its own."""
 GROUP_SLOTS_MAX: Final = 512
 PART_BYTES: Final = 512 * 1024
