@@ -49,6 +49,7 @@ class ClusterView:
         self._looking = asyncio.Lock()
         self._looked_at = -REFRESH_SECONDS_MIN
         self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self._ending = False
 
     def members_of(self, shard: int) -> list[NodeInfo]:
@@ -83,6 +84,14 @@ class ClusterView:
         """Go by a topology, unless a newer one is known."""
         if topology.epoch > self.slot_map.epoch:
             self.slot_map = layout.slot_map(topology)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def news(self, seconds_max: float) -> None:
+        """Return when there is another slot map, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                await self._changed.wait()
 
     async def change(self, changed: Callable[[Topology], Topology]) -> Topology:
         """Change the topology by compare-and-set; where its epoch is the same it stays what it is.

@@ -52,7 +52,8 @@ CALL_SECONDS_MAX: Final = 30.0
 """How long a call without a deadline is tried."""
 DEADLINE_SECONDS_MAX: Final = 7 * 24 * 3600.0
 RETRY_SECONDS_MIN: Final = 0.002
-RETRY_SECONDS_MAX: Final = 0.1
+RETRY_SECONDS_MAX: Final = 0.025
+"""Who waits for a slot that moves waits so much longer, at most, than it takes."""
 MARGIN_SHARE: Final = 0.1
 MARGIN_SECONDS_MAX: Final = 0.25
 """Of the time left, kept back for putting answers together where a shard that does not answer may be left out."""
@@ -244,7 +245,7 @@ class Router:
                 # Nobody knows whether a write was done: only a repeat of it that is known as one may be tried.
                 if not (method.reads or call.is_repeatable) or call.deadline - time.monotonic() < pause_seconds:
                     raise
-            await asyncio.sleep(pause_seconds)
+            await self.view.news(pause_seconds)
             pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
             with contextlib.suppress(UnavailableError):
                 await self.view.look()
@@ -361,7 +362,7 @@ class Router:
         pause_seconds = RETRY_SECONDS_MIN
         while True:
             call.seconds_left()
-            await asyncio.sleep(pause_seconds)
+            await self.view.news(pause_seconds)
             pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
             with contextlib.suppress(UnavailableError):
                 await self.view.look()
