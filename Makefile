@@ -39,11 +39,12 @@ API_TESTS := tests/api tests/node clients/python/tests
 POINT_TESTS := $(addprefix tests/api/test_,points.py queries.py scroll.py batches.py payload_indexes.py)
 
 test: lint ## Lint, types, stubs and all tests but the long ones; those of the API over both gRPC engines and two shards
-	$(BIN)/python -m pytest $(SEVERAL) -m "not long"
-	TEST_SHARDS=2 VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest $(SEVERAL) -m "not long" $(API_TESTS)
+	TEST_CLIENTS=sync $(BIN)/python -m pytest $(SEVERAL) -m "not long"
+	TEST_CLIENTS=async TEST_SHARDS=2 VECMEM_GRPC_ENGINE=grpcio $(BIN)/python -m pytest $(SEVERAL) -m "not long" $(API_TESTS)
 
-test-long: $(DEV_STAMP) ## The soaks, and what the API promises of points over five shards
+test-long: $(DEV_STAMP) ## The soaks, both clients on one shard, and what the API promises of points over five
 	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(SEVERAL) -m "not long" clients/python/tests
 	TEST_SHARDS=5 $(BIN)/python -m pytest $(SEVERAL) -m "not long" $(POINT_TESTS)
 
 lint: $(DEV_STAMP) ## Style, types, protos, what deploys, and that generated files are fresh

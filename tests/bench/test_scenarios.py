@@ -16,7 +16,7 @@ from bench.engines.registry import BY_URL, PEERS
 from tests.support.fixtures import later
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SLOW = ("cluster", "kv", "memory", "scale")
+SLOW = ("ann", "churn", "cluster", "kv", "memory", "peers", "scale")
 """Scenarios that take long however little they measure."""
 SHARES = ("50", "20", "10", "5", "1", "0.1")
 

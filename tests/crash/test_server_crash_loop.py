@@ -141,7 +141,7 @@ def run_loop(loop: Loop, rounds: int) -> None:
 
 
 def test_nothing_acknowledged_is_lost_whenever_the_server_dies(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    rounds = pytestconfig.getoption("--rounds", default=None) or 20
+    rounds = pytestconfig.getoption("--rounds", default=None) or 12
     run_loop(Loop(tmp_path, random.Random(seed_of(pytestconfig))), rounds)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.fixtures import SHARDS, collection_name, own_server, server, skip_where_shards_matter
+from tests.support.fixtures import collection_name, own_server, server, skip_where_shards_matter
 from vecmem_client import AsyncClient, Client, VectorConfig
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Awaitable:
         return call
 
 
-# Over several shards one of the two is enough: the synchronous client is generated from the other.
-KINDS = ["sync", "async"] if SHARDS == "1" else ["async"]
+# The synchronous client is generated from the other: `make test` has one of them over one shard, the other one over two.
+KINDS = os.environ.get("TEST_CLIENTS", "sync,async").split(",")
 
 
 @pytest.fixture(params=KINDS)
