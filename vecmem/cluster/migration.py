@@ -14,7 +14,8 @@ only goes forward. The source's log remembers what has to be said to the target,
 What is blocked when a primary begins is what another one left behind: it is unblocked. So a crash anywhere is followed by the same steps as
 no crash, and nothing of where a move stands is kept but in the two logs and the slot map.
 
-Reads of a group never wait for a move but while a record is applied. Writes wait from BLOCK to OWN.
+Writes of a group wait from BLOCK until it is known who has it, reads from RELEASE: whoever gave it away must not answer for it, since the
+other shard may have taken writes by then.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 ANSWER_SECONDS_MAX: Final = 30.0
 """For reads and trims; killing the leader was measured to take 5 s until the next one answers."""
+LOOK_SECONDS_MAX: Final = 0.5
+"""For a look at whether an append is there: without a leader nobody answers, and the next attempt comes so much later."""
 SLOW_BYTES_PER_SECOND: Final = 4 * 1024 * 1024
 """A large message is given the time to be sent so slowly."""
 MARGIN_SECONDS: Final = 10.0
@@ -360,7 +362,7 @@ class JetStreamLog:
             # A refusal is no more certain than silence: an earlier attempt may be what it was refused for.
             is_trimmed = False
             with contextlib.suppress(NoReplyError):
-                stored = await self._stream.get(batch.message_sequence, seconds=seconds)
+                stored = await self._stream.get(batch.message_sequence, seconds=min(seconds, LOOK_SECONDS_MAX))
                 if stored is not None and stored.batch_id == batch.batch_id:
                     return
                 if stored is not None:
