@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -30,6 +31,8 @@ READ_MESSAGES: Final = 1_000
 """Messages are read this much at a time; the last one may go over it."""
 SILENT_SECONDS: Final = 3.0
 """Servers with a copy answer the stream's leader about every second."""
+HEARD_SECONDS_MAX: Final = 1.5
+"""Waited for servers of which the leader has not heard; one that is dead costs an opening so much."""
 PAUSE_SECONDS: Final = 0.05
 """Between two attempts at something that gets no answer."""
 
@@ -106,7 +109,13 @@ class Stream:
             raise ConfigurationError(f"{self.path}: there is no such stream, and it is not to be made")
         self._check_configuration(info, wanted)
         self._created = str(info["created"])
-        return state_of(info)
+        state = state_of(info)
+        # The leader of a new stream, or a new leader, hears of the others a moment later.
+        deadline = time.monotonic() + HEARD_SECONDS_MAX
+        while 1 < replicas > len(state.servers) and time.monotonic() < deadline:
+            await asyncio.sleep(PAUSE_SECONDS)
+            state = await self.state()
+        return state
 
     async def state(self) -> StreamState:
         """Ask the leader.
