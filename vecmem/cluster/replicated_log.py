@@ -44,8 +44,9 @@ class ReplicatedLog:
 
     def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """See TransactionLog. Raises WritesStoppedError, and appends nothing, where the copy has failed."""
-        if self._copy.stopped_reason:
-            raise WritesStoppedError(f"this node's copy of the log takes no writes: {self._copy.stopped_reason}")
+        if self._copy.stopped_reason or not self._thread.is_alive():
+            why = self._copy.stopped_reason or "its thread has ended"
+            raise WritesStoppedError(f"this node's copy of the log takes no writes: {why}")
         entries = self._log.append(records, after)
         self._pending.put((records, after))
         return entries
