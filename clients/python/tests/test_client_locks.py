@@ -252,6 +252,7 @@ async def test_holders_exclude_each_other_through_kills(make_client, own_server)
 async def test_an_answer_that_comes_when_the_lease_has_ended_is_none(client, key):
     """As after a lost connection: the call is repeated, and told how it was answered the first time."""
     other = AsyncLock(client, key, lease_seconds=LONG)
+    overtaken = asyncio.Event()
 
     class Late:
         """The client of a holder whose first answer comes when another one has the lock."""
@@ -265,12 +266,13 @@ async def test_an_answer_that_comes_when_the_lease_has_ended_is_none(client, key
                 self.first_owner = operation.message.acquire_lock.owner
                 assert result.acquired
                 await other.acquire()
+                overtaken.set()
             return result
 
     late = Late()
     lock = AsyncLock(late, key, lease_seconds=0.2)
     acquiring = asyncio.create_task(lock.acquire())
-    await until(lambda: other.held)
+    await overtaken.wait()  # not only held: whoever has waited looks once more whether it is
     token = other.fencing_token
     assert not acquiring.done()
     await other.release()
