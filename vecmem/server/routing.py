@@ -52,8 +52,8 @@ CALL_SECONDS_MAX: Final = 30.0
 """How long a call without a deadline is tried."""
 DEADLINE_SECONDS_MAX: Final = 7 * 24 * 3600.0
 RETRY_SECONDS_MIN: Final = 0.002
-RETRY_SECONDS_MAX: Final = 0.025
-"""Who waits for a slot that moves waits so much longer, at most, than it takes."""
+RETRY_SECONDS_MAX: Final = 0.1
+"""Many may wait at once, and each tries again so often; another slot map ends a pause at once."""
 MARGIN_SHARE: Final = 0.1
 MARGIN_SECONDS_MAX: Final = 0.25
 """Of the time left, kept back for putting answers together where a shard that does not answer may be left out."""
