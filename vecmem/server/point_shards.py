@@ -42,12 +42,12 @@ class PointShards:
 
     def is_one_shard(self, slots: Sequence[int]) -> bool:
         """Whether one shard has all of some slots."""
-        shard_of = self.router.view.slot_map.shard_of
+        shard_of = self.router.shard_of
         return len({int(shard_of[slot]) for slot in slots}) <= 1
 
     def by_shard(self, slots: Sequence[int], places: Sequence[int]) -> dict[int, list[int]]:
         """Some places of a request, given the slots of all, by the shard that has their slot."""
-        shard_of = self.router.view.slot_map.shard_of
+        shard_of = self.router.shard_of
         found: dict[int, list[int]] = {}
         for place in places:
             found.setdefault(int(shard_of[slots[place]]), []).append(place)

@@ -263,7 +263,7 @@ class RoutedServer:
     def _check_leads_all(self, request: pipeline_pb2.PipelineRequest, call: Call) -> None:
         """Raises MovedError for a client that goes there by itself, where another node has all keys."""
         if call.accepts_moved and all(operation.WhichOneof("kind") != "scan_keys" for operation in request.operations):
-            shard_of = self._router.view.slot_map.shard_of
+            shard_of = self._router.shard_of
             slots = [slot_of_pipelined(operation) for operation in request.operations]
             numbers = {int(shard_of[slot]) for slot in slots}
             if len(numbers) == 1:
@@ -295,7 +295,7 @@ class RoutedServer:
         pauses = self._router.pauses(call)
         left = list(places)
         while left:
-            shard_of = self._router.view.slot_map.shard_of
+            shard_of = self._router.shard_of
             by_shard: dict[int, list[int]] = {}
             for place in left:
                 by_shard.setdefault(int(shard_of[slots[place]]), []).append(place)

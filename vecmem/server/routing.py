@@ -21,6 +21,7 @@ import numpy as np
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from numpy.typing import NDArray
 
 from vecmem.cluster import peers as peering
 from vecmem.cluster.merging import merge_header
@@ -171,12 +172,25 @@ class Router:
         self._whole: set[tuple[bytes, ...]] = set()
         self._packed = (0, b"")
         """The shard's slots at a revision."""
+        self._shard_of: tuple[tuple[int, int], NDArray[np.int32]] = ((-1, -1), np.zeros(SLOTS, np.int32))
+        """By slot, at an epoch of the topology and a revision of the slots."""
         self._turn = 0
         self._usual_seconds = HEDGE_SECONDS_MIN / HEDGE_FACTOR
 
     def leads(self) -> bool:
         """Whether this node answers for its shard now."""
         return time.monotonic() < self.shard.leads_until
+
+    @property
+    def shard_of(self) -> NDArray[np.int32]:
+        """By slot, shape (SLOTS,): as the topology has it, but what this node leads it owns from the moment that its log says so."""
+        slot_map, table = self.view.slot_map, self.shard.state.slots
+        if table is None or not self.leads():
+            return slot_map.shard_of
+        known = (slot_map.epoch, table.revision)
+        if self._shard_of[0] != known:
+            self._shard_of = (known, np.where(table.owned, np.int32(self.shard.number), slot_map.shard_of))
+        return self._shard_of[1]
 
     def only_shard(self) -> int | None:
         """The shard that has all slots; None: there are several."""
@@ -199,13 +213,13 @@ class Router:
 
     async def at_slot(self, method: Method, request: Any, call: Call, slot: int) -> Reply:
         """Have whoever has a slot answer. Raises MovedError where the client goes there by itself."""
-        return await self.at(method, request, call, lambda: int(self.view.slot_map.shard_of[slot]), slot=slot)
+        return await self.at(method, request, call, lambda: int(self.shard_of[slot]), slot=slot)
 
     async def at_slots(self, method: Method, request: Any, call: Call, slots: Sequence[int]) -> Reply | None:
         """Have the shard answer that has all of some slots. None: no shard does, or none does any more. Raises as `at_slot`."""
 
         def where() -> int | None:
-            numbers = {int(self.view.slot_map.shard_of[slot]) for slot in slots or (0,)}
+            numbers = {int(self.shard_of[slot]) for slot in slots or (0,)}
             return numbers.pop() if len(numbers) == 1 else None
 
         return await self.at(method, request, call, where, slot=slots[0] if slots else 0)
