@@ -117,7 +117,8 @@ def test_a_server_that_is_alone_has_no_map():
 
 def test_a_corrected_map_is_another_one():
     found = slot_map(topology())
-    corrected = found.corrected(1, "n:1", 7)
+    corrected = found.corrected(1, "n:1", 7, epoch=3)
+    assert (found.epoch, corrected.epoch) == (1, 3)
     assert (found.shard_of[7], found.leaders[1]) == (0, "b:1")
     assert (corrected.shard_of[7], corrected.shard_of[8], corrected.leaders) == (1, 0, {0: "a:1", 1: "n:1"})
 
@@ -214,6 +215,10 @@ def test_moved_tells_where_to_go_at_once():
     assert made.place(1, spread=False) == ("b:2", ACCEPT_MOVED)
     clock.now += 1
     assert made.begins_to_look(), "and more may have changed"
+    made.learn(topology(1))
+    assert made.known.shard_of[7] == 1, "a node that lags knows less"
+    made.learn(topology(2))
+    assert made.known.shard_of[7] == 0, "one that does not knows better"
 
 
 @pytest.mark.parametrize(

@@ -208,8 +208,9 @@ class Routing:
         shard, slot = failure.metadata.get("shard", ""), failure.metadata.get("slot", "")
         if known is None or not owner or owner == address or not shard.isdigit():
             return
-        if int(failure.metadata.get("epoch", "0")) >= known.epoch:
-            self.known = known.corrected(int(shard), owner, int(slot) if slot.isdigit() else None)
+        epoch = int(failure.metadata.get("epoch", "0"))
+        if epoch >= known.epoch:
+            self.known = known.corrected(int(shard), owner, int(slot) if slot.isdigit() else None, epoch)
 
     def _suspect(self, address: str) -> None:
         if self.known is not None or self._targets.are_several:

@@ -49,14 +49,14 @@ class SlotMap:
                 return None
         return found
 
-    def corrected(self, shard: int, owner: str, slot: int | None) -> SlotMap:
-        """The map where a shard is led by another node, and has a slot."""
+    def corrected(self, shard: int, owner: str, slot: int | None, epoch: int) -> SlotMap:
+        """The map where a shard is led by another node, and has a slot; of the epoch of who said so, so that no older map undoes it."""
         shard_of = self.shard_of
         if slot is not None and shard_of[slot] != shard:
             changed = array("H", shard_of)
             changed[slot] = shard
             shard_of = changed
-        return replace(self, shard_of=shard_of, leaders={**self.leaders, shard: owner})
+        return replace(self, epoch=epoch, shard_of=shard_of, leaders={**self.leaders, shard: owner})
 
 
 def slot_map(reply: cluster_pb2.GetTopologyResponse) -> SlotMap | None:
