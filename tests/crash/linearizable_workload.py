@@ -256,9 +256,9 @@ class Client:
             lambda timeout_seconds: self._connection.run(operation_of(action), request_id, timeout_seconds)
         )
         if returned_ns == NEVER:
-            self._history.operations.append(Operation.unknown(self._name, called_ns, (action,)))
+            self._history.operations.append(Operation.unknown(self._name, called_ns, (action,), request_id=request_id))
         else:
-            self._note(called_ns, returned_ns, [answered(action, reply)])
+            self._note(called_ns, returned_ns, [answered(action, reply)], request_id)
 
     def _commit(self) -> None:
         keys = self._plan.keys.together
@@ -279,13 +279,15 @@ class Client:
         ways = [(holds, Action(counter, "is_at_least", (least,), holds)) for holds in (True, False)]
         if returned_ns == NEVER:
             both = [(compared, *(then if holds else otherwise)) for holds, compared in ways]
-            self._history.operations.append(Operation.unknown(self._name, called_ns, *both))
+            self._history.operations.append(
+                Operation.unknown(self._name, called_ns, *both, request_id=request.write.request_id)
+            )
             return
         done = then if reply.succeeded else otherwise
         results = [getattr(one.operation, one.operation.WhichOneof("kind")) for one in reply.results]
         compared = next(compared for holds, compared in ways if holds == reply.succeeded)
         steps = [answered(action, result) for action, result in zip(done, results, strict=True)]
-        self._note(called_ns, returned_ns, [compared, *steps])
+        self._note(called_ns, returned_ns, [compared, *steps], request.write.request_id)
         self._history.events["committed" if reply.succeeded else "committed otherwise"] += 1
 
     def _settle(self, send: Any) -> tuple[int, int, Any]:
@@ -322,8 +324,10 @@ class Client:
             else:
                 return
 
-    def _note(self, called_ns: int, returned_ns: int, actions: Sequence[Action]) -> None:
-        self._history.operations.append(Operation.known(self._name, called_ns, returned_ns, *actions))
+    def _note(self, called_ns: int, returned_ns: int, actions: Sequence[Action], request_id: str = "") -> None:
+        self._history.operations.append(
+            Operation.known(self._name, called_ns, returned_ns, *actions, request_id=request_id)
+        )
         for action in actions:
             match kind_of(action.key), action.name:
                 case "register", "set":

@@ -23,6 +23,7 @@ from tests.support.linearizability import (
     Specification,
     check,
     partitions,
+    resolved,
 )
 
 SPECIFICATIONS = {"r": REGISTER, "c": COUNTER, "s": SET, "q": QUEUE, "l": LOCK, "d": COUNTER}
@@ -288,6 +289,29 @@ def test_unknown_writes_that_overwrite_each_other_cost_little() -> None:
     assert check(history, SPECIFICATIONS) < 1_000
     with pytest.raises(NotLinearizableError):
         check([*history, did(500, 501, "r", "get", result=("other", 1))], SPECIFICATIONS, steps_max=200_000)
+
+
+def test_what_a_log_has_has_happened_and_nothing_else() -> None:
+    maybe = [replace(may_have(2, "c", "add", delta), request_id=f"add {delta}") for delta in (1, 2)]
+    history = [*maybe, did(10, 11, "c", "get", result=1)]
+    check(history, SPECIFICATIONS)
+    check(resolved(history, {"add 1": 7}), SPECIFICATIONS)
+    check(resolved(history, {"add 1": 7, "add 2": 8}), SPECIFICATIONS)  # the other one came behind the read
+    for places in ({}, {"add 2": 7}, {"add 3": 7}):
+        with pytest.raises(NotLinearizableError):
+            check(resolved(history, places), SPECIFICATIONS)
+
+
+def test_the_order_of_a_log_is_not_believed_against_what_was_answered() -> None:
+    history = [
+        replace(did(0, 1, "r", "set", "a", result=1), request_id="a"),
+        replace(did(2, 3, "r", "set", "b", result=2), request_id="b"),
+        did(4, 5, "r", "get", result=("b", 2)),
+    ]
+    check(resolved(history, {"a": 2, "b": 1}), SPECIFICATIONS)
+    stale = did(6, 7, "r", "get", result=("a", 1))
+    with pytest.raises(NotLinearizableError):
+        check(resolved([*history, stale], {"a": 2, "b": 1}), SPECIFICATIONS)
 
 
 def test_keys_that_a_transaction_joins_are_one_part() -> None:

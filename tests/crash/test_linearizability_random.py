@@ -22,6 +22,7 @@ from tests.support.linearizability import (
     NotLinearizableError,
     Operation,
     check,
+    resolved,
 )
 
 SPECIFICATIONS = {"r": REGISTER, "c": COUNTER, "s": SET, "q": QUEUE, "l": LOCK}
@@ -151,9 +152,13 @@ def _executed(rng: random.Random, count: int, keys: str, *, unknown: float, spre
             if rng.random() < 0.5:
                 for action in actions:
                     store.do(action)
-            yield Operation.unknown("client", called_ns, tuple(actions))
+                request_id = str(moment)
+            else:
+                request_id = f"{moment}, not done"
+            yield Operation.unknown("client", called_ns, tuple(actions), request_id=request_id)
         else:
-            yield Operation.known("client", called_ns, returned_ns, *(store.do(action) for action in actions))
+            done = [store.do(action) for action in actions]
+            yield Operation.known("client", called_ns, returned_ns, *done, request_id=str(moment))
 
 
 seeds = st.integers(0, 2**32)
@@ -166,6 +171,17 @@ def test_what_was_executed_is_accepted(seed: int, keys: str, spread: int) -> Non
     history = list(_executed(rng, 40, keys, unknown=0.1, spread=spread))
     rng.shuffle(history)
     check(history, SPECIFICATIONS)
+
+
+@given(seeds)
+@settings(deadline=None, max_examples=30)
+def test_with_a_log_what_was_executed_is_accepted_at_once(seed: int) -> None:
+    """However many outcomes are unknown, and however many calls were under way at a time."""
+    rng = random.Random(seed)
+    history = list(_executed(rng, 400, "rcsql", unknown=0.4, spread=300))
+    rng.shuffle(history)
+    places = {str(moment): place for place, moment in enumerate(range(0, 10 * 400, 10), 1)}
+    assert check(resolved(history, places), SPECIFICATIONS) < 40_000
 
 
 def _doctored(rng: random.Random, history: list[Operation], share: float) -> list[Operation]:

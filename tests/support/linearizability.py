@@ -9,7 +9,7 @@ effect at any time after its call, or never, with any result. An operation may a
 The search is that of Wing and Gong (Testing and verifying concurrent objects, 1993), which does not enter a configuration, of operations done and
 state reached, twice (Lowe, Testing for linearizability, 2017). Keys that no operation has in common are searched apart (Horn and Kroening, Faster
 linearizability checking via P-compositionality, 2015). An operation none of whose actions changes anything comes as soon as it can; one of unknown outcome comes
-where nothing else explains what follows.
+where nothing else explains what follows. Where a log tells in which order operations were done, `resolved` says so of them, and that order is tried first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 NEVER: Final = 2**63
@@ -76,18 +76,22 @@ class Operation:
     returned_ns: int
     ways: tuple[tuple[Action, ...], ...]
     """More than one where it is not known which way a transaction took."""
+    request_id: str = ""
+    """Under which a log may have it."""
+    place: int = 0
+    """Where a log has it, from 1; 0: that is not known."""
 
     @classmethod
-    def known(cls, client: str, called_ns: int, returned_ns: int, *actions: Action) -> Operation:
+    def known(cls, client: str, called_ns: int, returned_ns: int, *actions: Action, request_id: str = "") -> Operation:
         """One that was answered."""
         if not called_ns <= returned_ns < NEVER:
             raise ValueError(f"called at {called_ns}, returned at {returned_ns}")
-        return cls(client, called_ns, returned_ns, (actions,))
+        return cls(client, called_ns, returned_ns, (actions,), request_id)
 
     @classmethod
-    def unknown(cls, client: str, called_ns: int, *ways: tuple[Action, ...]) -> Operation:
+    def unknown(cls, client: str, called_ns: int, *ways: tuple[Action, ...], request_id: str = "") -> Operation:
         """One that ended with an error, and may have happened in any of these ways or not at all."""
-        return cls(client, called_ns, NEVER, ways)
+        return cls(client, called_ns, NEVER, ways, request_id)
 
     @property
     def keys(self) -> set[str]:
@@ -117,6 +121,25 @@ def check(
         search.run()
         steps += search.steps
     return steps
+
+
+def resolved(history: Iterable[Operation], places: Mapping[str, int]) -> list[Operation]:
+    """What a log says of a history: of those of unknown outcome, the ones that it has have happened, and no other one.
+
+    That leaves fewer orders than there are without the log, and never more: an answered operation stays, whatever the log says.
+
+    Args:
+        history: with a request id for each operation that may be in the log.
+        places: where the log has which request, from 1.
+    """
+    found = []
+    for operation in history:
+        place = places.get(operation.request_id, 0)
+        if operation.returned_ns != NEVER:
+            found.append(replace(operation, place=place))
+        elif place:
+            found.append(replace(operation, place=place, returned_ns=NEVER - 1))
+    return found
 
 
 def partitions(history: Iterable[Operation]) -> list[list[Operation]]:
@@ -205,8 +228,10 @@ class _Search:
                 self._blocked_at, self._blocked = returned_ns, []
             self._blocked.append(configuration)
         further = []
-        # Pushed last and so tried first: the one that returned first.
-        for place in sorted(candidates, key=lambda place: -self._known[place].returned_ns):
+        # Pushed last and so tried first: the one that a log has first, and of those that are in none the one that returned first.
+        for place in sorted(
+            candidates, key=lambda place: (self._known[place].place, self._known[place].returned_ns), reverse=True
+        ):
             done = configuration.done | 1 << (place - configuration.first)
             first = configuration.first
             while done & 1:

@@ -77,8 +77,10 @@ def test_a_primary_that_ignores_its_lease_is_noticed(tmp_path: Path) -> None:
             )
             read_all(run, first)
         run.end()
+        run.stop_nodes()
+        found = run.check_log()
         with pytest.raises(NotLinearizableError) as raised:
-            run.check_history()
+            run.check_history(found)
         print(raised.value)
 
 
