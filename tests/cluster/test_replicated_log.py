@@ -51,7 +51,7 @@ def log_at(nats_server: NatsServers) -> Iterator[JetStreamLog]:
         log.close()
 
 
-def test_an_append_does_not_wait_for_the_copy_which_becomes_the_same(
+async def test_an_append_does_not_wait_for_the_copy_which_becomes_the_same(
     nats_server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = RocksLog.open(tmp_path / "copy")
@@ -59,29 +59,29 @@ def test_an_append_does_not_wait_for_the_copy_which_becomes_the_same(
     with log_at(nats_server) as log:
         replicated = ReplicatedLog(log, copy)
         for number in range(5):
-            replicated.append([Record(1, b"%d" % number), Record(1, b"and another")], 2 * number)
+            await replicated.append([Record(1, b"%d" % number), Record(1, b"and another")], 2 * number)
         assert (log.last_sequence, copy.last_sequence) == (10, 0)
         held.goes_on.set()
-        replicated.close()
+        await replicated.close()
         assert copy.last_sequence == 10
         assert copy.running_crc == log.running_crc
         assert list(copy.read(1)) == list(log.read(1))
     copy.close()
 
 
-def test_where_the_copy_has_failed_nothing_more_is_appended(
+async def test_where_the_copy_has_failed_nothing_more_is_appended(
     nats_server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = RocksLog.open(tmp_path / "copy")
     held = HeldUp(copy, monkeypatch)
     with log_at(nats_server) as log:
         replicated = ReplicatedLog(log, copy)
-        replicated.append([Record(1, b"in the log")], 0)
+        await replicated.append([Record(1, b"in the log")], 0)
         held.fails = True
         held.goes_on.set()
-        replicated.close()
+        await replicated.close()
         with pytest.raises(WritesStoppedError, match="no space left"):
-            replicated.append([Record(1, b"not in the log")], 1)
+            await replicated.append([Record(1, b"not in the log")], 1)
         assert [entry.record.payload for entry in log.read(1)] == [b"in the log"]
     copy.close()
 
@@ -94,8 +94,7 @@ async def test_a_checkpoint_is_never_ahead_of_the_copy(
     shard = Shard(recover(settings.data_dir), settings, ManualClock(), leads=False)
     held = HeldUp(shard.log, monkeypatch)
     with log_at(nats_server) as log:
-        replicated = ReplicatedLog(log, shard.log)
-        shard.lead(replicated, math.inf)
+        shard.lead(ReplicatedLog(log, shard.log), math.inf)
         await shard.write(create("c"))
         await shard.write(upsert(1, {"a": b""}))
         assert (shard.applied_sequence, shard.log.last_sequence) == (2, 0)
@@ -115,5 +114,4 @@ async def test_a_checkpoint_is_never_ahead_of_the_copy(
             await checkpoint
         assert shard.checkpoint_sequence == (0 if fails else 2)
         await shard.stop_leading()
-        replicated.close()
         await shard.close()

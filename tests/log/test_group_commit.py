@@ -14,7 +14,7 @@ import pytest
 
 from vecmem.errors import LimitExceededError, OverloadedError, ShuttingDownError, WritesStoppedError
 from vecmem.log.applying import Applier
-from vecmem.log.group_commit import GroupCommit
+from vecmem.log.group_commit import GroupCommit, ThreadAppender
 from vecmem.log.record import LogEntry, Record, frame_bytes
 from vecmem.log.rocks import RocksLog
 
@@ -68,7 +68,7 @@ async def committing(
     log: RocksLog, apply: Callable[[LogEntry, Any], Generator[None, None, int]], **limits: int
 ) -> AsyncIterator[GroupCommit[int]]:
     applier = Applier(apply, log.last_sequence, log.running_crc)
-    commit = GroupCommit(log, applier, **limits)
+    commit = GroupCommit(ThreadAppender(log), applier, **limits)
     try:
         yield commit
     finally:

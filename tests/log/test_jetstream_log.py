@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -93,11 +94,11 @@ def test_an_append_that_is_overtaken_between_two_pieces_leaves_a_prefix_and_stop
     other = JetStreamLog.open(settings)
     append_batch = JetStreamLog._append_batch
 
-    def overtaken(self: JetStreamLog, batch: Batch, **arguments: Any) -> None:
+    async def overtaken(self: JetStreamLog, batch: Batch, **arguments: Any) -> None:
         if self is log and batch.first_sequence == 5:
-            assert len(list(other.read(1))) == 4
-            other.append([record(77)], 4)
-        append_batch(self, batch, **arguments)
+            assert len(list(await asyncio.to_thread(other.read, 1))) == 4
+            await asyncio.to_thread(other.append, [record(77)], 4)
+        await append_batch(self, batch, **arguments)
 
     monkeypatch.setattr(JetStreamLog, "_append_batch", overtaken)
     with pytest.raises(WritesStoppedError, match="what comes before it in the same append is in the log"):

@@ -7,6 +7,7 @@ lacks after a crash is read from the log like anything that others have appended
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
@@ -42,19 +43,22 @@ class ReplicatedLog:
         """See TransactionLog."""
         return min(self._log.record_bytes_max, self._copy.record_bytes_max)
 
-    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+    async def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """See TransactionLog. Raises WritesStoppedError, and appends nothing, where the copy has failed."""
         if self._copy.stopped_reason or not self._thread.is_alive():
             why = self._copy.stopped_reason or "its thread has ended"
             raise WritesStoppedError(f"this node's copy of the log takes no writes: {why}")
-        entries = self._log.append(records, after)
-        self._pending.put((records, after))
+        entries = await self._log.append_from_loop(records, after)
+        try:
+            self._pending.put_nowait((records, after))
+        except queue.Full:
+            await asyncio.to_thread(self._pending.put, (records, after))
         return entries
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Return when everything is copied, or the copy has failed, which it then says itself."""
-        self._pending.put(None)
-        self._thread.join()
+        await asyncio.to_thread(self._pending.put, None)
+        await asyncio.to_thread(self._thread.join)
 
     def _copy_all(self) -> None:
         while (batch := self._pending.get()) is not None:

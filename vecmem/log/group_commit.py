@@ -1,6 +1,6 @@
 """Group commit: records that wait together become durable together, and then are applied in log order.
 
-    submit --> queue --> append in a thread (one batch at a time) --> vecmem.log.applying --> the caller's result
+    submit --> queue --> append (one batch at a time) --> vecmem.log.applying --> the caller's result
 
 While one batch is being made durable the next one gathers, and a durable batch is applied while the next is being made
 durable. What it promises:
@@ -28,19 +28,45 @@ from vecmem.log.record import LogEntry, Record, frame_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vecmem.log.transaction_log import TransactionLog
+
 R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
 
 class Appender(Protocol):
-    """Where records become durable: a TransactionLog, or what appends to one and more."""
+    """Where records become durable, without holding the event loop."""
 
     @property
     def record_bytes_max(self) -> int:
         """See TransactionLog."""
 
-    def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
-        """See TransactionLog."""
+    async def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+        """See TransactionLog; a cancelled call's outcome is unknown."""
+
+    async def close(self) -> None:
+        """Nothing is appended any more: end what that took. The log stays."""
+
+
+class ThreadAppender:
+    """An Appender to a log whose calls block, in a thread of its own."""
+
+    def __init__(self, log: TransactionLog) -> None:
+        self._log = log
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vecmem-append")
+
+    @property
+    def record_bytes_max(self) -> int:
+        """See Appender."""
+        return self._log.record_bytes_max
+
+    async def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+        """See Appender."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._log.append, records, after)
+
+    async def close(self) -> None:
+        """See Appender."""
+        self._thread.shutdown()
 
 
 @dataclass(slots=True, eq=False)
@@ -52,11 +78,11 @@ class _Waiting(Generic[R]):
 
 
 class GroupCommit(Generic[R]):
-    """The only writer of a log. Made, used and closed on one event loop; only the append runs in a thread of its own."""
+    """The only writer of a log. Made, used and closed on one event loop."""
 
     def __init__(
         self,
-        log: Appender,
+        appender: Appender,
         applier: Applier[R],
         *,
         queue_bytes_max: int = limits.COMMIT_QUEUE_BYTES_MAX,
@@ -66,13 +92,13 @@ class GroupCommit(Generic[R]):
         """Begin behind the last record that is applied, which must be the log's last. Needs a running event loop.
 
         Args:
-            log: where records become durable; nobody else may append to it.
+            appender: to the log, to which nobody else may append; it is closed with this.
             applier: of the state.
             queue_bytes_max: size of the records that may wait for durability, frames included.
             batch_bytes_max: a batch is closed at this size; a single larger record is a batch of its own.
             batch_records_max: a batch is closed at this count.
         """
-        self._log = log
+        self._appender = appender
         self._applier = applier
         applier.on_failure = self._apply_failed
         self._queue_bytes_max = queue_bytes_max
@@ -87,7 +113,6 @@ class GroupCommit(Generic[R]):
         self._wanting_room: list[asyncio.Future[None]] = []
         self._draining = False
         self._stopped_reason = ""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vecmem-append")
         self._task = asyncio.create_task(self._append_batches(), name="group commit")
 
     @property
@@ -117,9 +142,9 @@ class GroupCommit(Generic[R]):
         if self._draining:
             raise ShuttingDownError("the server drains and takes no more writes")
         size_bytes = frame_bytes(record)
-        if size_bytes > self._log.record_bytes_max:
+        if size_bytes > self._appender.record_bytes_max:
             raise LimitExceededError(
-                f"the request makes a log record of {size_bytes} bytes, which is over {self._log.record_bytes_max}"
+                f"the request makes a log record of {size_bytes} bytes, which is over {self._appender.record_bytes_max}"
             )
         if self._queue_bytes and self._queue_bytes + size_bytes > self._queue_bytes_max:
             raise OverloadedError(
@@ -153,14 +178,13 @@ class GroupCommit(Generic[R]):
         await self._applier.drained()
 
     async def close(self) -> None:
-        """Drain, then end the task and the thread. The log and the applier stay: they belong to the caller."""
+        """Drain, then end the task and the appender. The log and the applier stay: they belong to the caller."""
         await self.drain()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown()
+        await self._appender.close()
 
     async def _append_batches(self) -> None:
-        loop = asyncio.get_running_loop()
         while not self._stopped_reason:
             await self._arrived.wait()
             batch = self._take_batch()
@@ -168,10 +192,13 @@ class GroupCommit(Generic[R]):
                 continue
             records = [waiting.record for waiting in batch]
             try:
-                entries = await loop.run_in_executor(self._thread, self._append, records)
+                # Behind what was appended here before and nothing else. The log's own last sequence would not do: it
+                # moves when records of others are read, which are not applied here.
+                entries = await self._appender.append(records, self._appended_sequence)
             except Exception as error:  # noqa: BLE001 - whatever it was, the outcome is unknown and every waiter is told
                 self._stop(f"an append to the log failed: {error}", error, batch)
                 return
+            self._appended_sequence = entries[-1].sequence
             if not self._stopped_reason:
                 self._leave_queue(sum(waiting.size_bytes for waiting in batch))
             durable = [
@@ -198,15 +225,6 @@ class GroupCommit(Generic[R]):
         if not self._queue:
             self._arrived.clear()
         return batch
-
-    def _append(self, records: list[Record]) -> list[LogEntry]:
-        """In the thread: make a batch durable, behind what was appended here before and nothing else.
-
-        The log's own last sequence would not do: it moves when records of others are read, which are not applied here.
-        """
-        entries = self._log.append(records, self._appended_sequence)
-        self._appended_sequence = entries[-1].sequence
-        return entries
 
     def _stop(self, reason: str, cause: Exception, batch: list[_Waiting[R]]) -> None:
         """Stop writing for good. Batches made durable before go on being applied, unless it is the apply that failed."""

@@ -38,6 +38,7 @@ from vecmem.log.nats_connection import Message, NatsConnection, NoReplyError
 from vecmem.log.nats_durability import check_durability
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from vecmem.log.record import LogEntry, Record
@@ -89,7 +90,7 @@ class JetStreamLog:
         self._settings = settings
         self._connection = connection
         self._stream = stream
-        self._append_lock = threading.Lock()
+        self._append_lock = asyncio.Lock()
         self._trim_lock = threading.Lock()
         self._grown = threading.Condition()
         self._committed_message = 0
@@ -186,15 +187,11 @@ class JetStreamLog:
             WritesStoppedError: whether this or an earlier append is in the log is unknown, or only the first of its
                 records are, until the log is opened again.
         """
-        with self._append_lock:
-            self._check_writable()
-            end = self._end
-            if after != end.sequence or end.message < self._overtaken_at:
-                raise LogConflictError(f"an append after sequence {after}, but the last known is {end.sequence}")
-            entries, batches = cut_into_batches(records, after=end, body_bytes_max=self.record_bytes_max)
-            for batch in batches:
-                self._append_batch(batch, is_first=batch is batches[0])
-        return entries
+        return self._append(records, after).result()
+
+    async def append_from_loop(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+        """Like append, for a caller on an event loop."""
+        return await asyncio.wrap_future(self._append(records, after))
 
     def read(self, start: int, stop: int | None = None) -> Iterator[LogEntry]:
         """See TransactionLog. Without `stop` the stream's leader is asked for the end."""
@@ -322,17 +319,38 @@ class JetStreamLog:
                 else:
                     time.sleep(PAUSE_SECONDS)
 
-    def _append_batch(self, batch: Batch, *, is_first: bool) -> None:
+    def _append(self, records: Sequence[Record], after: int) -> concurrent.futures.Future[list[LogEntry]]:
+        self._check_writable()
+        return self._connection.begin(self._append_in_turn, records, after)
+
+    async def _append_in_turn(self, records: Sequence[Record], after: int) -> list[LogEntry]:
+        """On the connection's loop: one append after the other."""
+        try:
+            async with self._append_lock:
+                self._check_writable()
+                end = self._end
+                if after != end.sequence or end.message < self._overtaken_at:
+                    raise LogConflictError(f"an append after sequence {after}, but the last known is {end.sequence}")
+                entries, batches = cut_into_batches(records, after=end, body_bytes_max=self.record_bytes_max)
+                for batch in batches:
+                    await self._append_batch(batch, is_first=batch is batches[0])
+        except asyncio.CancelledError:
+            raise UnavailableError("the log was closed; nothing was appended") from None
+        return entries
+
+    async def _append_batch(self, batch: Batch, *, is_first: bool) -> None:
         """Publish one message and learn what became of it."""
         try:
-            self._connection.call(self._publish, batch, seconds=self._settings.settle_seconds + MARGIN_SECONDS)
+            async with asyncio.timeout(self._settings.settle_seconds + MARGIN_SECONDS):
+                await self._publish(batch)
         except _OvertakenError as error:
             self._overtaken_at = batch.message_sequence
             if is_first:
                 raise LogConflictError(str(error)) from error
             raise self._stop(f"{error}; what comes before it in the same append is in the log") from error
-        except Exception as error:
-            raise self._stop(f"whether sequence {batch.first_sequence} was appended is unknown: {error}") from error
+        except (Exception, asyncio.CancelledError) as error:
+            # Cancelled: the connection is closed.
+            raise self._stop(f"whether sequence {batch.first_sequence} was appended is unknown: {error!r}") from error
         self._size_bytes += len(batch.frames)
         self._note_end(batch.end)
 

@@ -108,14 +108,20 @@ class NatsConnection:
             except TimeoutError:
                 raise NoReplyError(f"nothing after {seconds:g} s") from None
 
+        try:
+            return self.begin(bounded).result()
+        except concurrent.futures.CancelledError:
+            raise UnavailableError("the connection to NATS was closed") from None
+
+    def begin(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> concurrent.futures.Future[T]:
+        """Run a coroutine function on the connection's loop. Its result comes, or it is cancelled when the connection closes.
+
+        Raises UnavailableError where that has been closed.
+        """
         with self._lock:  # so that nothing is handed to the loop when it is about to end
             if self._closed:
                 raise UnavailableError("the connection to NATS is closed")
-            result = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
-        try:
-            return result.result()
-        except concurrent.futures.CancelledError:
-            raise UnavailableError("the connection to NATS was closed") from None
+            return asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
 
     async def request(
         self,
