@@ -129,6 +129,9 @@ def test_what_is_answered_is_kept_though_the_copy_here_was_not_made_yet(tmp_path
         assert answered
         node.environment = None
         node.start()
+        with grpc.insecure_channel(node.address) as channel:
+            # Nothing older than before, whoever leads.
+            assert get(channel, b"k%d" % (len(answered) - 1), anywhere=True)[0] == answered[-1]
         with client_of(cluster) as client:
             found = [client.run(strings.get(f"k{number}")) for number in range(len(answered))]
             assert found == answered

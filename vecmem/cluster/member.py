@@ -59,6 +59,7 @@ class Member:
     ) -> None:
         """`beside` is run with the open log and the node's name for as long as that log is used, and then cancelled."""
         self._shard = shard
+        shard.answers_from = math.inf
         self._beside = beside
         self._open_log = open_log
         self.node = node
@@ -99,6 +100,7 @@ class Member:
             try:
                 await self._check_copy(log)
                 self._log = log
+                self._shard.answers_from = min(self._shard.answers_from, log.last_sequence)
                 async with self._with_beside(log):
                     while not log.stopped_reason:
                         await self._follow(log)
@@ -196,8 +198,7 @@ class Member:
         await self._shard.all_applied()
         self._look_at_lease()
         _logger.info("leads the shard from sequence %d on", entries[-1].sequence)
-        replicated = ReplicatedLog(log, self._shard.log)
-        self._shard.lead(replicated, began + self._lease_seconds)
+        self._shard.lead(ReplicatedLog(log, self._shard.log), began + self._lease_seconds)
         self._released.clear()
         self._follows.clear()
         try:
@@ -206,7 +207,6 @@ class Member:
             _logger.warning("leads the shard no longer: %s", error)
         finally:
             await self._shard.stop_leading()
-            await asyncio.to_thread(replicated.close)
             # Somebody else was faster, or is to be.
             self._claims_at = time.monotonic() + self._backoff_seconds(self._lease_seconds)
             self._follows.set()

@@ -13,7 +13,13 @@ from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
-from vecmem.errors import DeadlineExceededError, InvalidArgumentError, ShuttingDownError, VecmemError
+from vecmem.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ShuttingDownError,
+    UnavailableError,
+    VecmemError,
+)
 from vecmem.log.applying import SLICE_SECONDS
 from vecmem.server.error_table import abort
 from vecmem.server.open_streams import OpenStreams, answering, uploading
@@ -175,7 +181,7 @@ def check_deadline(context: Context) -> None:
 async def check_answers(servicer: object, request: Any, context: Context) -> None:
     """Return when this node may answer a request: it leads its shard, or the request is content with any node that has come so far.
 
-    A servicer that any node may answer for has `ANY_NODE`. Raises MovedError.
+    A servicer that any node may answer for has `ANY_NODE`. Raises MovedError; UnavailableError of a node that has just started.
     """
     shard: Shard | None = getattr(servicer, "_shard", None)
     if shard is None or shard.leads_until == math.inf or getattr(servicer, "ANY_NODE", False):
@@ -183,7 +189,9 @@ async def check_answers(servicer: object, request: Any, context: Context) -> Non
     fields = () if request is None else request.DESCRIPTOR.fields_by_name
     if "read" in fields and request.read.preference == common_pb2.READ_PREFERENCE_ANY:
         wait_seconds = min(READ_WAIT_SECONDS_MAX, context.time_remaining() or READ_WAIT_SECONDS_MAX)
-        await shard.applied(wanted_sequence(shard, request.read), wait_seconds)
+        await shard.applied(max(wanted_sequence(shard, request.read), shard.answers_from), wait_seconds)
+        if shard.applied_sequence < shard.answers_from:
+            raise UnavailableError("this node has started, and has not come yet to where the log was by then")
     else:
         shard.check_leads()
 

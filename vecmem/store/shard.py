@@ -28,7 +28,7 @@ from vecmem.errors import (
 from vecmem.index.field_path import FieldPath
 from vecmem.log.applying import SLICE_SECONDS, Applier, Durable
 from vecmem.log.checkpoints import CheckpointStore, sequence_of
-from vecmem.log.group_commit import Appender, GroupCommit
+from vecmem.log.group_commit import Appender, GroupCommit, ThreadAppender
 from vecmem.log.record import LogEntry, Record
 from vecmem.store.channels import Channels
 from vecmem.store.checkpointing import CHECKPOINTS_KEPT, CheckpointReport, ForkedImage
@@ -86,8 +86,12 @@ class Shard:
         self._commit: GroupCommit[command_pb2.CommandResult] | None = None
         self.leads_until = -math.inf
         """Until when it may answer for the shard, of time.monotonic(): nobody else does before."""
+        self.answers_from = 0.0
+        """Sequence that has to be applied before reads are answered: where a replicated log ended when this node came.
+
+        It is inf until that is known. So who asks a node again that has started anew is not shown less than before."""
         if leads:
-            self.lead(self.log, math.inf)
+            self.lead(ThreadAppender(self.log), math.inf)
         self._store = CheckpointStore(settings.data_dir / CHECKPOINT_DIRECTORY)
         self._maintenance = Maintenance(self, settings)
         self._checkpointing = asyncio.Lock()
@@ -131,9 +135,9 @@ class Shard:
         if time.monotonic() >= self.leads_until:
             raise self._moved()
 
-    def lead(self, log: Appender, until: float) -> None:
-        """Take writes, by way of a log whose last record is applied here, and answer until a time of time.monotonic()."""
-        self._commit = GroupCommit(log, self._applier)
+    def lead(self, appender: Appender, until: float) -> None:
+        """Take writes, and append them to a log whose last record is applied here; answer until a time of time.monotonic()."""
+        self._commit = GroupCommit(appender, self._applier)
         self.leads_until = until
         self.leading_changed()
 
@@ -177,7 +181,7 @@ class Shard:
                 raise WritesStoppedError(self.log.stopped_reason)
             await asyncio.sleep(COPIED_POLL_SECONDS)
 
-    async def applied(self, sequence: int, seconds_max: float) -> None:
+    async def applied(self, sequence: float, seconds_max: float) -> None:
         """Return when a record is applied, or the time is up."""
         deadline = time.monotonic() + seconds_max
         while self.applied_sequence < sequence and time.monotonic() < deadline:  # noqa: ASYNC110 - an event for each record would cost all of them

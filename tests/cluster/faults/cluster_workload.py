@@ -156,7 +156,10 @@ class ClusterConnection:
 
 
 class Session:
-    """Reads from any node, in a thread of its own: from one and the same, or from one after the other and then never less than it has seen."""
+    """Reads from any node, in a thread of its own.
+
+    From one and the same, which may die and even be replaced meanwhile, or from one after the other and then never less than it has seen.
+    """
 
     def __init__(self, name: str, group: Group, plan: Plan, notes: Notes, seed: int, *, stays_at: int | None) -> None:
         self.error: BaseException | None = None
@@ -200,7 +203,6 @@ class Session:
         read.preference = common_pb2.READ_PREFERENCE_ANY
         read.min_position.shard = self._group.shard
         node = rng.randrange(len(self._stubs)) if self._stays_at is None else self._stays_at
-        lives = self._group.nodes[node].lives
         if self._stays_at is None:
             # Now and then what others were told is asked for as well.
             read.min_position.sequence = (
@@ -217,12 +219,8 @@ class Session:
                 raise
             self._notes.events["read: position ahead"] += 1
             return
-        if lives != self._group.nodes[node].lives:
-            return  # who has answered is not known
         position = reply.header.position.sequence
-        # Whoever stays at a node begins anew with one that replaces it; whoever goes around asks it for what it has seen elsewhere.
-        name = self._name if self._stays_at is None else f"{self._name}, life {lives}"
-        noted = ReplicaRead(name, node, read.min_position.sequence, position, answered(action, reply))
+        noted = ReplicaRead(self._name, node, read.min_position.sequence, position, answered(action, reply))
         self._notes.reads.append(noted)
         self._seen = max(self._seen, position)
         time.sleep(rng.uniform(0.0, 0.03))

@@ -64,13 +64,10 @@ class Node:
     clock_file: Path
     machine: Machine
     """Whose disk it is on."""
-    lives: int = 1
-    """Counted anew with each disk."""
 
     def replace(self) -> None:
         """Take away all that it has kept. It does not run."""
         shutil.rmtree(self.process.data_dir)
-        self.lives += 1
 
     def set_clock(self, wrong_by_ms: int) -> None:
         """Make its wall clock jump."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.cluster.faults.fault_cluster import wait_until
 from tests.cluster.faults.fault_run import check_under_faults, seed
 from tests.cluster.faults.nemesis import LINK_FAULTS, PROCESS_FAULTS
 from tests.cluster.support import SECONDS_MAX, Cluster, get
@@ -63,15 +65,27 @@ def end_of(node: ServerProcess) -> str:
     return node.last_words()
 
 
+def files_with(directory: Path, content: bytes) -> list[Path]:
+    found = []
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # a node that runs has taken it away
+            if path.is_file() and content in path.read_bytes():
+                found.append(path)
+    return found
+
+
+def wait_for_copy(node: ServerProcess, content: bytes) -> None:
+    """Return when a node's own copy of the log, which comes behind, has a record."""
+    wait_until(lambda: files_with(node.data_dir / "log", content), "a copy")
+
+
 def change_on_disk(directory: Path, content: bytes) -> Path:
     """Change one bit of a record where files hold it. Returns one of the files."""
-    found = []
-    for path in (path for path in directory.rglob("*") if path.is_file()):
+    found = files_with(directory, content)
+    for path in found:
         data = path.read_bytes()
-        if content in data:
-            place = data.index(content)
-            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            found.append(path)
+        place = data.index(content)
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
     return found[0]
 
 
@@ -98,6 +112,7 @@ def test_a_log_that_syncs_lazily_is_refused_and_where_it_is_taken_its_losses_are
         shutil.copytree(server.plan.directory / "jetstream", tmp_path / "kept")
         server.launch()
         position = write(cluster, *(f"late {number}" for number in range(5)))
+        wait_for_copy(node, b"late 4")
         node.kill()
         replace_messages(server, tmp_path / "kept")
         node.start()
@@ -137,6 +152,7 @@ def test_a_log_with_another_record_is_not_followed(cluster: Cluster) -> None:
     """Whoever has made it: checksums are right, and content is not what this node was told."""
     write(cluster, "one", "two", "three")
     (node,) = cluster.nodes
+    wait_for_copy(node, b"three")
     node.kill()
     settings = JetStreamSettings(
         servers=cluster.nats.urls, stream=STREAM, monitoring_urls=cluster.nats.monitoring_urls, replicas=1
@@ -157,6 +173,7 @@ def test_a_log_with_another_record_is_not_followed(cluster: Cluster) -> None:
 def test_a_record_changed_in_a_nodes_own_copy_is_refused_and_a_new_copy_is_read_from_the_log(cluster: Cluster) -> None:
     write(cluster, "one", "two", "three")
     (node,) = cluster.nodes
+    wait_for_copy(node, b"three")
     node.kill()
     damaged = change_on_disk(node.data_dir / "log", b"two")
     with pytest.raises(RuntimeError, match=f"{damaged}.*position"):
