@@ -11,6 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from vecmem.errors import VecmemError, WritesStoppedError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 PENDING_BATCHES_MAX: Final = 64
 """Appended and not copied; a disk that is slower than the log holds up its writers from here on."""
+
+PAUSE_SECONDS: Final = 0.002
+"""Before a batch is copied, so that the answer to whoever waits for it, and its apply, come first: all of them are in Python."""
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class ReplicatedLog:
 
     def _copy_all(self) -> None:
         while (batch := self._pending.get()) is not None:
+            time.sleep(PAUSE_SECONDS)
             try:
                 self._copy.append(*batch)
             except VecmemError:
