@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ SLOW_BYTES_PER_SECOND: Final = 4 * 1024 * 1024
 """A large message is given the time to be sent so slowly."""
 MARGIN_SECONDS: Final = 10.0
 """How much longer a call may take than the deadline inside of it."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,6 +381,7 @@ class JetStreamLog:
             except NoReplyError as error:
                 why = str(error)
             # A refusal is no more certain than silence: an earlier attempt may be what it was refused for.
+            _logger.warning("%s: whether sequence %d was appended is looked up: %s", self.path, batch.first_sequence, why)
             is_trimmed = False
             with contextlib.suppress(NoReplyError):
                 stored = await self._stream.get(batch.message_sequence, seconds=min(seconds, LOOK_SECONDS_MAX))
