@@ -126,6 +126,7 @@ class Base:
         remaining_seconds = timeout_seconds
         attempts = 0
         spread_is_fine = True
+        redirected = False
         while True:
             attempts += 1
             await self._sender.look(remaining_seconds)
@@ -149,6 +150,8 @@ class Base:
                 # What has moved was not done, so that it may be repeated whatever it is.
                 elif failure.code is grpc.StatusCode.UNAVAILABLE and (retriable or isinstance(failure, MovedError)):
                     wait_seconds = self._retry.wait_seconds(attempts, deadline - time.monotonic())
+                    if wait_seconds and not redirected and failure.metadata.get("owner"):
+                        redirected, wait_seconds = True, 0.0  # it is known who to ask; should that one not know it, time may help
                 if wait_seconds is None:
                     if attempts > 1:
                         failure.add_note(f"tried {attempts} times")
