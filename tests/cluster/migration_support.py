@@ -36,9 +36,11 @@ class Map:
     def __init__(self, moving: SlotMask) -> None:
         self.moving = moving.copy()
         self.owners = {SOURCE: ALL.copy(), TARGET: NONE.copy()}
+        self.bytes_per_second_max = 0
 
     async def migrations(self) -> list[Migration]:
-        return [Migration(SOURCE, TARGET, self.moving.copy())] if self.moving.any() else []
+        migration = Migration(SOURCE, TARGET, self.moving.copy(), self.bytes_per_second_max)
+        return [migration] if self.moving.any() else []
 
     async def slots_of(self, shard: int) -> SlotMask:
         return self.owners[shard].copy()

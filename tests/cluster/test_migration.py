@@ -246,6 +246,60 @@ async def test_what_was_left_blocked_takes_writes_again_though_nothing_is_to_mov
         assert cluster.shards[SOURCE].state.slots.blocked_count == 0
 
 
+class Time:
+    """Passes when somebody sleeps; every slice brings a call, up to a moment."""
+
+    def __init__(self, calls_until: float) -> None:
+        self.now = 0.0
+        self.calls_until = calls_until
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def calls_count(self) -> int:
+        return int(min(self.now, self.calls_until) * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls_until", "rested_seconds"),
+    [(2.0, 100.0, 2.0), (2.0, 0.0, migration.REST_SLICE_SECONDS), (1_000.0, 1_000.0, migration.REST_SECONDS_MAX)],
+    ids=["calls all the time", "no calls", "a group that took very long"],
+)
+async def test_a_move_rests_while_calls_come(tmp_path, monkeypatch, seconds, calls_until, rested_seconds):
+    time = Time(calls_until)
+    async with cluster_in(tmp_path) as cluster:
+        migrator = cluster.migrator(calls_count=time.calls_count)
+        with monkeypatch.context() as patched:
+            patched.setattr(migration, "time", time)
+            patched.setattr(migration, "asyncio", time)
+            await migrator._rest(seconds)
+    assert time.now == pytest.approx(rested_seconds)
+
+
+@pytest.mark.parametrize("bytes_per_second_max", [0, 10**9])
+async def test_a_move_at_a_pace_of_its_own_does_not_rest(tmp_path, monkeypatch, bytes_per_second_max):
+    async with cluster_in(tmp_path) as cluster:
+        rested = []
+
+        async def rest(self: migration.Migrator, seconds: float) -> None:
+            rested.append(seconds)
+
+        monkeypatch.setattr(migration.Migrator, "_rest", rest)
+        cluster.map.bytes_per_second_max = bytes_per_second_max
+        migrator = cluster.migrator(group_bytes=1)
+        running = asyncio.create_task(migrator.run())
+        while cluster.map.moving.any():  # noqa: ASYNC110 - the map tells nobody
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        check(cluster)
+        assert len(rested) >= (0 if bytes_per_second_max else 19)
+        assert not (bytes_per_second_max and rested)
+
+
 async def test_over_the_wire_errors_are_what_they_are_on_the_other_side(tmp_path):
     """The source calls the target's service: everything moves, a refusal keeps its reason, and who is not there is unavailable."""
     async with cluster_in(tmp_path) as cluster:

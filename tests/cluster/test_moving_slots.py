@@ -14,8 +14,9 @@ import pytest
 from tests.cluster.support import Cluster
 from tests.support.api import Api, connect, expect_refusal, packed, params, point
 from tests.support.server import ServerProcess
-from vecmem.slots import SLOTS
+from vecmem.slots import SLOTS, slot_of
 from vecmem.v1 import admin_pb2, cluster_pb2, cluster_pb2_grpc, common_pb2, strings_pb2, strings_pb2_grpc
+from vecmem_client import Client, RetryPolicy, strings
 
 SECONDS_MAX = 60.0
 POINTS = 600
@@ -61,7 +62,7 @@ def test_slots_move_under_load_and_nothing_is_lost(server: ServerProcess) -> Non
         load(api, "c")
         everything = ids_found(api, "c")
         assert len(everything) == POINTS
-        strings = strings_pb2_grpc.StringServiceStub(api.channel)
+        stub = strings_pb2_grpc.StringServiceStub(api.channel)
         stop = threading.Event()
         written: dict[bytes, bytes] = {}
         failures: list[BaseException] = []
@@ -71,7 +72,7 @@ def test_slots_move_under_load_and_nothing_is_lost(server: ServerProcess) -> Non
             try:
                 while not stop.is_set():
                     key, value = b"k%d" % (number % 200), b"v%d" % number
-                    strings.SetString(strings_pb2.SetStringRequest(key=key, value=value), timeout=SECONDS_MAX)
+                    stub.SetString(strings_pb2.SetStringRequest(key=key, value=value), timeout=SECONDS_MAX)
                     written[key] = value
                     assert ids_found(api, "c") == everything
                     assert api.count("c") == POINTS
@@ -91,7 +92,7 @@ def test_slots_move_under_load_and_nothing_is_lost(server: ServerProcess) -> Non
         assert not failures, failures
         assert written
         for key, value in written.items():
-            assert strings.GetString(strings_pb2.GetStringRequest(key=key), timeout=SECONDS_MAX).value == value
+            assert stub.GetString(strings_pb2.GetStringRequest(key=key), timeout=SECONDS_MAX).value == value
         assert ids_found(api, "c") == everything
         assert {one.id for one in api.get("c", *everything)} == set(everything)
         api.upsert("c", [point("p1", packed([5_000.0, 0.0, 0.0, 0.0]))])
@@ -102,9 +103,28 @@ def test_slots_move_under_load_and_nothing_is_lost(server: ServerProcess) -> Non
     server.wait(SECONDS_MAX)
     with ServerProcess(server.data_dir, arguments=["--shards", "2"]) as again, connect(again.address) as api:
         assert len(ids_found(api, "c")) == POINTS
-        strings = strings_pb2_grpc.StringServiceStub(api.channel)
+        stub = strings_pb2_grpc.StringServiceStub(api.channel)
         for key, value in written.items():
-            assert strings.GetString(strings_pb2.GetStringRequest(key=key), timeout=SECONDS_MAX).value == value
+            assert stub.GetString(strings_pb2.GetStringRequest(key=key), timeout=SECONDS_MAX).value == value
+
+
+def test_a_client_goes_at_once_where_a_slot_has_moved(server: ServerProcess) -> None:
+    """It is told who has it; there is nothing to wait for."""
+    never = RetryPolicy(backoff_seconds_first=1_000, backoff_seconds_max=1_000)
+    moved = range(HALF - 1_000, HALF)
+    keys = [f"k{number}" for number in range(2_000) if slot_of(b"k%d" % number) in moved]
+    addresses = ",".join(server.ready["addresses"])
+    with Client(addresses, retry=never, timeout_seconds=SECONDS_MAX) as client, connect(server.address) as api:
+        routing = client._routing
+        while routing.known is None or routing._wanted:  # it asks for the slot map until that is complete
+            for key in keys:
+                client.run(strings.set(key, key))
+        slots = [cluster_pb2.SlotRange(first=moved[0], last=moved[-1])]
+        request = cluster_pb2.MoveSlotsRequest(source=0, target=1, slots=slots)
+        stub_of(api).MoveSlots(request, timeout=SECONDS_MAX)
+        wait_for_moves(api)
+        assert routing.known.shard_of[moved[0]] == 0, "it has not looked"
+        assert [client.run(strings.get(key)) for key in keys] == [key.encode() for key in keys]
 
 
 def test_bad_moves_change_nothing(server: ServerProcess) -> None:

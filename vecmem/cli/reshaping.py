@@ -20,7 +20,7 @@ _rate = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="What each migration may copy; 0: as fast as it goes.",
+    help="What each migration may copy, whatever else goes on; 0: as fast as leaves room for calls.",
 )
 _wait = click.option("--wait", is_flag=True, help="Return when the slots have moved, with a progress bar meanwhile.")
 _epoch = click.option(

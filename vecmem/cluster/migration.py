@@ -55,6 +55,11 @@ DOUBLINGS_MAX: Final = 8
 """So that a slot whose one large value changes all the time moves in the end."""
 RELEASES_MAX: Final = 3
 """Tries to give a blocked group away that something expires from."""
+REST_FACTOR: Final = 3.0
+"""Of the time that a group took, that the next one is put off while this node answers calls."""
+REST_SECONDS_MAX: Final = 10.0
+REST_SLICE_SECONDS: Final = 0.05
+"""A rest is over when so long no call has come."""
 POLL_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 0.02
 RETRY_SECONDS_MAX: Final = 2.0
@@ -70,7 +75,7 @@ class Migration:
     target: int
     slots: SlotMask
     bytes_per_second_max: int = 0
-    """Copied at most; 0: as fast as it goes."""
+    """Copied at most, whatever else goes on; 0: as fast as leaves room for calls."""
 
 
 class SlotMap(Protocol):
@@ -121,13 +126,15 @@ class Migrator:
         call_shard: CallShard,
         *,
         group_bytes: int = GROUP_BYTES,
+        calls_count: Callable[[], int] = int,
     ) -> None:
-        """`number`: of the shard."""
+        """`number`: of the shard; `calls_count`: how many calls this node was asked so far."""
         self._shard = shard
         self._number = number
         self._slot_map = slot_map
         self._call_shard = call_shard
         self._group_bytes = group_bytes
+        self._calls_count = calls_count
         self.progress: dict[int, MigrationProgress] = {}
         """By target."""
         self._wake = asyncio.Event()
@@ -141,28 +148,39 @@ class Migrator:
         """Move what is to be moved, for ever."""
         pause_seconds = RETRY_SECONDS
         while True:
+            began = time.monotonic()
             try:
-                more = self._shard.leads and await self.advance()
+                moved_of = await self.advance() if self._shard.leads else None
                 pause_seconds = RETRY_SECONDS
             except (VecmemError, OSError) as error:
                 _logger.warning("moving slots: %s", error)
-                more = False
                 await asyncio.sleep(pause_seconds)
                 pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
                 continue
-            if not more:
+            if moved_of is None:
                 self._wake.clear()
                 try:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
+            elif not moved_of.bytes_per_second_max:
+                await self._rest(REST_FACTOR * (time.monotonic() - began))
 
-    async def advance(self) -> bool:
-        """Bring to its end what was begun, then move one group; returns whether there is more. Raises what keeps it from that."""
+    async def _rest(self, seconds: float) -> None:
+        """Leave the processors to calls, as long as there are any: what a group takes is taken from them."""
+        ends_at = time.monotonic() + min(seconds, REST_SECONDS_MAX)
+        while (left_seconds := ends_at - time.monotonic()) > 0:
+            before = self._calls_count()
+            await asyncio.sleep(min(REST_SLICE_SECONDS, left_seconds))
+            if self._calls_count() == before:
+                return
+
+    async def advance(self) -> Migration | None:
+        """Bring to its end what was begun, then move one group; returns what that was of, if any. Raises what keeps it from that."""
         table = self._shard.state.slots
         if table is None:
-            return False
+            return None
         await self._finish_releases()
         if table.blocked_count:
             # Nothing is under way now: it was left behind.
@@ -175,8 +193,8 @@ class Migrator:
             progress.slots_left = int(np.count_nonzero(slots))
             if slots.any():
                 await self._move_group(self._next_group(slots), migration, progress)
-                return True
-        return False
+                return migration
+        return None
 
     # -- one group -------------------------------------------------------------------------------------------------------
 

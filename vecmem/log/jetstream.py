@@ -381,7 +381,9 @@ class JetStreamLog:
             except NoReplyError as error:
                 why = str(error)
             # A refusal is no more certain than silence: an earlier attempt may be what it was refused for.
-            _logger.warning("%s: whether sequence %d was appended is looked up: %s", self.path, batch.first_sequence, why)
+            _logger.warning(
+                "%s: whether sequence %d was appended is looked up: %s", self.path, batch.first_sequence, why
+            )
             is_trimmed = False
             with contextlib.suppress(NoReplyError):
                 stored = await self._stream.get(batch.message_sequence, seconds=min(seconds, LOOK_SECONDS_MAX))

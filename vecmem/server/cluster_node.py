@@ -14,6 +14,7 @@ from vecmem.cluster.slot_map import ViewSlotMap
 from vecmem.cluster.view import ClusterView
 from vecmem.config import Settings
 from vecmem.errors import UnavailableError, VecmemError
+from vecmem.server.open_streams import answering
 from vecmem.server.routed import RoutedServer
 from vecmem.server.routing import Router
 from vecmem.store.shard import Shard
@@ -45,7 +46,9 @@ class ClusterNode:
         self.router = Router(shard, view, self.peers)
         self.server = RoutedServer(methods, self.router)
         self.slot_map = ViewSlotMap(view, self.peers)
-        self.migrator = Migrator(shard, shard.number, self.slot_map, self.slot_map.primary_of)
+        self.migrator = Migrator(
+            shard, shard.number, self.slot_map, self.slot_map.primary_of, calls_count=lambda: answering.begun_count
+        )
 
     async def run(self, address: str) -> None:
         """Take part until cancelled; `address` is where others find this node.

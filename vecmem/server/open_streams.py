@@ -30,11 +30,14 @@ class Answering:
 
     def __init__(self) -> None:
         self.count = 0
+        self.begun_count = 0
+        """Since this process has started."""
         self._none: asyncio.Event | None = None
         """Of whoever waits for that."""
 
     def __enter__(self) -> None:
         self.count += 1
+        self.begun_count += 1
 
     def __exit__(self, *_: object) -> None:
         self.count -= 1

@@ -85,7 +85,7 @@ class Migration:
     total_slot_count: int
     """How many they were at the beginning."""
     bytes_per_second_max: int
-    """0: as fast as it goes."""
+    """0: as fast as leaves room for calls."""
 
     @property
     def left_slot_count(self) -> int:

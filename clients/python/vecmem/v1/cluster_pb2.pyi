@@ -153,7 +153,7 @@ class Migration(_message.Message):
     total_slot_count: _builtins.int
     """How many they were at the beginning."""
     bytes_per_second_max: _builtins.int
-    """Bytes a second that may be copied; 0: as fast as it goes."""
+    """Bytes a second that may be copied, whatever else goes on; 0: as fast as leaves room for calls."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotRange]:
         """Those still to be moved, rising."""
@@ -394,7 +394,7 @@ class MoveSlotsRequest(_message.Message):
     target: _builtins.int
     """Where they go."""
     bytes_per_second_max: _builtins.int
-    """Bytes a second that may be copied; 0: as fast as it goes."""
+    """Bytes a second that may be copied, whatever else goes on; 0: as fast as leaves room for calls."""
     expected_epoch: _builtins.int
     """Only if this is the epoch; 0: whatever it is."""
     @_builtins.property
@@ -519,7 +519,7 @@ class RebalanceRequest(_message.Message):
     dry_run: _builtins.bool
     """True: only tell what would be moved."""
     bytes_per_second_max: _builtins.int
-    """Bytes a second that each migration may copy; 0: as fast as it goes."""
+    """Bytes a second that each migration may copy, whatever else goes on; 0: as fast as leaves room for calls."""
     expected_epoch: _builtins.int
     """Only if this is the epoch; 0: whatever it is."""
     @_builtins.property

@@ -147,11 +147,12 @@ class Base:
                 if spread and isinstance(failure, PositionAheadError):
                     # A replica may lag: the node that leads does not.
                     spread_is_fine, wait_seconds = False, 0.0
+                elif _names_owner(failure) and not redirected and attempts < self._retry.attempts_max:
+                    # Should that one not know of it yet, time helps.
+                    redirected, wait_seconds = True, 0.0
                 # What has moved was not done, so that it may be repeated whatever it is.
                 elif failure.code is grpc.StatusCode.UNAVAILABLE and (retriable or isinstance(failure, MovedError)):
                     wait_seconds = self._retry.wait_seconds(attempts, deadline - time.monotonic())
-                    if wait_seconds and not redirected and failure.metadata.get("owner"):
-                        redirected, wait_seconds = True, 0.0  # it is known who to ask; should that one not know it, time may help
                 if wait_seconds is None:
                     if attempts > 1:
                         failure.add_note(f"tried {attempts} times")
@@ -163,6 +164,11 @@ class Base:
     def _note_position(self, header: common_pb2.ResponseHeader) -> None:
         """Keep the newest positions."""
         self._routing.note(header)
+
+
+def _names_owner(failure: VecmemClientError) -> bool:
+    """Whether it is known who to ask instead."""
+    return isinstance(failure, MovedError) and bool(failure.metadata.get("owner"))
 
 
 def _check_timeout(timeout_seconds: float) -> None:
