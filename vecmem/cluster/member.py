@@ -28,6 +28,7 @@ from typing import Any, Final
 from vecmem.cluster.replicated_log import ReplicatedLog
 from vecmem.errors import CorruptionError, LogConflictError, NotFoundError, OverloadedError, UnavailableError
 from vecmem.log.jetstream import JetStreamLog
+from vecmem.log.jetstream_stream import STALE_SECONDS_MAX
 from vecmem.log.record import LogEntry, Record
 from vecmem.log.transaction_log import Follower
 from vecmem.store.shard import Shard
@@ -71,6 +72,7 @@ class Member:
         self._seen: command_pb2.HoldLease | None = None
         self._seen_at = -math.inf
         self._log: JetStreamLog | None = None
+        self._behind_since = math.inf
         self._claims_at = time.monotonic() + self._backoff_seconds(lease_seconds)
 
     @property
@@ -98,6 +100,9 @@ class Member:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             try:
+                if self._is_behind_copy(log):
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
                 await self._check_copy(log)
                 self._log = log
                 self._shard.answers_from = min(self._shard.answers_from, log.last_sequence)
@@ -129,15 +134,23 @@ class Member:
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
 
+    def _is_behind_copy(self, log: JetStreamLog) -> bool:
+        """Whether the log is said to end before the copy here, for now. Raises CorruptionError where it goes on being said."""
+        sequence = self._shard.log.last_sequence
+        if sequence <= log.last_sequence:
+            self._behind_since = math.inf
+            return False
+        text = f"the log ends at sequence {log.last_sequence}, before the copy here, which ends with {sequence}"
+        self._behind_since = min(self._behind_since, time.monotonic())
+        if time.monotonic() - self._behind_since > STALE_SECONDS_MAX:
+            raise CorruptionError(f"{text}: records are lost", path=log.path)
+        _logger.warning("%s; it is asked again", text)
+        return True
+
     async def _check_copy(self, log: JetStreamLog) -> None:
         """Raises CorruptionError where the copy here is no beginning of the log, NotFoundError where the log begins behind it."""
         copy = self._shard.log
         sequence = copy.last_sequence
-        if sequence > log.last_sequence:
-            raise CorruptionError(
-                f"the log ends at sequence {log.last_sequence}, before the copy here, which ends with {sequence}: records are lost",
-                path=log.path,
-            )
         running_crc = await asyncio.to_thread(log.running_crc_at, sequence)
         if running_crc != copy.running_crc:
             raise CorruptionError(

@@ -11,8 +11,10 @@ the log there: a checkpoint of another log is refused.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from vecmem.cluster.published_checkpoints import PublishedCheckpoints, Upload
 from vecmem.cluster.replicated import log_settings, published_checkpoints
@@ -22,6 +24,7 @@ from vecmem.filesystem import fsync_directory, make_directory, publish_directory
 from vecmem.log import failpoints
 from vecmem.log.checkpoints import CheckpointStore
 from vecmem.log.jetstream import JetStreamLog
+from vecmem.log.jetstream_stream import STALE_SECONDS_MAX
 from vecmem.log.rocks import RocksLog
 from vecmem.store.recovery import Recovered, recover
 from vecmem.store.replacing import (
@@ -32,6 +35,8 @@ from vecmem.store.replacing import (
     complete_replacement,
     lock_of,
 )
+
+RETRY_SECONDS: Final = 0.2
 
 _logger = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ def _restore_if_late(settings: Settings, copy: RocksLog) -> bool:
             uploads = () if published is None else published.newest_first()
             if is_fresh and not uploads:
                 return False  # the log may not even be there yet
-            log = JetStreamLog.open(log_settings(settings))
+            log = _open_log(settings, uploads[0].sequence if uploads else 0)
             try:
                 refusals = _restore(settings.data_dir, log, published, uploads)
                 if refusals is None:
@@ -94,6 +99,20 @@ def _restore_if_late(settings: Settings, copy: RocksLog) -> bool:
     except UnavailableError as error:
         _logger.warning("whether this node is late cannot be told: %s", error)
         return False
+
+
+def _open_log(settings: Settings, last_sequence: int) -> JetStreamLog:
+    """The log, for a while not until it is said to have come as far as it is known to have: see STALE_SECONDS_MAX."""
+    deadline = time.monotonic() + STALE_SECONDS_MAX
+    while True:
+        log = JetStreamLog.open(log_settings(settings))
+        if log.last_sequence >= last_sequence or time.monotonic() > deadline:
+            return log
+        log.close()
+        _logger.warning(
+            "%s ends at sequence %d, before %d; it is asked again", log.path, log.last_sequence, last_sequence
+        )
+        time.sleep(RETRY_SECONDS)
 
 
 def _is_trimmed_beyond(settings: Settings, sequence: int) -> bool:

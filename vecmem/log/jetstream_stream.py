@@ -33,6 +33,8 @@ SILENT_SECONDS: Final = 3.0
 """Servers with a copy answer the stream's leader about every second."""
 HEARD_SECONDS_MAX: Final = 1.5
 """Waited for servers of which the leader has not heard; one that is dead costs an opening so much."""
+STALE_SECONDS_MAX: Final = 15.0
+"""A server that is cut off, and led the stream, goes on telling its old end for about ten seconds."""
 PAUSE_SECONDS: Final = 0.05
 """Between two attempts at something that gets no answer."""
 

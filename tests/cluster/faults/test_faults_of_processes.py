@@ -59,6 +59,12 @@ def write(cluster: Cluster, *values: str) -> int:
         return client.last_position.sequence
 
 
+def answers(channel: grpc.Channel, key: bytes, position: int) -> bool:
+    with suppress(grpc.RpcError):
+        return get(channel, key, anywhere=True, sequence=position)[0] == key
+    return False
+
+
 def end_of(node: ServerProcess) -> str:
     """What a node says that ends by itself, and not well."""
     assert node.wait(SECONDS_MAX) != 0
@@ -129,6 +135,27 @@ def test_a_log_that_syncs_lazily_is_refused_and_where_it_is_taken_its_losses_are
         said = end_of(node)
         assert "differ at or before sequence" in said
         assert other.running
+
+
+def test_a_log_that_seems_shorter_for_a_moment_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    """As of a server that is cut off, and led the stream before."""
+    (node,), (server,) = cluster.nodes, cluster.nats.servers
+    jetstream = server.plan.directory / "jetstream"
+    write(cluster, "early")
+    server.kill()
+    shutil.copytree(jetstream, tmp_path / "old")
+    server.launch()
+    position = write(cluster, "late")
+    wait_for_copy(node, b"late")
+    node.kill()
+    server.kill()
+    shutil.copytree(jetstream, tmp_path / "new")
+    replace_messages(server, tmp_path / "old")
+    node.start()
+    wait_until(lambda: "it is asked again" in node.last_words(), "a log that is too short")
+    replace_messages(server, tmp_path / "new")
+    with grpc.insecure_channel(node.address) as channel:
+        wait_until(lambda: answers(channel, b"late", position), "the log as it was")
 
 
 def test_a_record_changed_in_the_stream_is_refused(cluster: Cluster) -> None:
