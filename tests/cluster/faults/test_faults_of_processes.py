@@ -81,7 +81,7 @@ def files_with(directory: Path, content: bytes) -> list[Path]:
 
 
 def wait_for_copy(node: ServerProcess, content: bytes) -> None:
-    """Return when a node's own copy of the log, which comes behind, has a record."""
+    """Return when a node's own copy of the log, which comes behind, has a record; what it holds is in no other file there."""
     wait_until(lambda: files_with(node.data_dir / "log", content), "a copy")
 
 
@@ -141,12 +141,12 @@ def test_a_log_that_seems_shorter_for_a_moment_is_waited_for(cluster: Cluster, t
     """As of a server that is cut off, and led the stream before."""
     (node,), (server,) = cluster.nodes, cluster.nats.servers
     jetstream = server.plan.directory / "jetstream"
-    write(cluster, "early")
+    write(cluster, "written early")
     server.kill()
     shutil.copytree(jetstream, tmp_path / "old")
     server.launch()
-    position = write(cluster, "late")
-    wait_for_copy(node, b"late")
+    position = write(cluster, "written late")
+    wait_for_copy(node, b"written late")
     node.kill()
     server.kill()
     shutil.copytree(jetstream, tmp_path / "new")
@@ -155,7 +155,7 @@ def test_a_log_that_seems_shorter_for_a_moment_is_waited_for(cluster: Cluster, t
     wait_until(lambda: "it is asked again" in node.last_words(), "a log that is too short")
     replace_messages(server, tmp_path / "new")
     with grpc.insecure_channel(node.address) as channel:
-        wait_until(lambda: answers(channel, b"late", position), "the log as it was")
+        wait_until(lambda: answers(channel, b"written late", position), "the log as it was")
 
 
 def test_a_record_changed_in_the_stream_is_refused(cluster: Cluster) -> None:
@@ -198,14 +198,14 @@ def test_a_log_with_another_record_is_not_followed(cluster: Cluster) -> None:
 
 
 def test_a_record_changed_in_a_nodes_own_copy_is_refused_and_a_new_copy_is_read_from_the_log(cluster: Cluster) -> None:
-    write(cluster, "one", "two", "three")
+    write(cluster, "value one", "value two", "value three")
     (node,) = cluster.nodes
-    wait_for_copy(node, b"three")
+    wait_for_copy(node, b"value three")
     node.kill()
-    damaged = change_on_disk(node.data_dir / "log", b"two")
+    damaged = change_on_disk(node.data_dir / "log", b"value two")
     with pytest.raises(RuntimeError, match=f"{damaged}.*position"):
         node.start()
     shutil.rmtree(node.data_dir)
     node.start()
     with grpc.insecure_channel(node.address) as channel:
-        assert get(channel, b"two", anywhere=True, sequence=write(cluster, "four"))[0] == b"two"
+        assert get(channel, b"value two", anywhere=True, sequence=write(cluster, "four"))[0] == b"value two"
