@@ -189,7 +189,7 @@ async def check_answers(servicer: object, request: Any, context: Context) -> Non
     fields = () if request is None else request.DESCRIPTOR.fields_by_name
     if "read" in fields and request.read.preference == common_pb2.READ_PREFERENCE_ANY:
         wait_seconds = min(READ_WAIT_SECONDS_MAX, context.time_remaining() or READ_WAIT_SECONDS_MAX)
-        await shard.applied(max(wanted_sequence(shard, request.read), shard.answers_from), wait_seconds)
+        await shard.applied(wanted_sequence(shard, request.read), wait_seconds)
         if shard.applied_sequence < shard.answers_from:
             raise UnavailableError("this node has started, and has not come yet to where the log was by then")
     else:

@@ -181,10 +181,10 @@ class Shard:
                 raise WritesStoppedError(self.log.stopped_reason)
             await asyncio.sleep(COPIED_POLL_SECONDS)
 
-    async def applied(self, sequence: float, seconds_max: float) -> None:
-        """Return when a record is applied, or the time is up."""
+    async def applied(self, sequence: int, seconds_max: float) -> None:
+        """Return when a record is applied, and all that reads wait for (`answers_from`), or the time is up."""
         deadline = time.monotonic() + seconds_max
-        while self.applied_sequence < sequence and time.monotonic() < deadline:  # noqa: ASYNC110 - an event for each record would cost all of them
+        while self.applied_sequence < max(sequence, self.answers_from) and time.monotonic() < deadline:  # noqa: ASYNC110 - an event for each record would cost all of them
             await asyncio.sleep(APPLIED_POLL_SECONDS)
 
     @property
