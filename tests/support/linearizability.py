@@ -124,22 +124,13 @@ def check(
 
 
 def resolved(history: Iterable[Operation], places: Mapping[str, int]) -> list[Operation]:
-    """What a log says of a history: of those of unknown outcome, the ones that it has have happened, and no other one.
+    """What a log says, by the places of requests in it from 1: of those of unknown outcome, the ones that it has have happened, and no other one.
 
     That leaves fewer orders than there are without the log, and never more: an answered operation stays, whatever the log says.
-
-    Args:
-        history: with a request id for each operation that may be in the log.
-        places: where the log has which request, from 1.
     """
-    found = []
-    for operation in history:
-        place = places.get(operation.request_id, 0)
-        if operation.returned_ns != NEVER:
-            found.append(replace(operation, place=place))
-        elif place:
-            found.append(replace(operation, place=place, returned_ns=NEVER - 1))
-    return found
+    placed = [replace(operation, place=places.get(operation.request_id, 0)) for operation in history]
+    happened = [operation for operation in placed if operation.place or operation.returned_ns != NEVER]
+    return [replace(operation, returned_ns=min(operation.returned_ns, NEVER - 1)) for operation in happened]
 
 
 def partitions(history: Iterable[Operation]) -> list[list[Operation]]:

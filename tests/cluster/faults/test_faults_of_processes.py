@@ -156,6 +156,7 @@ def test_a_log_that_seems_shorter_for_a_moment_is_waited_for(cluster: Cluster, t
     replace_messages(server, tmp_path / "new")
     with grpc.insecure_channel(node.address) as channel:
         wait_until(lambda: answers(channel, b"written late", position), "the log as it was")
+    assert "records are lost" not in node.last_words()
 
 
 def test_a_record_changed_in_the_stream_is_refused(cluster: Cluster) -> None:
