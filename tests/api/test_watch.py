@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
 import threading
 import time
 
@@ -13,6 +15,7 @@ import pytest
 from tests.support.api import DOT, connect, expect_refusal, params, point
 from tests.support.server import ServerProcess
 from vecmem.config import GRPC_ENGINES
+from vecmem.slots import SLOTS, slot_of
 from vecmem.v1 import (
     admin_pb2,
     collections_pb2,
@@ -262,6 +265,29 @@ def test_large_records_come_in_parts(api, key):
     assert [position.change_count for position in positions] == [1_000, 0]
     with Feed(api.channel, of_prefix(key), after=positions[0]) as rest:
         assert [change.key for change in rest.changes(24)] == [key + b"%04d" % number for number in range(1_000, 1_024)]
+
+
+def test_a_feed_says_first_where_it_begins_though_a_shard_is_late(tmp_path):
+    """What another shard has told by then comes behind that, and is not lost on whoever takes the first response for a beginning."""
+    keys = [key for key in (b"k%d" % number for number in range(100)) if slot_of(key) < SLOTS // 2]
+    with ServerProcess(tmp_path / "data", arguments=["--shards", "2"]) as server, connect(server.address) as api:
+        with Feed(api.channel, of_prefix(b"")) as feed:
+            position = feed.position
+        run(api.channel, *(set_(key) for key in keys))
+        late = server.ready["pids"][1]
+        os.kill(late, signal.SIGSTOP)
+        try:
+            request = watch_pb2.WatchRequest(targets=[of_prefix(b"")], after=position)
+            call = watch_pb2_grpc.WatchServiceStub(api.channel).Watch(request, timeout=SECONDS_MAX)
+            time.sleep(1.0)  # the other one has told by then
+        finally:
+            os.kill(late, signal.SIGCONT)
+        assert not next(call).changes
+        told: list[bytes] = []
+        while len(told) < len(keys):
+            told += [change.key for change in next(call).changes]
+        assert told == keys
+        call.cancel()
 
 
 def test_heartbeats_tell_how_far_the_log_was_looked_through(api, key):

@@ -49,8 +49,12 @@ def two_ways(tmp_path: Path) -> Iterator[list[Api]]:
 
 
 def move(api: Api, source: int, target: int, last: int) -> None:
+    """At a pace of its own, so that it does not give way to the readers."""
     request = cluster_pb2.MoveSlotsRequest(
-        source=source, target=target, slots=[cluster_pb2.SlotRange(first=0, last=last)]
+        source=source,
+        target=target,
+        slots=[cluster_pb2.SlotRange(first=0, last=last)],
+        bytes_per_second_max=10**9,
     )
     stub_of(api).MoveSlots(request, timeout=SECONDS_MAX)
     wait_for_moves(api)

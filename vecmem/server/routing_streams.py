@@ -45,22 +45,30 @@ class StreamRouting:
                 part.after.SetInParent()  # a new shard: all of it comes after what was seen
             return self._listen(number, "/vecmem.v1.WatchService/Watch", part)
 
+        def placed(number: int, response: watch_pb2.WatchResponse) -> watch_pb2.WatchResponse:
+            """With the places that all shards have come to."""
+            places[number] = watch_pb2.ChangePosition()
+            places[number].CopyFrom(response.position)
+            response.position.others.extend(places[other] for other in sorted(places) if other != number)
+            return response
+
         begun: set[int] = set()
         held: list[tuple[int, watch_pb2.WatchResponse]] = []
         async with contextlib.aclosing(self._merged(listen)) as replies:
             async for number, content in replies:
-                held.append((number, watch_pb2.WatchResponse.FromString(content)))
-                begun.add(number)
-                if begun >= first:  # before that there is no position
-                    for told, response in held:
-                        place = places[told] = watch_pb2.ChangePosition()
-                        place.CopyFrom(response.position)
-                        others = [places[other] for other in sorted(places) if other != told]
-                        response.position.others.extend(others)
+                response = watch_pb2.WatchResponse.FromString(content)
+                if begun >= first:
+                    yield placed(number, response)
+                elif number in begun:
+                    held.append((number, response))
+                else:
+                    # A shard says first where it begins, and so does the feed, when all have; what is held comes behind.
+                    begun.add(number)
+                    placed(number, response)
+                    if begun >= first:
                         yield response
-                    held.clear()
-                elif not held[-1][1].changes:
-                    places[number] = held.pop()[1].position
+                        for told, late in held:
+                            yield placed(told, late)
 
     async def subscribe(self, request: channels_pb2.SubscribeRequest) -> AsyncIterator[channels_pb2.SubscribeResponse]:
         """Messages of all shards: each publication goes to the one that has the channel's slot."""
