@@ -86,6 +86,38 @@ async def test_where_the_copy_has_failed_nothing_more_is_appended(
     copy.close()
 
 
+async def test_nobody_waits_for_a_copy_that_fails_in_whatever_way(
+    nats_server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RocksLog.open(tmp_path / "copy")
+    monkeypatch.setattr("vecmem.cluster.replicated_log.PENDING_BATCHES_MAX", 1)
+    goes_on = threading.Event()
+
+    def broken(records: Sequence[Record], after: int) -> list[LogEntry]:
+        goes_on.wait()
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(copy, "append", broken)
+    with log_at(nats_server) as log:
+        replicated = ReplicatedLog(log, copy)
+        await replicated.append([Record(1, b"fails")], 0)
+        more = asyncio.create_task(replicated.append([Record(1, b"fills the queue")], 1))
+        last = asyncio.create_task(_behind(more, replicated))
+        while log.last_sequence < 3:  # noqa: ASYNC110 - the log tells nobody
+            await asyncio.sleep(0.001)
+        goes_on.set()
+        await last
+        with pytest.raises(WritesStoppedError, match="a defect"):
+            await replicated.append([Record(1, b"not in the log")], 3)
+        await replicated.close()
+    copy.close()
+
+
+async def _behind(before: asyncio.Task[list[LogEntry]], replicated: ReplicatedLog) -> None:
+    await before
+    await replicated.append([Record(1, b"waits for room")], 2)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_checkpoint_is_never_ahead_of_the_copy(
     nats_server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from vecmem.errors import VecmemError, WritesStoppedError
+from vecmem.errors import WritesStoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ PENDING_BATCHES_MAX: Final = 64
 """Appended and not copied; a disk that is slower than the log holds up its writers from here on."""
 
 PAUSE_SECONDS: Final = 0.002
-"""Before a batch is copied, so that the answer to whoever waits for it, and its apply, come first: all of them are in Python."""
+"""Before a batch that no other one waits behind, so that its apply and its answer come first: all of them are in Python."""
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class ReplicatedLog:
         self._log = log
         self._copy = copy
         self._pending: queue.Queue[tuple[Sequence[Record], int] | None] = queue.Queue(PENDING_BATCHES_MAX)
+        self._failed_reason = ""
         self._thread = threading.Thread(target=self._copy_all, name="vecmem-copy", daemon=True)
         self._thread.start()
 
@@ -49,8 +50,7 @@ class ReplicatedLog:
 
     async def append(self, records: Sequence[Record], after: int) -> list[LogEntry]:
         """See TransactionLog. Raises WritesStoppedError, and appends nothing, where the copy has failed."""
-        if self._copy.stopped_reason or not self._thread.is_alive():
-            why = self._copy.stopped_reason or "its thread has ended"
+        if why := self._copy.stopped_reason or self._failed_reason:
             raise WritesStoppedError(f"this node's copy of the log takes no writes: {why}")
         entries = await self._log.append_from_loop(records, after)
         try:
@@ -66,9 +66,13 @@ class ReplicatedLog:
 
     def _copy_all(self) -> None:
         while (batch := self._pending.get()) is not None:
-            time.sleep(PAUSE_SECONDS)
+            if self._failed_reason:
+                continue  # taken all the same, so that nobody waits for room
+            if self._pending.empty():
+                time.sleep(PAUSE_SECONDS)
             try:
                 self._copy.append(*batch)
-            except VecmemError:
+            except Exception as error:
                 # It takes no more, and the next append here says so.
+                self._failed_reason = repr(error)
                 _logger.exception("this node's copy of the log has failed")
